@@ -1,0 +1,44 @@
+"""The error family of q2export.
+
+Every error a user can cause derives from :class:`Q2ExportError`. The command line prints its message,
+alone and without a traceback, and exits with 1. A message says what was expected, what was found, where
+(file, tensor, node or field), and what to do about it.
+"""
+
+from __future__ import annotations
+
+
+class Q2ExportError(Exception):
+    """Base of all errors that are reported to the user as one message."""
+
+
+class ConfigError(Q2ExportError):
+    """``config.json`` (or ``generation_config.json``) is missing, malformed or asks for what is not implemented."""
+
+
+class CheckpointError(Q2ExportError):
+    """A checkpoint folder, index, shard, header or tensor is not what the model needs."""
+
+
+class ProfileError(Q2ExportError):
+    """A profile file or a command-line override of it is malformed."""
+
+
+class ExportError(Q2ExportError):
+    """Tracing, emission, a pass or a lowering met something it cannot translate."""
+
+
+class PackageError(Q2ExportError):
+    """An engine package cannot be written, or is damaged, incomplete or made for something else."""
+
+
+class GenerationError(Q2ExportError):
+    """A request to a loaded engine is invalid: empty prompt, prompt too long, capacity exhausted, bad option."""
+
+
+class ParityError(Q2ExportError):
+    """The engine differs from the PyTorch reference by more than the profile allows."""
+
+
+class MissingDependencyError(Q2ExportError):
+    """An optional package is needed for what was asked; the message names the extra that installs it."""

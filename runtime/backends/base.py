@@ -1,0 +1,78 @@
+"""What a backend owes the generation loop: a KV cache and one forward step.
+
+A backend runs a built engine. It knows token ids, lengths and logits; it knows nothing of text or sampling.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Int64Array = npt.NDArray[np.int64]
+Float32Array = npt.NDArray[np.float32]
+
+
+class KVCache(Protocol):
+    """Device memory for the keys and values of ``batch`` sequences of at most ``capacity`` tokens each."""
+
+    @property
+    def batch(self) -> int:
+        """Number of sequences (rows)."""
+
+    @property
+    def capacity(self) -> int:
+        """Tokens each row can hold."""
+
+
+class Backend(Protocol):
+    """One loaded engine.
+
+    Lengths are per row. ``past_lengths[b]`` tokens of row ``b`` are already in the cache; the step appends
+    ``query_lengths[b]`` more, which are ``input_ids[b, :query_lengths[b]]`` (right-padded).
+    """
+
+    @property
+    def vocab_size(self) -> int:
+        """Width of the logits."""
+
+    @property
+    def max_batch(self) -> int:
+        """Largest batch the engine was built for."""
+
+    @property
+    def max_capacity(self) -> int:
+        """Largest number of tokens (prompt and generated) one row may hold."""
+
+    @property
+    def prefill_chunk(self) -> int:
+        """Longest ``input_ids`` one call of :meth:`forward` should be given; longer prompts are fed in chunks."""
+
+    def new_cache(self, batch: int, capacity: int) -> KVCache:
+        """Allocate an empty cache.
+
+        Raises:
+            GenerationError: if ``batch`` or ``capacity`` exceeds what the engine was built for.
+        """
+
+    def forward(
+        self,
+        cache: KVCache,
+        input_ids: Int64Array,
+        past_lengths: Int64Array,
+        query_lengths: Int64Array,
+        logits_indices: Int64Array,
+    ) -> Float32Array:
+        """Append the tokens to the cache, in place, and return logits at the asked positions.
+
+        Args:
+            cache: from :meth:`new_cache`, of the same batch.
+            input_ids: ``[batch, sequence]``, right-padded with any valid id.
+            past_lengths: ``[batch]`` tokens already cached per row.
+            query_lengths: ``[batch]`` valid tokens of ``input_ids`` per row, 1 to ``sequence``.
+            logits_indices: ``[batch, n]`` positions within ``sequence`` whose logits are wanted (``n`` may be 0).
+
+        Returns:
+            float32 logits ``[batch, n, vocab_size]``.
+        """
