@@ -1,1 +1,1 @@
-"""TODO"""
+"""Packaged profiles: one YAML file each, read by :mod:`q2export.profile`."""

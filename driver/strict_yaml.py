@@ -1,0 +1,81 @@
+"""YAML without its surprises, for the small data files people write by hand.
+
+Only what JSON can say, plus comments: no tags, no aliases (so no "billion laughs"), no duplicate keys, and of plain
+scalars only ``null``, ``true``/``false``, decimal integers and decimal numbers are anything but strings. PyYAML by
+itself follows YAML 1.1, where ``no`` is false, ``010`` is 8, ``1:30`` is 90 and ``1e-3`` is a string.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import yaml
+
+from q2export.errors import Q2ExportError
+
+_MAX_BYTES = 1 << 20
+_INTEGER = r"-?(?:0|[1-9][0-9]*)"
+
+
+class _StrictLoader(yaml.SafeLoader):
+    yaml_implicit_resolvers = {}  # noqa: RUF012 - PyYAML's own class attribute
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent):
+            raise yaml.composer.ComposerError(None, None, "aliases are not supported", event.start_mark)
+        if getattr(event, "tag", None) is not None:
+            raise yaml.composer.ComposerError(None, None, f"tag {event.tag!r} is not supported", event.start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[object, object]:
+        seen: set[object] = set()
+        for key_node, _ in node.value:
+            if key_node.value in seen:
+                problem = f"key {key_node.value!r} is given twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+            if isinstance(key_node, yaml.ScalarNode):
+                seen.add(key_node.value)
+        return super().construct_mapping(node, deep=deep)
+
+
+def _resolve(kind: str, pattern: str, first: str) -> None:
+    _StrictLoader.add_implicit_resolver(f"tag:yaml.org,2002:{kind}", re.compile(f"^(?:{pattern})$"), list(first))
+
+
+_resolve("null", r"null|~|", "n~") 
+_resolve("bool", r"true|false", "tf")
+_resolve("int", _INTEGER, "-0123456789")
+_resolve("float", rf"{_INTEGER}(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?", "-0123456789")
+
+
+def parse_yaml(text: str, label: str, error: type[Q2ExportError]) -> object:
+    """Parse one document of the subset described above.
+
+    Raises:
+        Q2ExportError: ``error``, starting with ``label`` and naming line and column.
+    """
+    try:
+        # a SafeLoader restricted further: no tag can name a Python object
+        return yaml.load(text, Loader=_StrictLoader)  # noqa: S506
+    except yaml.MarkedYAMLError as problem:
+        mark = problem.problem_mark
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise error(f"{label}{place}: {problem.problem}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as problem:
+        raise error(f"{label}: cannot be read as YAML: {problem}") from None
+
+
+def read_yaml(path: Path, error: type[Q2ExportError]) -> object:
+    """Read and parse a file of at most 1 MiB; ``error`` as in :func:`parse_yaml`."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_BYTES + 1)
+        if len(data) > _MAX_BYTES:
+            raise error(f"{path}: larger than 1 MiB, which no profile is")
+        return parse_yaml(data.decode("utf-8"), str(path), error)
+    except OSError as problem:
+        raise error(f"{path}: cannot be read: {problem.strerror}") from None
+    except UnicodeDecodeError as problem:
+        raise error(f"{path}: not UTF-8 text (byte {problem.start})") from None
