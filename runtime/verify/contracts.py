@@ -97,19 +97,3 @@ class EngineProbe(Protocol):
 
     def points(self) -> list[PointInfo]:
         """What :meth:`capture` can expose, in the order of computation."""
-
-
-class Thresholds(Protocol):
-    """What an engine may differ by. The profile's parity section is one."""
-
-    @property
-    def max_abs_logit_error(self) -> float:
-        """Largest absolute difference of any logit."""
-
-    @property
-    def max_kl_divergence(self) -> float:
-        """Largest Kullback-Leibler divergence KL(reference || engine) of any position, in nats."""
-
-    @property
-    def min_top1_agreement(self) -> float:
-        """Smallest fraction of positions, 0 to 1, at which both sides rank the same token first."""
