@@ -1,0 +1,235 @@
+"""Rotary position embedding: its configuration and its inverse frequencies.
+
+RoPE is Su et al. 2021 (arXiv:2104.09864); YaRN is Peng et al. 2023 (arXiv:2309.00071). The arithmetic follows
+``modeling_rope_utils.py`` of transformers 5.23 step by step in float32, because at position 131,072 the last bit
+of an inverse frequency shows in the angle.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from q2export.errors import ConfigError
+from q2export.exporter.json_fields import Fields
+from q2export.suggest import nearest
+
+Float32Array = npt.NDArray[np.float32]
+
+ROPE_TYPES = ("default", "linear", "yarn")
+DEFAULT_ROPE_THETA = 10000.0  # transformers' PreTrainedConfig.default_theta, for a config that names none
+DEFAULT_BETA_FAST = 32.0
+DEFAULT_BETA_SLOW = 1.0
+
+_COMMON_KEYS = frozenset({"rope_type", "type", "rope_theta", "partial_rotary_factor"})
+_TYPE_KEYS: Mapping[str, frozenset[str]] = {
+    "default": frozenset(),
+    "linear": frozenset({"factor"}),
+    "yarn": frozenset(
+        {
+            "factor",
+            "original_max_position_embeddings",
+            "attention_factor",
+            "beta_fast",
+            "beta_slow",
+            "mscale",
+            "mscale_all_dim",
+            "truncate",
+        }
+    ),
+}
+
+
+@dataclass(frozen=True)
+class RopeParameters:
+    """One model's rotary embedding, field names as in transformers' ``rope_parameters``.
+
+    ``factor`` is 1 for the type ``default``; the fields after it are read by ``yarn`` only. Positions are tokens.
+
+    Raises:
+        ConfigError: if a value is out of range.
+    """
+
+    rope_type: str = "default"
+    rope_theta: float = DEFAULT_ROPE_THETA
+    factor: float = 1.0
+    original_max_position_embeddings: int | None = None
+    beta_fast: float = DEFAULT_BETA_FAST
+    beta_slow: float = DEFAULT_BETA_SLOW
+    attention_factor: float | None = None
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    truncate: bool = True
+
+    def __post_init__(self) -> None:
+        if self.rope_type not in ROPE_TYPES:
+            raise ConfigError(f"rope type {self.rope_type!r} is not implemented{nearest(self.rope_type, ROPE_TYPES)}")
+        if not self.rope_theta > 1:
+            raise ConfigError(f"rope_theta: expected a number greater than 1, found {self.rope_theta!r}")
+        if not self.factor >= 1:
+            raise ConfigError(f"rope factor: expected a number of at least 1, found {self.factor!r}")
+        if self.rope_type == "yarn":
+            if self.original_max_position_embeddings is None:
+                raise ConfigError("YaRN needs original_max_position_embeddings")
+            if self.beta_fast < self.beta_slow:
+                raise ConfigError(
+                    f"YaRN needs beta_fast >= beta_slow, found beta_fast {self.beta_fast!r} and "
+                    f"beta_slow {self.beta_slow!r}"
+                )
+
+
+def parse_rope(data: Mapping[str, object], max_position_embeddings: int) -> tuple[RopeParameters, tuple[str, ...]]:
+    """Read the rotary embedding of a ``config.json``, in either spelling.
+
+    The old one is ``rope_scaling`` {``type`` or ``rope_type``, ...} with ``rope_theta`` beside it; transformers 5
+    writes ``rope_parameters`` {``rope_type``, ``rope_theta``, ...}. As there, a ``rope_theta`` inside goes before
+    one beside, and YaRN without ``original_max_position_embeddings`` takes ``max_position_embeddings``.
+
+    Returns:
+        the parameters, and warnings about fields that transformers ignores too.
+
+    Raises:
+        ConfigError: on a wrong type, an unknown rope type, two spellings that contradict each other, or rotation
+            of only a part of each head.
+    """
+    group_name, group = _scaling_group(data)
+    fields = Fields(group, f"{group_name}.")
+    top = Fields(data)
+    rope_type = _rope_type(fields)
+    warnings = _unread_keys(fields, rope_type)
+    if not fields.present("rope_theta") and not top.present("rope_theta"):
+        warnings.append(f"rope_theta is absent: using transformers' default {DEFAULT_ROPE_THETA:g}")
+    for holder in (top, fields):
+        if holder.present("partial_rotary_factor") and holder.number("partial_rotary_factor") != 1:
+            raise holder.wrong("partial_rotary_factor", "1 (rotating a part of each head is not implemented)")
+
+    factor = 1.0 if rope_type == "default" else fields.number("factor", low=1)
+    theta = fields.number("rope_theta", default=top.number("rope_theta", default=DEFAULT_ROPE_THETA))
+    if rope_type != "yarn":
+        return RopeParameters(rope_type, theta, factor), tuple(warnings)
+
+    original = _original_length(top, fields, max_position_embeddings)
+    implied = max_position_embeddings / original
+    if implied not in (1.0, factor):
+        warnings.append(
+            f"{group_name}.factor is {factor:g} but max_position_embeddings / original_max_position_embeddings "
+            f"is {implied:g}: using {factor:g}, as transformers does"
+        )
+    if fields.present("mscale") != fields.present("mscale_all_dim"):
+        warnings.append(f"{group_name}: mscale and mscale_all_dim only count together; the one given is ignored")
+    rope = RopeParameters(
+        rope_type=rope_type,
+        rope_theta=theta,
+        factor=factor,
+        original_max_position_embeddings=original,
+        beta_fast=fields.optional_number("beta_fast") or DEFAULT_BETA_FAST,
+        beta_slow=fields.optional_number("beta_slow") or DEFAULT_BETA_SLOW,
+        attention_factor=fields.optional_number("attention_factor"),
+        mscale=fields.optional_number("mscale", low=0),
+        mscale_all_dim=fields.optional_number("mscale_all_dim", low=0),
+        truncate=fields.boolean("truncate", default=True),
+    )
+    return rope, tuple(warnings)
+
+
+def _scaling_group(data: Mapping[str, object]) -> tuple[str, Mapping[str, object]]:
+    top = Fields(data)
+    old, new = top.object("rope_scaling"), top.object("rope_parameters")
+    if old and new and old != new:
+        raise ConfigError("rope_scaling and rope_parameters are both given and differ; keep one of them")
+    name, group = ("rope_scaling", old) if old else ("rope_parameters", new or {})
+    nested = sorted(key for key, value in group.items() if isinstance(value, Mapping))
+    if nested:
+        raise ConfigError(f"{name}: one rotary embedding per layer type ({', '.join(nested)}) is not implemented")
+    return name, group
+
+
+def _rope_type(fields: Fields) -> str:
+    names = [name for name in ("rope_type", "type") if name in fields.data]
+    types = {fields.string(name) for name in names}
+    if len(types) > 1:
+        raise ConfigError(f"{fields.prefix}rope_type and {fields.prefix}type differ: {', '.join(sorted(types))}")
+    if not types:
+        scaled = sorted(fields.data.keys() - _COMMON_KEYS)
+        if scaled:
+            raise ConfigError(f"{fields.prefix}rope_type is missing, yet {', '.join(scaled)} is given")
+        return "default"
+    (rope_type,) = types
+    if rope_type not in ROPE_TYPES:
+        raise ConfigError(
+            f"{fields.prefix}{names[0]}: rope type {rope_type!r} is not implemented{nearest(rope_type, ROPE_TYPES)}"
+        )
+    return rope_type
+
+
+def _unread_keys(fields: Fields, rope_type: str) -> list[str]:
+    read = _COMMON_KEYS | _TYPE_KEYS[rope_type]
+    return [
+        f"{fields.prefix}{key} is not read for the rope type {rope_type!r}{nearest(key, read)}"
+        for key in sorted(fields.data.keys() - read)
+    ]
+
+
+def _original_length(top: Fields, fields: Fields, max_position_embeddings: int) -> int:
+    name = "original_max_position_embeddings"
+    beside, inside = top.optional_integer(name), fields.optional_integer(name)
+    if beside is not None and inside is not None and beside != inside:
+        raise ConfigError(f"{name} is {beside} and {fields.prefix}{name} is {inside}; keep one of them")
+    return beside or inside or max_position_embeddings
+
+
+def inverse_frequencies(rope: RopeParameters, head_dim: int) -> tuple[Float32Array, float]:
+    """Return the inverse frequencies, float32 ``[head_dim / 2]``, and the factor on both cos and sin.
+
+    Equal to transformers' up to the last bit of ``pow``, where torch is not correctly rounded and this is.
+    """
+    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    powers = np.power(np.float64(np.float32(rope.rope_theta)), exponents.astype(np.float64)).astype(np.float32)
+    plain = np.float32(1) / powers
+    if rope.rope_type == "default":
+        return plain, 1.0
+    if rope.rope_type == "linear":
+        return plain / np.float32(rope.factor), 1.0
+    interpolated = np.float32(1) / (np.float32(rope.factor) * powers)
+    kept = np.float32(1) - _interpolation_ramp(rope, head_dim)  # share of the plain frequency
+    blended = interpolated * (np.float32(1) - kept) + plain * kept
+    return blended, attention_factor(rope)
+
+
+def attention_factor(rope: RopeParameters) -> float:
+    """The factor on cos and sin: 1 but for YaRN (section 3.4), whose own may be given in the config."""
+    if rope.rope_type != "yarn":
+        return 1.0
+    if rope.attention_factor is not None:
+        return rope.attention_factor
+    if rope.mscale and rope.mscale_all_dim:
+        return _mscale(rope.factor, rope.mscale) / _mscale(rope.factor, rope.mscale_all_dim)
+    return _mscale(rope.factor, 1.0)
+
+
+def _mscale(factor: float, mscale: float) -> float:
+    return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
+
+
+def _interpolation_ramp(rope: RopeParameters, head_dim: int) -> Float32Array:
+    """0 where a frequency is kept, 1 where it is interpolated, float32 ``[head_dim / 2]`` (YaRN, section 3.2)."""
+    low = _correction_dim(rope, rope.beta_fast, head_dim)
+    high = _correction_dim(rope, rope.beta_slow, head_dim)
+    if rope.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    if low == high:
+        high += 0.001  # as upstream: the ramp becomes a step
+    index = np.arange(head_dim // 2, dtype=np.float32)
+    return np.clip((index - np.float32(low)) / np.float32(high - low), np.float32(0), np.float32(1))
+
+
+def _correction_dim(rope: RopeParameters, rotations: float, head_dim: int) -> float:
+    """The dimension whose wave makes ``rotations`` turns within the original context."""
+    assert rope.original_max_position_embeddings is not None  # checked by RopeParameters
+    turns = rope.original_max_position_embeddings / (rotations * 2 * math.pi)
+    return (head_dim * math.log(turns)) / (2 * math.log(rope.rope_theta))
