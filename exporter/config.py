@@ -89,9 +89,13 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         if self.model_type not in ARCHITECTURES or (self.model_type == "qwen2_moe") != (self.moe is not None):
-            raise ConfigError(f"model_type: expected qwen2, or qwen2_moe with its experts, found {self.model_type!r}")
+            raise ConfigError(
+                f"model_type: expected qwen2, or qwen2_moe with its experts, found {self.model_type!r}"
+            )
         if self.hidden_act != "silu":
-            raise ConfigError(f"hidden_act: expected 'silu' (the only one implemented), found {self.hidden_act!r}")
+            raise ConfigError(
+                f"hidden_act: expected 'silu' (the only one implemented), found {self.hidden_act!r}"
+            )
         if self.num_attention_heads % self.num_key_value_heads:
             raise ConfigError(
                 f"num_attention_heads: expected a multiple of num_key_value_heads ({self.num_key_value_heads}), "
@@ -105,9 +109,13 @@ class ModelConfig:
         layers = self.num_hidden_layers
         unknown = sorted(set(self.layer_types) - {FULL, SLIDING})
         if unknown:
-            raise ConfigError(f"layer_types: {shown(unknown[0])} is not implemented; valid: {FULL}, {SLIDING}")
+            raise ConfigError(
+                f"layer_types: {shown(unknown[0])} is not implemented; valid: {FULL}, {SLIDING}"
+            )
         if len(self.layer_types) != layers:
-            raise ConfigError(f"layer_types: expected num_hidden_layers ({layers}) items, found {len(self.layer_types)}")
+            raise ConfigError(
+                f"layer_types: expected num_hidden_layers ({layers}) items, found {len(self.layer_types)}"
+            )
         if (SLIDING in self.layer_types) != (self.sliding_window is not None):
             raise ConfigError(
                 f"sliding_window: expected a number of tokens exactly where layer_types has {SLIDING}, "
@@ -191,7 +199,11 @@ def _parse(fields: Fields) -> ModelConfig:
         sliding_window=sliding_window,
         torch_dtype=_dtype(fields),
         moe=_moe(fields, sizes) if model_type == "qwen2_moe" else None,
-        warnings=(*_absent_fields(fields, model_type), *rope_warnings, *_unknown_fields(fields, model_type, rope)),
+        warnings=(
+            *_absent_fields(fields, model_type),
+            *rope_warnings,
+            *_unknown_fields(fields, model_type, rope),
+        ),
     )
 
 
@@ -286,7 +298,11 @@ def _moe(fields: Fields, sizes: Mapping[str, int]) -> MoeConfig:
 
 
 def _absent_fields(fields: Fields, model_type: str) -> list[str]:
-    return [f"{name} is absent: using transformers' default" for name in SILENT_FIELDS[model_type] if name not in fields.data]
+    return [
+        f"{name} is absent: using transformers' default"
+        for name in SILENT_FIELDS[model_type]
+        if name not in fields.data
+    ]
 
 
 def _unknown_fields(fields: Fields, model_type: str, rope: RopeParameters) -> list[str]:

@@ -67,7 +67,9 @@ class RopeParameters:
 
     def __post_init__(self) -> None:
         if self.rope_type not in ROPE_TYPES:
-            raise ConfigError(f"rope type {self.rope_type!r} is not implemented{nearest(self.rope_type, ROPE_TYPES)}")
+            raise ConfigError(
+                f"rope type {self.rope_type!r} is not implemented{nearest(self.rope_type, ROPE_TYPES)}"
+            )
         if not self.rope_theta > 1:
             raise ConfigError(f"rope_theta: expected a number greater than 1, found {self.rope_theta!r}")
         if not self.factor >= 1:
@@ -82,7 +84,9 @@ class RopeParameters:
                 )
 
 
-def parse_rope(data: Mapping[str, object], max_position_embeddings: int) -> tuple[RopeParameters, tuple[str, ...]]:
+def parse_rope(
+    data: Mapping[str, object], max_position_embeddings: int
+) -> tuple[RopeParameters, tuple[str, ...]]:
     """Read the rotary embedding of a ``config.json``, in either spelling.
 
     The old one is ``rope_scaling`` {``type`` or ``rope_type``, ...} with ``rope_theta`` beside it; transformers 5
@@ -120,7 +124,9 @@ def parse_rope(data: Mapping[str, object], max_position_embeddings: int) -> tupl
             f"is {implied:g}: using {factor:g}, as transformers does"
         )
     if fields.present("mscale") != fields.present("mscale_all_dim"):
-        warnings.append(f"{group_name}: mscale and mscale_all_dim only count together; the one given is ignored")
+        warnings.append(
+            f"{group_name}: mscale and mscale_all_dim only count together; the one given is ignored"
+        )
     rope = RopeParameters(
         rope_type=rope_type,
         rope_theta=theta,
@@ -144,7 +150,9 @@ def _scaling_group(data: Mapping[str, object]) -> tuple[str, Mapping[str, object
     name, group = ("rope_scaling", old) if old else ("rope_parameters", new or {})
     nested = sorted(key for key, value in group.items() if isinstance(value, Mapping))
     if nested:
-        raise ConfigError(f"{name}: one rotary embedding per layer type ({', '.join(nested)}) is not implemented")
+        raise ConfigError(
+            f"{name}: one rotary embedding per layer type ({', '.join(nested)}) is not implemented"
+        )
     return name, group
 
 
@@ -152,7 +160,9 @@ def _rope_type(fields: Fields) -> str:
     names = [name for name in ("rope_type", "type") if name in fields.data]
     types = {fields.string(name) for name in names}
     if len(types) > 1:
-        raise ConfigError(f"{fields.prefix}rope_type and {fields.prefix}type differ: {', '.join(sorted(types))}")
+        raise ConfigError(
+            f"{fields.prefix}rope_type and {fields.prefix}type differ: {', '.join(sorted(types))}"
+        )
     if not types:
         scaled = sorted(fields.data.keys() - _COMMON_KEYS)
         if scaled:
@@ -188,7 +198,9 @@ def inverse_frequencies(rope: RopeParameters, head_dim: int) -> tuple[Float32Arr
     Equal to transformers' up to the last bit of ``pow``, where torch is not correctly rounded and this is.
     """
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    powers = np.power(np.float64(np.float32(rope.rope_theta)), exponents.astype(np.float64)).astype(np.float32)
+    powers = np.power(np.float64(np.float32(rope.rope_theta)), exponents.astype(np.float64)).astype(
+        np.float32
+    )
     plain = np.float32(1) / powers
     if rope.rope_type == "default":
         return plain, 1.0

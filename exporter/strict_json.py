@@ -10,7 +10,9 @@ from typing import NoReturn
 
 from q2export.errors import Q2ExportError
 
-_MAX_INTEGER_DIGITS = 20  # 2**64 has 20; Python's own limit of 4,300 digits is too late and absent before 3.11
+_MAX_INTEGER_DIGITS = (
+    20  # 2**64 has 20; Python's own limit of 4,300 digits is too late and absent before 3.11
+)
 
 _short = reprlib.Repr()
 _short.maxstring = 120
