@@ -1,0 +1,61 @@
+# Targets run in a virtual environment of the repository's own, made on first use.
+#   make demo    build the two small checkpoints of tests/data, verify both engines, print generated text
+#   make test    lint, then the tests: what CI runs
+#   make bench   the comparisons of benchmarks/ (installs the peers compared against)
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.stamp
+PEERS_STAMP := $(VENV)/.stamp-peers
+JOBS := 2
+ROOMS := exporter plugins profiles runtime
+# The rooms as Python imports them: mypy and import-linter do not know the mapping of setup.py.
+TREE := build/tree
+DEMOS := demo-qwen2-tiny demo-qwen2-moe-tiny
+
+.PHONY: venv demo $(DEMOS) test lint format tree pytest bench clean
+
+venv: $(STAMP)
+
+$(STAMP): pyproject.toml setup.py constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[export,dev]'
+	touch $@
+
+$(PEERS_STAMP): benchmarks/requirements-peers.txt $(STAMP)
+	$(BIN)/pip install --quiet --constraint constraints.txt --requirement $<
+	touch $@
+
+demo: $(DEMOS)
+
+$(DEMOS): demo-%: $(STAMP)
+	$(BIN)/q2export build --model tests/data/checkpoints/$* --profile cpu --output demo/$* --overwrite
+	$(BIN)/q2export verify demo/$* --model tests/data/checkpoints/$* --report demo/$*.html > demo/$*.json
+	$(BIN)/q2export generate demo/$* --prompt 'The ' --max-new-tokens 60 --greedy
+
+test: lint pytest
+
+pytest: $(STAMP)
+	$(BIN)/python -m pytest -q -n $(JOBS)
+
+lint: tree
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	MYPYPATH=$(TREE) $(BIN)/mypy -p q2export
+	PYTHONPATH=$(TREE) $(BIN)/lint-imports
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+tree: $(STAMP)
+	rm -rf $(TREE)
+	mkdir -p $(TREE)/q2export
+	ln -s $(CURDIR)/driver/* $(addprefix $(CURDIR)/,$(ROOMS)) $(TREE)/q2export/
+
+bench: $(STAMP) $(PEERS_STAMP)
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) build demo out *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
