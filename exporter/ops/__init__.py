@@ -1,1 +1,1 @@
-"""TODO"""
+"""Custom ops: torch operators with CPU references, and ONNX function bodies."""

@@ -1,0 +1,170 @@
+"""The one specification of every custom op, from which all its other forms follow.
+
+The torch operator's schema, the ONNX function's signature, the ONNX schema, the TensorRT plugin's fields and its
+aliasing table are all derived from the :class:`OpSpec` here; none of them is written down a second time.
+
+Symbols in shapes: ``B`` batch, ``S`` sequence (new tokens of this step), ``T`` = ``B * S``, ``C`` capacity of the
+KV cache, ``Hq``/``Hkv`` query and key/value heads, ``D`` head_dim, ``H`` hidden_size, ``E`` experts, ``I``
+moe_intermediate_size. Element types: ``T`` the graph's floating-point type, ``F`` always float32, ``L`` int64.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+DOMAIN = "q2export"
+DOMAIN_VERSION = 1
+
+CONTRACT_VERSION = 1
+"""Raised whenever an input, output, attribute or meaning below changes; stored in every engine package."""
+
+PLUGIN_VERSION = "1"
+PLUGIN_NAMESPACE = "q2export"
+
+ElementType = Literal["T", "F", "L"]
+AttributeType = Literal["int", "float"]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """An input or output: its name, element type and symbolic shape."""
+
+    name: str
+    element_type: ElementType
+    shape: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class AttributeSpec:
+    """A required attribute. Booleans are ints 0 and 1, as ONNX and TensorRT plugin fields have them."""
+
+    name: str
+    type: AttributeType
+    meaning: str
+
+
+@dataclass(frozen=True)
+class OpSpec:
+    """One custom op.
+
+    Attributes:
+        name: ONNX op type and plugin name. The ``Q2`` prefix is needed because TensorRT's importers match built-in
+            ops by op type alone, in any domain.
+        torch_name: name in the ``q2export`` torch library namespace.
+        inputs: fixed inputs, in order.
+        repeated: inputs that follow the fixed ones once per expert, in order; empty for most ops.
+        outputs: outputs, in order.
+        attributes: required attributes, in order.
+        aliases: output name -> input name it updates in place. ONNX and torch see a functional op; an engine binds
+            both names to one buffer.
+    """
+
+    name: str
+    torch_name: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    attributes: tuple[AttributeSpec, ...]
+    repeated: tuple[TensorSpec, ...] = ()
+    aliases: tuple[tuple[str, str], ...] = ()
+
+    def input_names(self, repeats: int = 0) -> tuple[str, ...]:
+        """Names of all inputs, with the repeated ones numbered: ``gate_0, up_0, down_0, gate_1, ...``."""
+        numbered = tuple(f"{spec.name}_{index}" for index in range(repeats) for spec in self.repeated)
+        return tuple(spec.name for spec in self.inputs) + numbered
+
+    def output_names(self) -> tuple[str, ...]:
+        """Names of all outputs."""
+        return tuple(spec.name for spec in self.outputs)
+
+    def attribute_names(self) -> tuple[str, ...]:
+        """Names of all attributes, without the two that every plugin node carries."""
+        return tuple(spec.name for spec in self.attributes)
+
+
+_CACHE = ("B", "Hkv", "C", "D")
+_LENGTHS = (TensorSpec("past_lengths", "L", ("B",)), TensorSpec("query_lengths", "L", ("B",)))
+_QKV = (
+    TensorSpec("query", "T", ("B", "S", "Hq", "D")),
+    TensorSpec("key", "T", ("B", "S", "Hkv", "D")),
+    TensorSpec("value", "T", ("B", "S", "Hkv", "D")),
+)
+_PAST = (TensorSpec("past_key", "T", _CACHE), TensorSpec("past_value", "T", _CACHE))
+_ATTENTION_OUTPUTS = (
+    TensorSpec("output", "T", ("B", "S", "Hq", "D")),
+    TensorSpec("present_key", "T", _CACHE),
+    TensorSpec("present_value", "T", _CACHE),
+)
+_ATTENTION_ATTRIBUTES = (
+    AttributeSpec("num_heads", "int", "query heads"),
+    AttributeSpec("num_kv_heads", "int", "key/value heads; divides num_heads"),
+    AttributeSpec("scale", "float", "factor on the scores before the softmax, head_dim ** -0.5"),
+    AttributeSpec("sliding_window", "int", "newest keys a query sees, itself included; 0 = all"),
+)
+_ATTENTION_ALIASES = (("present_key", "past_key"), ("present_value", "past_value"))
+_ATTENTION_FACTOR = AttributeSpec("attention_factor", "float", "YaRN's factor on cos and sin; 1 without YaRN")
+
+ROTARY = OpSpec(
+    name="Q2RotaryEmbedding",
+    torch_name="rotary_embedding",
+    inputs=(
+        TensorSpec("x", "T", ("B", "S", "Hq", "D")),
+        TensorSpec("position_ids", "L", ("B", "S")),
+        TensorSpec("inv_freq", "F", ("D/2",)),
+    ),
+    outputs=(TensorSpec("y", "T", ("B", "S", "Hq", "D")),),
+    attributes=(_ATTENTION_FACTOR,),
+)
+"""Rotary position embedding, half-split form; angles, cos and sin in float32 (Su et al. 2021; YaRN: Peng et al. 2023)."""
+
+ATTENTION = OpSpec(
+    name="Q2GroupQueryAttention",
+    torch_name="group_query_attention",
+    inputs=(*_QKV, *_PAST, *_LENGTHS),
+    outputs=_ATTENTION_OUTPUTS,
+    attributes=_ATTENTION_ATTRIBUTES,
+    aliases=_ATTENTION_ALIASES,
+)
+"""Append keys and values at ``past_lengths``, then causal grouped-query attention (Ainslie et al. 2023).
+
+Row ``b`` appends ``query_lengths[b]`` tokens; tokens beyond that are padding: they write nothing, and what the op
+outputs for them is unspecified but finite. Cache positions at or beyond ``past_lengths + query_lengths`` are never
+read, whatever they hold.
+"""
+
+ROTARY_ATTENTION = OpSpec(
+    name="Q2RotaryAttention",
+    torch_name="rotary_attention",
+    inputs=(*_QKV, *_PAST, *_LENGTHS, TensorSpec("inv_freq", "F", ("D/2",))),
+    outputs=_ATTENTION_OUTPUTS,
+    attributes=(*_ATTENTION_ATTRIBUTES, _ATTENTION_FACTOR),
+    aliases=_ATTENTION_ALIASES,
+)
+"""Both rotations and the attention that reads them as one op, made by a pass and never by the tracer.
+
+Token ``s`` of row ``b`` stands at position ``past_lengths[b] + s``.
+"""
+
+MOE = OpSpec(
+    name="Q2MoE",
+    torch_name="moe",
+    inputs=(TensorSpec("hidden", "T", ("T", "H")), TensorSpec("router_logits", "T", ("T", "E"))),
+    repeated=(
+        TensorSpec("gate", "T", ("I", "H")),
+        TensorSpec("up", "T", ("I", "H")),
+        TensorSpec("down", "T", ("H", "I")),
+    ),
+    outputs=(TensorSpec("output", "T", ("T", "H")),),
+    attributes=(
+        AttributeSpec("num_experts", "int", "experts, E"),
+        AttributeSpec("top_k", "int", "experts each token goes to"),
+        AttributeSpec("norm_topk_prob", "int", "1: the chosen probabilities are divided by their sum"),
+    ),
+)
+"""Mixture of SwiGLU experts: softmax over all experts in float32, top-k, dispatch to the chosen only, weighted sum.
+
+Expert weights stay in Hugging Face's [out, in] layout, one input each, as on disk.
+"""
+
+ALL: tuple[OpSpec, ...] = (ROTARY, ATTENTION, ROTARY_ATTENTION, MOE)
+BY_NAME: dict[str, OpSpec] = {spec.name: spec for spec in ALL}

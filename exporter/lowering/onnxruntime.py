@@ -1,0 +1,28 @@
+"""The ONNX Runtime lowering (CPU): contrib ops where they are right and faster, standard ops where not.
+
+The choices are measured per op: ``benchmarks/results/ort_ops.md``. Mixture-of-experts layers run as their function
+body (tokens sorted by expert, one Gemm per expert and matrix): ``com.microsoft.MoE`` would need every expert stacked
+and interleaved, a copy, and returns zeros where its input buffer is reused (shared FACTS, section 4).
+"""
+
+from __future__ import annotations
+
+from q2export.exporter.passes.base import Pass
+from q2export.exporter.passes.fuse_rotary_attention import FuseRotaryAttention
+from q2export.exporter.passes.inline_functions import InlineFunctions
+from q2export.exporter.passes.ort_attention import LowerAttentionToOnnxRuntime
+from q2export.exporter.passes.ort_head import FlipHead
+from q2export.exporter.passes.ort_silu import FuseSilu
+from q2export.exporter.passes.ort_skip_norm import FuseSkipNormalization
+
+
+def passes(max_positions: int) -> list[Pass]:
+    """Return the passes, in order; ``max_positions`` is the engine's largest capacity in tokens."""
+    return [
+        FuseRotaryAttention(),
+        LowerAttentionToOnnxRuntime(max_positions),
+        InlineFunctions(),
+        FuseSilu(),
+        FuseSkipNormalization(),
+        FlipHead(),
+    ]

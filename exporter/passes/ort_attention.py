@@ -1,0 +1,128 @@
+"""``Q2RotaryAttention`` -> ``com.microsoft.GroupQueryAttention`` with rotation and an in-place cache.
+
+The kernel takes several new tokens on top of a past only at batch 1; the ONNX Runtime backend feeds it so
+(``runtime/backends/onnxruntime.py``).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from q2export import opspec
+from q2export.errors import ExportError
+from q2export.exporter.passes.base import (
+    Pass,
+    PassResult,
+    attribute_float,
+    attribute_int,
+    constant,
+    input_of,
+    insert,
+    nodes_of,
+    replace,
+)
+
+MICROSOFT = "com.microsoft"
+COS_CACHE, SIN_CACHE = "rotary/cos_cache", "rotary/sin_cache"
+
+
+class LowerAttentionToOnnxRuntime(Pass):
+    """Attributes:
+    max_positions: rows of the cos and sin tables, the engine's largest capacity.
+    """
+
+    def __init__(self, max_positions: int) -> None:
+        self.max_positions = max_positions
+
+    def requires(self, model: ir.Model) -> None:
+        """Rotation and attention must have been fused."""
+        left = nodes_of(model.graph, opspec.ATTENTION.name, opspec.DOMAIN)
+        if left:
+            raise ExportError(f"{left[0].name}: run FuseRotaryAttention first; this attention has no rotation")
+
+    def rewrite(self, model: ir.Model, result: PassResult) -> None:
+        """Replace every fused attention."""
+        graph = model.graph
+        nodes = nodes_of(graph, opspec.ROTARY_ATTENTION.name, opspec.DOMAIN)
+        if not nodes:
+            return
+        lengths = _lengths(graph, nodes[0])
+        tables = self._tables(graph, nodes[0])
+        for node in nodes:
+            self._lower(graph, node, lengths, tables)
+            result.matched += 1
+        graph.opset_imports[MICROSOFT] = 1
+
+    def _tables(self, graph: ir.Graph, node: ir.Node) -> list[ir.Value]:
+        """Cos and sin of every position, float32 arithmetic throughout as transformers has it."""
+        frequencies = input_of(node, 7).const_value
+        if frequencies is None:
+            raise ExportError(f"{node.name}: inv_freq is not a constant")
+        positions = np.arange(self.max_positions, dtype=np.float32)
+        angle = positions[:, None] * frequencies.numpy()[None, :]
+        factor = np.float32(attribute_float(node, "attention_factor"))
+        dtype = input_of(node, 0).dtype or ir.DataType.FLOAT
+        return [
+            constant(graph, name, ir.tensor((wave(angle) * factor).astype(dtype.numpy()), name=name))
+            for name, wave in ((COS_CACHE, np.cos), (SIN_CACHE, np.sin))
+        ]
+
+    def _lower(self, graph: ir.Graph, node: ir.Node, lengths: list[ir.Value], tables: list[ir.Value]) -> None:
+        path = (node.name or "").rsplit("/", 1)[0]
+        heads, kv_heads = attribute_int(node, "num_heads"), attribute_int(node, "num_kv_heads")
+        flat = [_flatten(graph, node, index, f"{path}/{label}") for index, label in enumerate(("query", "key", "value"))]
+        window = attribute_int(node, "sliding_window")
+        output = ir.Value(name=f"{path}/flat")
+        presents = [ir.Value(), ir.Value()]
+        lowered = insert(
+            graph,
+            node,
+            "GroupQueryAttention",
+            [*flat, input_of(node, 3), input_of(node, 4), *lengths, *tables],
+            name=f"{path}/GroupQueryAttention",
+            domain=MICROSOFT,
+            attributes={
+                "num_heads": heads,
+                "kv_num_heads": kv_heads,
+                "scale": attribute_float(node, "scale"),
+                "do_rotary": 1,
+                "rotary_interleaved": 0,
+                "local_window_size": window or -1,
+            },
+            outputs=[output, *presents],
+        )
+        shape = node.outputs[0].shape
+        if shape is None:
+            raise ExportError(f"{node.name}: its output has no shape")
+        head_dim = shape[3]
+        width = heads * int(head_dim)  # type: ignore[arg-type]
+        output.shape, output.dtype = ir.Shape([shape[0], shape[1], width]), node.outputs[0].dtype
+        four = constant(graph, f"const/heads_{heads}", ir.tensor(np.array([0, 0, heads, -1], dtype=np.int64)))
+        split = insert(graph, node, "Reshape", [output, four], name=f"{path}/heads")
+        replace(graph, node, [split.outputs[0], *lowered.outputs[1:]])
+
+
+def _flatten(graph: ir.Graph, node: ir.Node, index: int, name: str) -> ir.Value:
+    """``[batch, sequence, heads, head_dim]`` -> ``[batch, sequence, heads * head_dim]``."""
+    source = input_of(node, index)
+    shape = constant(graph, "const/flat_heads", ir.tensor(np.array([0, 0, -1], dtype=np.int64)))
+    flat = insert(graph, node, "Reshape", [source, shape], name=name).outputs[0]
+    if source.shape is not None:
+        batch, sequence, heads, head_dim = source.shape
+        flat.shape, flat.dtype = ir.Shape([batch, sequence, int(heads) * int(head_dim)]), source.dtype  # type: ignore[arg-type]
+    return flat
+
+
+def _lengths(graph: ir.Graph, first: ir.Node) -> list[ir.Value]:
+    """The op's own form of the lengths: total - 1 per row, and the longest total, both int32; computed once."""
+    past, query = input_of(first, 5), input_of(first, 6)
+    one = constant(graph, "const/one", ir.tensor(np.array(1, dtype=np.int64)))
+    total = insert(graph, first, "Add", [past, query], name="lengths/total").outputs[0]
+    last = insert(graph, first, "Sub", [total, one], name="lengths/last").outputs[0]
+    longest = insert(graph, first, "ReduceMax", [total], name="lengths/longest", attributes={"keepdims": 0}).outputs[0]
+    int32 = {"to": int(ir.DataType.INT32)}
+    return [
+        insert(graph, first, "Cast", [last], name="lengths/seqlens_k", attributes=int32).outputs[0],
+        insert(graph, first, "Cast", [longest], name="lengths/total_sequence_length", attributes=int32).outputs[0],
+    ]
