@@ -8,13 +8,13 @@ The error of an element is relative to the scale at which it was computed::
 
     max_error = max |engine - reference| / max(|reference|, |previous|, rms(row))
 
-where ``row`` is the reference's vector of that token and ``previous`` the residual stream one stage earlier. The
-row's rms keeps elements near zero from looking wrong. ``previous`` is for the massive activations of trained
-models (Sun et al., 2024, arXiv:2402.17762): one channel of the first token reaches thousands of times the
-rest and is subtracted again by a late layer, which leaves the rounding of the large value in a small one.
+where ``row`` is the reference's vector of that token and ``previous`` the residual stream one stage earlier.
+The row's rms keeps elements near zero from looking wrong. ``previous`` is for the massive activations of
+trained models (Sun et al., 2024, arXiv:2402.17762): one channel of the first token reaches thousands of times
+the rest and is subtracted again by a late layer, which leaves the rounding of the large value in a small one.
 
 A stage diverges if its error exceeds ``growth * (error of its input) + floor`` (:class:`NoiseModel`). If none
-does although the logits are wrong, the drift is gradual and the stage with the largest ratio of the two is named.
+does although the logits are wrong, the drift is gradual, and the stage with the largest ratio is named.
 """
 
 from __future__ import annotations
@@ -83,9 +83,9 @@ def stage_errors(
     for stage in stages:
         expected, actual = reference[stage.name], engine[stage.name]
         errors.append(_measure_point(stage, expected, actual, previous, input_error, noise))
-        if errors[-1].non_finite is None:
-            # What the next stage inherits is relative to the stream as it is now, cancelled or not.
-            input_error = _measure_point(stage, expected, actual, None, 0.0, noise).max_error or 0.0
+        # The next stage inherits the error relative to the stream as it is now, cancelled or not.
+        own_scale = _measure_point(stage, expected, actual, None, input_error, noise)
+        input_error = input_error if own_scale.max_error is None else own_scale.max_error
         previous = expected
     return tuple(errors)
 
@@ -154,9 +154,9 @@ def _measure_point(
     for start, rows in row_blocks(reference):
         expected = rows.astype(np.float64)
         actual = engine[start : start + len(rows)].astype(np.float64)
+        before = None if previous is None else previous[start : start + len(rows)]
         error = np.abs(actual - expected)
-        scale = _scale(expected, None if previous is None else previous[start : start + len(rows)], tensor_rms)
-        relative = error / scale
+        relative = error / _scale(expected, before, tensor_rms)
         max_abs, sum_abs = max(max_abs, float(error.max())), sum_abs + float(error.sum())
         sum_error += float(relative.sum())
         token, channel = (int(i) for i in np.unravel_index(int(relative.argmax()), relative.shape))

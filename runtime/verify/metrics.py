@@ -66,8 +66,8 @@ def require_finite(values: Float32Array, what: str) -> None:
     """
     if bad := first_non_finite(values):
         raise ParityError(
-            f"{what}: {bad.value} at token {bad.token}, channel {bad.channel} ({bad.count} values are not finite); "
-            f"expected finite values"
+            f"{what}: {bad.value} at token {bad.token}, channel {bad.channel} "
+            f"({bad.count} values are not finite); expected finite values"
         )
 
 
@@ -152,7 +152,9 @@ def row_blocks(values: Float32Array) -> Iterator[tuple[int, Float32Array]]:
         yield start, values[start : start + step]
 
 
-def _measure_block(reference: Float64Array, engine: Float64Array, tie_margin: float, start: int) -> LogitMetrics:
+def _measure_block(
+    reference: Float64Array, engine: Float64Array, tie_margin: float, start: int
+) -> LogitMetrics:
     tokens = len(reference)
     rows = np.arange(tokens)
     error = np.abs(engine - reference)
@@ -164,6 +166,7 @@ def _measure_block(reference: Float64Array, engine: Float64Array, tie_margin: fl
     margin = reference[rows, reference_top] - reference[rows, engine_top]
     mismatch = reference_top != engine_top
     token, channel = (int(i) for i in np.unravel_index(int(error.argmax()), error.shape))
+    values = float(reference[token, channel]), float(engine[token, channel])
     return LogitMetrics(
         tokens=tokens,
         reference_rms=math.sqrt(float(square_sum.sum()) / reference.size),
@@ -176,7 +179,7 @@ def _measure_block(reference: Float64Array, engine: Float64Array, tie_margin: fl
         mean_kl=float(kl.mean()),
         top1_matches=tokens - int(mismatch.sum()),
         top1_ties=int((mismatch & (margin <= tie_margin)).sum()),
-        worst=Element(start + token, channel, float(reference[token, channel]), float(engine[token, channel])),
+        worst=Element(start + token, channel, *values),
         histogram=_histogram(error),
     )
 

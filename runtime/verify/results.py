@@ -105,13 +105,25 @@ class GreedyDifference:
 
 @dataclass(frozen=True)
 class GreedyResult:
-    """Greedy generation of one prompt: ``generated`` tokens, of which ``differences`` and ``ties`` are not the
-    reference's choice (ties not counted as differences)."""
+    """Greedy generation of one prompt.
+
+    Attributes:
+        generated: number of generated tokens.
+        differences: how many are not the reference's choice, without ties; ``first_difference`` the first.
+        ties: how many are near-ties; ``first_tie`` the first.
+    """
 
     generated: int
     differences: int
     ties: int
-    first: GreedyDifference | None
+    first_difference: GreedyDifference | None
+    first_tie: GreedyDifference | None
+
+    @property
+    def first(self) -> GreedyDifference | None:
+        """Where greedy output first differs, for whatever reason."""
+        found = [item for item in (self.first_difference, self.first_tie) if item]
+        return min(found, key=lambda item: item.step, default=None)
 
 
 @dataclass(frozen=True)
@@ -122,7 +134,7 @@ class SequenceResult:
         name: ``prompt 0``, ``prompt 1``, ... or ``text``.
         prompt_tokens: length of the prompt (of the whole text); generated tokens follow it.
         tokens: length of the sequence as scored.
-        text: beginning of the prompt and what was generated, if a tokenizer was given.
+        prompt_text: the beginning of the prompt; ``generated_text`` what followed. Empty without a tokenizer.
         metrics: None if the engine's logits are not finite.
         greedy: None for the text.
         reference_perplexity: exp of the mean negative log-likelihood; likewise ``engine_perplexity``. Only
@@ -132,7 +144,8 @@ class SequenceResult:
     name: str
     prompt_tokens: int
     tokens: int
-    text: str
+    prompt_text: str
+    generated_text: str
     metrics: LogitMetrics | None
     non_finite: NonFinite | None
     greedy: GreedyResult | None
@@ -252,7 +265,8 @@ class ParityReport:
         version = document.pop("schema_version", None) if isinstance(document, dict) else None
         if version != SCHEMA_VERSION:
             raise ParityError(
-                f"{label}: expected schema_version {SCHEMA_VERSION}, found {version!r}; run 'q2export verify' again"
+                f"{label}: expected schema_version {SCHEMA_VERSION}, found {version!r}; "
+                f"run 'q2export verify' again"
             )
         passed = document.pop("passed", None)
         report = from_plain(cls, document, Source(label, ParityError))
