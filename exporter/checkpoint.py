@@ -1,11 +1,12 @@
 """A checkpoint folder as a table of tensors, and their values as a stream.
 
-Opening reads headers only, a few kilobytes per shard. Values are read, never mapped, so that a page of a 145 GB
-checkpoint never counts as memory of this process.
+Opening reads headers only, a few kilobytes per shard. Values are read, never mapped, so that no page of a
+145 GB checkpoint counts as memory of this process.
 """
 
 from __future__ import annotations
 
+import io
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -53,10 +54,10 @@ class Checkpoint:
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
-    """Read the headers of ``model.safetensors``, or of the shards that ``model.safetensors.index.json`` names.
+    """Read the headers of ``model.safetensors`` or of the shards in ``model.safetensors.index.json``.
 
-    Every ``.safetensors`` file of the folder must take part: one left over is a stale shard, a second copy or an
-    adapter that was not merged, and leaving it out silently would give another model.
+    Every ``.safetensors`` file of the folder must take part: one left over is a stale shard, a second copy or
+    an adapter that was not merged, and leaving it out silently would give another model.
 
     Raises:
         CheckpointError: naming the file, if the folder, the index, a shard or a header is not in order.
@@ -136,7 +137,8 @@ def _shard_name(path: Path, tensor: str, file: object) -> str:
         or "\\" in file
     ):
         raise CheckpointError(
-            f"{path}: tensor {shown(tensor)}: expected the name of a file inside the folder, found {shown(file)}"
+            f"{path}: tensor {shown(tensor)}: expected the name of a file inside the folder, "
+            f"found {shown(file)}"
         )
     return str(relative)
 
@@ -147,7 +149,8 @@ def _check_index(folder: Path, weight_map: Mapping[str, str], tensors: Mapping[s
     absent = sorted(weight_map.keys() - tensors.keys())
     if absent:
         raise CheckpointError(
-            f"{folder / weight_map[absent[0]]}: lacks {len(absent)} tensor(s) that {INDEX_FILE} places there: {_listed(absent)}"
+            f"{folder / weight_map[absent[0]]}: lacks tensors that {INDEX_FILE} places in it "
+            f"({len(absent)} in all shards): {_listed(absent)}"
         )
     unlisted = sorted(tensors.keys() - weight_map.keys())
     if unlisted:
@@ -165,8 +168,8 @@ def read_blocks(ref: TensorRef, block_bytes: int = 8 << 20) -> Iterator[tuple[in
     """Stream a tensor's raw bits in blocks of at most ``block_bytes``.
 
     Yields:
-        the index of the block's first element in the flattened tensor, and the bits: uint32 for F32, uint16 for
-        F16 and BF16. Each block is an array of its own.
+        the index of the block's first element in the flattened tensor, and the bits: uint32 for F32, uint16
+        for F16 and BF16. Each block is an array of its own.
 
     Raises:
         CheckpointError: if the file cannot be read or has become shorter than its header said.
@@ -180,16 +183,20 @@ def read_blocks(ref: TensorRef, block_bytes: int = 8 << 20) -> Iterator[tuple[in
             file.seek(ref.offset)
             for start in range(0, count, step):
                 block = np.empty(min(step, count - start), bits)
-                view = memoryview(block).cast("B")
-                filled = 0
-                while filled < len(view):
-                    read = file.readinto(view[filled:])
-                    if not read:
-                        raise CheckpointError(
-                            f"{ref.file}: tensor {shown(ref.name)}: expected {ref.nbytes} bytes at {ref.offset}, "
-                            f"the file ends after {start * itemsize + filled} of them; it changed since it was opened"
-                        )
-                    filled += read
+                _fill(file, block, ref)
                 yield start, block
     except OSError as problem:
         raise CheckpointError(f"{ref.file}: cannot be read: {problem.strerror or problem}") from problem
+
+
+def _fill(file: io.FileIO, block: RawBits, ref: TensorRef) -> None:
+    view = block.data.cast("B")
+    filled = 0
+    while filled < len(view):
+        count = file.readinto(view[filled:])
+        if not count:
+            raise CheckpointError(
+                f"{ref.file}: tensor {shown(ref.name)}: expected {ref.nbytes} bytes at {ref.offset}, the "
+                f"file ends at {file.tell()}; it changed since it was opened"
+            )
+        filled += count

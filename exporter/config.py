@@ -98,8 +98,8 @@ class ModelConfig:
             )
         if self.num_attention_heads % self.num_key_value_heads:
             raise ConfigError(
-                f"num_attention_heads: expected a multiple of num_key_value_heads ({self.num_key_value_heads}), "
-                f"found {self.num_attention_heads}"
+                "num_attention_heads: expected a multiple of num_key_value_heads "
+                f"({self.num_key_value_heads}), found {self.num_attention_heads}"
             )
         if self.head_dim % 2:
             raise ConfigError(f"head_dim: expected an even number (rotary pairs), found {self.head_dim}")
@@ -127,9 +127,9 @@ class ModelConfig:
 
     @property
     def context_length(self) -> int:
-        """Tokens the model is made for; with YaRN the extended number, whichever of the two the config states.
+        """Tokens the model is made for; with YaRN the extended number, whichever of the two is stated.
 
-        Qwen states the original length beside ``rope_scaling``, other configs the extended one; vLLM, too, takes
+        Qwen states the original length beside ``rope_scaling``, others the extended one; as in vLLM, it is
         ``original_max_position_embeddings`` times ``factor``.
         """
         if self.rope.rope_type == "yarn" and self.rope.original_max_position_embeddings is not None:

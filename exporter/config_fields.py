@@ -40,8 +40,8 @@ SIZE_DEFAULTS: Mapping[str, Mapping[str, int]] = {
 # Every command takes time and memory in these, so a damaged value must not get far.
 SIZE_LIMITS: Mapping[str, int] = {"num_hidden_layers": 4096, "num_experts": 4096}
 
-# Absent, these change the numbers and no tensor's shape gives it away: the default is used and named in a warning.
-# rope_theta belongs here too and is handled with the rotary embedding.
+# Absent, these change the numbers and no tensor's shape gives it away: the default is used, with a warning
+# that names the field. rope_theta belongs here too and is handled with the rotary embedding.
 SILENT_FIELDS: Mapping[str, tuple[str, ...]] = {
     "qwen2": ("num_attention_heads", "num_key_value_heads", "max_position_embeddings", "rms_norm_eps"),
     "qwen2_moe": (
@@ -80,8 +80,10 @@ MOE_FIELDS = frozenset({"mlp_only_layers", "norm_topk_prob", *SIZE_DEFAULTS["qwe
 # Read by transformers as something other than the plain causal decoder this exporter builds.
 REFUSED_FIELDS: Mapping[str, str] = {
     "compression_config": "quantized checkpoints are not implemented yet; use the unquantized model",
-    "dual_chunk_attention_config": "Dual Chunk Attention is not implemented yet; remove the field to use plain "
-    "attention up to the original context length",
+    "dual_chunk_attention_config": (
+        "Dual Chunk Attention is not implemented yet; remove the field to use plain attention up to the "
+        "original context length"
+    ),
     "per_layer_config": "configurations that differ per layer are not implemented",
     "quantization_config": "quantized checkpoints are not implemented yet; use the unquantized model",
 }

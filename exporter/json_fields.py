@@ -18,7 +18,7 @@ class Fields:
 
     ``prefix`` goes before the name in messages (``"rope_scaling."``). Every method raises
     :class:`~q2export.errors.ConfigError` when the value has the wrong type or range. An absent field takes
-    ``default``; without one it is an error. JSON ``null`` counts as absent only where ``None`` can be returned.
+    ``default``; without one it is an error. JSON ``null`` counts as absent only where ``None`` can come back.
     """
 
     data: Mapping[str, object]

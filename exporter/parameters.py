@@ -65,9 +65,9 @@ def _mixture(config: ModelConfig, prefix: str) -> Iterator[Parameter]:
 def check_parameters(checkpoint: Checkpoint, config: ModelConfig) -> None:
     """Check that every parameter is filled and every tensor consumed, exactly once, with the right shape.
 
-    One tensor may be there in vain: a tied model's ``lm_head.weight``, which many trainers save. transformers
-    compares it with the embedding and, where they differ, does not tie after all. Here equal bits are accepted
-    (the only case in which this function reads values) and different ones are refused.
+    One tensor may be there in vain: a tied model's ``lm_head.weight``, which many trainers save.
+    transformers compares it with the embedding and, where they differ, does not tie after all. Here equal
+    bits are accepted (the only case in which this function reads values) and different ones are refused.
 
     Raises:
         CheckpointError: naming the folder, the first few tensors and how many there are.
@@ -111,6 +111,6 @@ def _check_tied_head(checkpoint: Checkpoint) -> None:
     )
     if not same:
         raise CheckpointError(
-            f"{head.file}: {LM_HEAD} differs from {EMBEDDING}, yet tie_word_embeddings is true; set it to false in "
-            "config.json if the head was trained on its own, or remove the tensor"
+            f"{head.file}: {LM_HEAD} differs from {EMBEDDING}, yet tie_word_embeddings is true; set it to "
+            "false in config.json if the head was trained on its own, or remove the tensor"
         )

@@ -1,8 +1,8 @@
 """Rotary position embedding: its configuration and its inverse frequencies.
 
 RoPE is Su et al. 2021 (arXiv:2104.09864); YaRN is Peng et al. 2023 (arXiv:2309.00071). The arithmetic follows
-``modeling_rope_utils.py`` of transformers 5.23 step by step in float32, because at position 131,072 the last bit
-of an inverse frequency shows in the angle.
+``modeling_rope_utils.py`` of transformers 5.23 step by step in float32, because at position 131,072 the last
+bits of an inverse frequency show in the angle.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _TYPE_KEYS: Mapping[str, frozenset[str]] = {
 class RopeParameters:
     """One model's rotary embedding, field names as in transformers' ``rope_parameters``.
 
-    ``factor`` is 1 for the type ``default``; the fields after it are read by ``yarn`` only. Positions are tokens.
+    ``factor`` is 1 for the type ``default``; the fields after it are read by ``yarn`` only.
 
     Raises:
         ConfigError: if a value is out of range.
@@ -89,16 +89,17 @@ def parse_rope(
 ) -> tuple[RopeParameters, tuple[str, ...]]:
     """Read the rotary embedding of a ``config.json``, in either spelling.
 
-    The old one is ``rope_scaling`` {``type`` or ``rope_type``, ...} with ``rope_theta`` beside it; transformers 5
-    writes ``rope_parameters`` {``rope_type``, ``rope_theta``, ...}. As there, a ``rope_theta`` inside goes before
-    one beside, and YaRN without ``original_max_position_embeddings`` takes ``max_position_embeddings``.
+    The old one is ``rope_scaling`` {``type`` or ``rope_type``, ...} with ``rope_theta`` beside it;
+    transformers 5 writes ``rope_parameters`` {``rope_type``, ``rope_theta``, ...}. As there, a ``rope_theta``
+    inside goes before one beside, and YaRN without ``original_max_position_embeddings`` takes
+    ``max_position_embeddings``.
 
     Returns:
         the parameters, and warnings about fields that transformers ignores too.
 
     Raises:
-        ConfigError: on a wrong type, an unknown rope type, two spellings that contradict each other, or rotation
-            of only a part of each head.
+        ConfigError: on a wrong type, an unknown rope type, two spellings that contradict each other, or
+            rotation of only a part of each head.
     """
     group_name, group = _scaling_group(data)
     fields = Fields(group, f"{group_name}.")
@@ -120,8 +121,8 @@ def parse_rope(
     implied = max_position_embeddings / original
     if implied not in (1.0, factor):
         warnings.append(
-            f"{group_name}.factor is {factor:g} but max_position_embeddings / original_max_position_embeddings "
-            f"is {implied:g}: using {factor:g}, as transformers does"
+            f"{group_name}.factor is {factor:g} but max_position_embeddings / "
+            f"original_max_position_embeddings is {implied:g}: using {factor:g}, as transformers does"
         )
     if fields.present("mscale") != fields.present("mscale_all_dim"):
         warnings.append(
@@ -171,7 +172,8 @@ def _rope_type(fields: Fields) -> str:
     (rope_type,) = types
     if rope_type not in ROPE_TYPES:
         raise ConfigError(
-            f"{fields.prefix}{names[0]}: rope type {rope_type!r} is not implemented{nearest(rope_type, ROPE_TYPES)}"
+            f"{fields.prefix}{names[0]}: rope type {rope_type!r} is not implemented"
+            f"{nearest(rope_type, ROPE_TYPES)}"
         )
     return rope_type
 
@@ -228,7 +230,7 @@ def _mscale(factor: float, mscale: float) -> float:
 
 
 def _interpolation_ramp(rope: RopeParameters, head_dim: int) -> Float32Array:
-    """0 where a frequency is kept, 1 where it is interpolated, float32 ``[head_dim / 2]`` (YaRN, section 3.2)."""
+    """0 where a frequency is kept, 1 where it is interpolated; float32 ``[head_dim / 2]`` (YaRN, 3.2)."""
     low = _correction_dim(rope, rope.beta_fast, head_dim)
     high = _correction_dim(rope, rope.beta_slow, head_dim)
     if rope.truncate:
@@ -237,7 +239,8 @@ def _interpolation_ramp(rope: RopeParameters, head_dim: int) -> Float32Array:
     if low == high:
         high += 0.001  # as upstream: the ramp becomes a step
     index = np.arange(head_dim // 2, dtype=np.float32)
-    return np.clip((index - np.float32(low)) / np.float32(high - low), np.float32(0), np.float32(1))
+    ramp: Float32Array = (index - np.float32(low)) / np.float32(high - low)
+    return np.minimum(np.maximum(ramp, np.float32(0)), np.float32(1))
 
 
 def _correction_dim(rope: RopeParameters, rotations: float, head_dim: int) -> float:

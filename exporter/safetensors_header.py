@@ -66,8 +66,8 @@ def _read_json(path: Path) -> tuple[dict[str, object], int, int]:
             end = _LENGTH_BYTES + length
             if status.st_size < _LENGTH_BYTES or not 2 <= length <= MAX_HEADER_BYTES or end > status.st_size:
                 raise CheckpointError(
-                    f"{path}: not a safetensors file or truncated: its first 8 bytes promise a header of {length} "
-                    f"bytes (at most {MAX_HEADER_BYTES} are allowed), the file has {status.st_size} bytes"
+                    f"{path}: not a safetensors file or truncated: its first 8 bytes promise a header of "
+                    f"{length} bytes (at most {MAX_HEADER_BYTES} are allowed), the file has {status.st_size}"
                 )
             content = os.pread(file.fileno(), length, _LENGTH_BYTES)
     except OSError as problem:
@@ -97,7 +97,8 @@ def _tensor(path: Path, name: str, entry: object, data_start: int) -> TensorRef:
     expected = math.prod(shape) * ITEMSIZE[dtype]
     if end - begin != expected:
         raise CheckpointError(
-            f"{where}: data_offsets {begin} to {end} hold {end - begin} bytes, {dtype} {list(shape)} needs {expected}"
+            f"{where}: data_offsets {begin} to {end} hold {end - begin} bytes, "
+            f"{dtype} {shown(shape)} needs {expected}"
         )
     return TensorRef(name, dtype, tuple(shape), path, data_start + begin, expected)
 

@@ -16,8 +16,8 @@ from q2export.exporter.strict_json import shown
 # Bits of infinity without the sign; everything from there on is infinite or NaN.
 _INFINITY: Mapping[str, int] = {"F32": 0x7F800000, "F16": 0x7C00, "BF16": 0x7F80}
 
-# Bits of the smallest magnitude that rounds to infinity in the target: halfway past its largest number, which is
-# even in the last place only beyond. 65520 for float16, (2 - 2**-8) * 2**127 for bfloat16.
+# Bits of the smallest magnitude that rounds to infinity in the target: halfway past its largest number, whose
+# last place is odd. 65520 for float16, (2 - 2**-8) * 2**127 for bfloat16.
 _OVERFLOW: Mapping[tuple[str, str], int] = {
     ("F32", "F16"): 0x477FF000,
     ("BF16", "F16"): 0x4780,
@@ -40,13 +40,9 @@ def check_block(raw: RawBits, source: str, target: str, ref: TensorRef, start: i
         CheckpointError: naming file, tensor, index and value of the first that is not.
     """
     limit = _OVERFLOW.get((source, target), _INFINITY[source])
-    sign = 1 << (8 * raw.itemsize - 1)
-    # Magnitudes order as their bits do: the largest of the negative ones is the unsigned maximum, that of the
-    # others the signed one. Two passes, no temporary.
-    signed = raw.view(np.dtype(f"<i{raw.itemsize}"))
-    if raw.size == 0 or (int(raw.max()) < sign + limit and int(signed.max()) < limit):
+    if not _reaches(raw, limit):
         return
-    first = int(np.argmax((raw & raw.dtype.type(sign - 1)) >= limit))
+    first = int(np.argmax(_magnitudes(raw) >= limit))
     index = [int(i) for i in np.unravel_index(start + first, ref.shape)]
     value = float(convert_block(raw[first : first + 1], source, "F32").view(np.float32)[0])
     if np.isfinite(value):
@@ -54,6 +50,22 @@ def check_block(raw: RawBits, source: str, target: str, ref: TensorRef, start: i
     else:
         problem = f"{value!r}, expected a finite number; the checkpoint is damaged or its training diverged"
     raise CheckpointError(f"{ref.file}: tensor {shown(ref.name)}{index}: {problem}")
+
+
+def _reaches(raw: RawBits, limit: int) -> bool:
+    """Whether any magnitude is ``limit`` or more, in bits.
+
+    Magnitudes order as their bits do: the largest of the negative values is the unsigned maximum, that of the
+    others the signed one. Two passes and no temporary.
+    """
+    if raw.size == 0:
+        return False
+    sign = 1 << (8 * raw.itemsize - 1)
+    return int(raw.max()) >= sign + limit or int(raw.view(f"<i{raw.itemsize}").max()) >= limit
+
+
+def _magnitudes(raw: RawBits) -> RawBits:
+    return raw & raw.dtype.type((1 << (8 * raw.itemsize - 1)) - 1)
 
 
 def convert_block(raw: RawBits, source: str, target: str) -> RawBits:
@@ -92,9 +104,7 @@ def _to_bfloat16(wide: RawBits) -> RawBits:
     rounded += wide
     rounded >>= 16
     narrow = rounded.astype("<u2")
-    if (wide & 0x7FFFFFFF).max(initial=0) > _INFINITY[
-        "F32"
-    ]:  # rounding may carry a NaN into infinity or zero
-        is_nan = (wide & 0x7FFFFFFF) > _INFINITY["F32"]
+    if _reaches(wide, _INFINITY["F32"] + 1):  # rounding may have carried a NaN into infinity or zero
+        is_nan = _magnitudes(wide) > _INFINITY["F32"]
         narrow[is_nan] = (wide[is_nan] >> 16) | 0x40
     return narrow

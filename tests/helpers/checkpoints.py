@@ -96,7 +96,9 @@ def write_checkpoint(
         part = names[number * len(names) // shards : (number + 1) * len(names) // shards]
         file = "model.safetensors" if shards == 1 else shard_name(number, shards)
         header = make_header([(name, weights[name].shape) for name in part], dtype)
-        data = b"".join(convert_block(weights[name].ravel().view("<u4"), "F32", dtype).tobytes() for name in part)
+        data = b"".join(
+            convert_block(weights[name].ravel().view("<u4"), "F32", dtype).tobytes() for name in part
+        )
         (folder / file).write_bytes(header_bytes(header) + data)
         weight_map |= dict.fromkeys(part, file)
     if shards > 1:
@@ -108,7 +110,7 @@ def write_checkpoint(
 def write_sparse_checkpoint(
     folder: Path, config: Mapping[str, object], dtype: str = "BF16", shards: int | None = None
 ) -> Path:
-    """Write a full-size checkpoint whose shards are sparse files: right headers, zeros for values, no disk used.
+    """Write a full-size checkpoint of sparse files: right headers, zeros for values, no disk used.
 
     ``shards`` defaults to as many as keep each near 4 GB.
     """
