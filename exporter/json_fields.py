@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -10,6 +10,7 @@ from q2export.errors import ConfigError
 from q2export.exporter.strict_json import shown
 
 MAX_SIZE = 2**31 - 1  # no dimension of a model is larger; keeps every product of two within 64 bits
+_MAX_FLOAT = sys.float_info.max  # an integer beyond it cannot become a float; NaN compares false
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Fields:
     def number(self, name: str, default: float | None = None, low: float | None = None) -> float:
         """A finite number, greater than 0, or at least ``low`` where that is given."""
         value = self.data.get(name, default)
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _MAX_FLOAT:
             number = float(value)
             if number > 0 if low is None else number >= low:
                 return number

@@ -240,7 +240,8 @@ def _interpolation_ramp(rope: RopeParameters, head_dim: int) -> Float32Array:
         high += 0.001  # as upstream: the ramp becomes a step
     index = np.arange(head_dim // 2, dtype=np.float32)
     ramp: Float32Array = (index - np.float32(low)) / np.float32(high - low)
-    return np.minimum(np.maximum(ramp, np.float32(0)), np.float32(1))
+    clipped: Float32Array = np.clip(ramp, 0, 1)
+    return clipped
 
 
 def _correction_dim(rope: RopeParameters, rotations: float, head_dim: int) -> float:

@@ -65,7 +65,8 @@ def _reaches(raw: RawBits, limit: int) -> bool:
 
 
 def _magnitudes(raw: RawBits) -> RawBits:
-    return raw & raw.dtype.type((1 << (8 * raw.itemsize - 1)) - 1)
+    magnitudes: RawBits = raw & raw.dtype.type((1 << (8 * raw.itemsize - 1)) - 1)
+    return magnitudes
 
 
 def convert_block(raw: RawBits, source: str, target: str) -> RawBits:

@@ -48,7 +48,7 @@ def test_frequencies_are_transformers(name: str, head_dim: int, theta: float) ->
     assert found.dtype == np.float32
     assert factor == expected_factor
     ulps = np.abs(found.view(np.int32).astype(np.int64) - expected.view(np.int32))
-    # torch's pow is not correctly rounded: one power in a hundred is off by a bit, and then what is made of it.
+    # torch's pow is not correctly rounded: one power in a hundred, and what is made of it, is off by a bit.
     assert np.count_nonzero(ulps) <= 1 + head_dim // 64
     assert ulps.max() <= 2
 
@@ -63,7 +63,7 @@ def test_closed_form(theta: float) -> None:
 
 
 def test_yarn_keeps_fast_and_interpolates_slow_dimensions() -> None:
-    """Pairs below 23 keep their frequency and those from 40 on are divided by the factor (d=128, 32k, 1e6)."""
+    """Pairs below 23 keep their frequency and those from 40 on are divided by 4 (d 128, 32k, 1e6)."""
     plain, _ = inverse_frequencies(RopeParameters(rope_theta=1e6), 128)
     rope = RopeParameters("yarn", 1e6, 4.0, 32768)
     yarn, factor = inverse_frequencies(rope, 128)
