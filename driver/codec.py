@@ -1,21 +1,21 @@
 """Strict conversion between frozen dataclasses and plain data (JSON, YAML).
 
-Shared by profiles and manifests, so that both refuse unknown keys, missing keys and wrong types in the same words.
-Supported field types: ``str``, ``int``, ``float``, ``bool``, ``Literal`` of strings, ``X | None``, ``tuple[X, ...]``,
-``Mapping[str, X]``, ``object`` (any JSON value) and dataclasses of these.
+Shared by profiles and manifests, so that both refuse unknown keys, missing keys and wrong types in the same
+words. Supported field types: ``str``, ``int``, ``float``, ``bool``, ``Literal`` of strings, ``X | None``,
+``tuple[X, ...]``, ``Mapping[str, X]``, ``object`` (any JSON value) and dataclasses of these.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import reprlib
 import types
 import typing
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, Union
 
 from q2export.errors import Q2ExportError
+from q2export.strict_json import shown
 from q2export.suggest import nearest
 
 T = TypeVar("T")
@@ -32,8 +32,8 @@ class Source:
 
     def refuse(self, key: str, expected: str, found: object) -> Q2ExportError:
         """The error for a value of the wrong kind at the dotted ``key``."""
-        shown = f"{reprlib.repr(found)} ({type(found).__name__})"
-        return self.error(f"{self.label}: {key or 'the top level'} must be {expected}, found {shown}")
+        what = f"{shown(found)} ({type(found).__name__})"
+        return self.error(f"{self.label}: {key or 'the top level'} must be {expected}, found {what}")
 
 
 def fields_of(kind: type) -> dict[str, Any]:
@@ -60,7 +60,8 @@ def from_plain(kind: type[T], data: object, source: Source, key: str = "") -> T:
     """Build a dataclass from plain data. Every field must be present and nothing else may be.
 
     Raises:
-        Q2ExportError: ``source.error``, naming the file, the dotted key, what was expected and what was found.
+        Q2ExportError: ``source.error``, naming the file, the dotted key, what was expected and what was
+            found.
     """
     if not isinstance(data, Mapping):
         raise source.refuse(key, "a mapping", data)
@@ -68,7 +69,9 @@ def from_plain(kind: type[T], data: object, source: Source, key: str = "") -> T:
     inside = f" in {key}" if key else ""
     for name in data:
         if name not in hints:
-            raise source.error(f"{source.label}: unknown key {reprlib.repr(name)}{inside}{nearest(str(name), hints)}")
+            raise source.error(
+                f"{source.label}: unknown key {shown(name)}{inside}{nearest(str(name), hints)}"
+            )
     for name in hints:
         if name not in data:
             raise source.error(f"{source.label}: key {name!r}{inside} is missing")
@@ -94,12 +97,14 @@ def decode(hint: Any, value: object, source: Source, key: str) -> Any:
         if not isinstance(value, str):
             raise source.refuse(key, f"one of {', '.join(arguments)}", value)
         if value not in arguments:
-            raise source.error(f"{source.label}: {key} is {reprlib.repr(value)}{nearest(value, arguments)}")
+            raise source.error(f"{source.label}: {key} is {shown(value)}{nearest(value, arguments)}")
         return value
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
             raise source.refuse(key, "a list", value)
-        return tuple(decode(arguments[0], item, source, f"{key}[{index}]") for index, item in enumerate(value))
+        return tuple(
+            decode(arguments[0], item, source, f"{key}[{index}]") for index, item in enumerate(value)
+        )
     if origin is not None and issubclass(origin, Mapping):
         return _decode_mapping(arguments[1], value, source, key)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
@@ -115,7 +120,7 @@ def _decode_mapping(hint: Any, value: object, source: Source, key: str) -> dict[
     for name in value:
         if not isinstance(name, str):
             raise source.refuse(f"a key of {key}", "a string", name)
-    return {name: decode(hint, item, source, f"{key}[{reprlib.repr(name)}]") for name, item in value.items()}
+    return {name: decode(hint, item, source, f"{key}[{shown(name)}]") for name, item in value.items()}
 
 
 def _decode_scalar(hint: Any, value: object, source: Source, key: str) -> Any:
@@ -133,7 +138,7 @@ def _decode_scalar(hint: Any, value: object, source: Source, key: str) -> Any:
 
 def _decode_json(value: object, source: Source, key: str, depth: int) -> Any:
     if depth == 0:
-        raise source.error(f"{source.label}: {reprlib.repr(key)} is nested more than {_MAX_DEPTH} deep")
+        raise source.error(f"{source.label}: {shown(key)} is nested more than {_MAX_DEPTH} deep")
     if isinstance(value, Mapping):
         for name in value:
             if not isinstance(name, str):

@@ -1,7 +1,7 @@
 """Profiles: what an engine is built for, as data.
 
-A profile is a YAML file (packaged in ``q2export.profiles``, or the user's own) and a few values from the command
-line. Precedence: command line > profile file > default of the dataclass.
+A profile is a YAML file (packaged in ``q2export.profiles``, or the user's own) and a few values from the
+command line. Precedence: command line > profile file > default of the dataclass.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Device = Literal["cpu", "cuda"]
 Dtype = Literal["float32", "float16", "bfloat16"]
 Origin = Literal["default", "profile", "command line", "lowered to fit"]
 
-COMMAND_LINE = "command line"
+COMMAND_LINE: Literal["command line"] = "command line"
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,8 @@ class Profile:
     def _check_sizes(self) -> None:
         if self.prompt.max > self.capacity.max:
             raise ProfileError(
-                f"prompt.max {self.prompt.max} exceeds capacity.max {self.capacity.max}: a prompt must fit the cache"
+                f"prompt.max {self.prompt.max} exceeds capacity.max {self.capacity.max}: "
+                "a prompt must fit the cache"
             )
         if not 1 <= self.prefill_chunk <= self.prompt.max:
             raise ProfileError(
@@ -220,7 +221,9 @@ def _read(name_or_path: str | Path) -> tuple[str, object]:
     if isinstance(name_or_path, str) and "/" not in text and not text.endswith((".yaml", ".yml")):
         names = profile_names()
         if text not in names:
-            raise ProfileError(f"no packaged profile is called {text!r}{nearest(text, names)}, or give a path to a .yaml file")
+            raise ProfileError(
+                f"no packaged profile is called {text!r}{nearest(text, names)} ; or give a file, NAME.yaml"
+            )
         resource = importlib.resources.files("q2export.profiles") / f"{text}.yaml"
         label = f"profile {text!r}"
         return label, parse_yaml(resource.read_text(encoding="utf-8"), label, ProfileError)
@@ -233,7 +236,8 @@ def _leaves(kind: type, prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, hint in fields_of(kind).items():
         key = join(prefix, name)
-        found.update(_leaves(hint, key) if dataclasses.is_dataclass(hint) else {key: hint})
+        is_section = isinstance(hint, type) and dataclasses.is_dataclass(hint)
+        found.update(_leaves(hint, key) if is_section else {key: hint})
     return found
 
 
@@ -263,6 +267,7 @@ def _flatten(kind: type, data: object, source: Source, prefix: str = "") -> dict
 
 def _checked_overrides(overrides: Mapping[str, object], source: Source) -> dict[str, object]:
     leaves = _leaves(Profile)
+    leaves.pop("name")  # a name that finds another profile, or none, helps nobody
     for key in overrides:
         if key not in leaves:
             inner = [leaf for leaf in leaves if leaf.startswith(f"{key}.")]
@@ -287,10 +292,10 @@ def _lower_to_fit(values: dict[str, object], origin: dict[str, Origin]) -> None:
     """Lower values that a bound from the command line, or one lowered for it, leaves no room for."""
     for key, bound in _BOUNDED_BY.items():
         value, limit = values.get(key), values.get(bound)
-        moved = origin.get(bound) in (COMMAND_LINE, "lowered to fit")
-        if moved and origin.get(key) != COMMAND_LINE and isinstance(value, int) and isinstance(limit, int):
-            if value > limit:
-                values[key], origin[key] = limit, "lowered to fit"
+        if origin.get(key) == COMMAND_LINE or origin.get(bound) not in (COMMAND_LINE, "lowered to fit"):
+            continue
+        if isinstance(value, int) and isinstance(limit, int) and value > limit:
+            values[key], origin[key] = limit, "lowered to fit"
 
 
 def _unflatten(flat: Mapping[str, object]) -> dict[str, Any]:

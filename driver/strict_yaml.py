@@ -1,14 +1,16 @@
 """YAML without its surprises, for the small data files people write by hand.
 
-Only what JSON can say, plus comments: no tags, no aliases (so no "billion laughs"), no duplicate keys, and of plain
-scalars only ``null``, ``true``/``false``, decimal integers and decimal numbers are anything but strings. PyYAML by
-itself follows YAML 1.1, where ``no`` is false, ``010`` is 8, ``1:30`` is 90 and ``1e-3`` is a string.
+Only what JSON can say, plus comments: no tags, no aliases (so no "billion laughs"), no duplicate keys, and of
+plain scalars only ``null``, ``true``/``false``, decimal integers and decimal numbers are anything but
+strings. PyYAML by itself follows YAML 1.1, where ``no`` is false, ``010`` is 8, ``1:30`` is 90 and ``1e-3``
+is a string.
 """
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -22,29 +24,35 @@ class _StrictLoader(yaml.SafeLoader):
     yaml_implicit_resolvers = {}  # noqa: RUF012 - PyYAML's own class attribute
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        event = self.peek_event()
+        event: yaml.Event = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.AliasEvent):
-            raise yaml.composer.ComposerError(None, None, "aliases are not supported", event.start_mark)
+            raise _refused("aliases are not supported", event.start_mark)
         if getattr(event, "tag", None) is not None:
-            raise yaml.composer.ComposerError(None, None, f"tag {event.tag!r} is not supported", event.start_mark)
+            raise _refused("tags are not supported", event.start_mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[object, object]:
         seen: set[object] = set()
         for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise _refused("a key must be a plain word", key_node.start_mark)
             if key_node.value in seen:
-                problem = f"key {key_node.value!r} is given twice"
-                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
-            if isinstance(key_node, yaml.ScalarNode):
-                seen.add(key_node.value)
+                raise _refused(f"key {key_node.value!r} is given twice", key_node.start_mark)
+            seen.add(key_node.value)
         return super().construct_mapping(node, deep=deep)
 
 
+def _refused(problem: str, mark: Any) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
+
+
 def _resolve(kind: str, pattern: str, first: str) -> None:
-    _StrictLoader.add_implicit_resolver(f"tag:yaml.org,2002:{kind}", re.compile(f"^(?:{pattern})$"), list(first))
+    _StrictLoader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{kind}", re.compile(f"^(?:{pattern})$"), list(first)
+    )
 
 
-_resolve("null", r"null|~|", "n~") 
+_resolve("null", r"null|~|", "n~")
 _resolve("bool", r"true|false", "tf")
 _resolve("int", _INTEGER, "-0123456789")
 _resolve("float", rf"{_INTEGER}(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?", "-0123456789")
@@ -58,7 +66,7 @@ def parse_yaml(text: str, label: str, error: type[Q2ExportError]) -> object:
     """
     try:
         # a SafeLoader restricted further: no tag can name a Python object
-        return yaml.load(text, Loader=_StrictLoader)  # noqa: S506
+        return yaml.load(text, Loader=_StrictLoader)
     except yaml.MarkedYAMLError as problem:
         mark = problem.problem_mark
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
