@@ -1,1 +1,1 @@
-"""TODO"""
+"""The command line: one file per command; :mod:`.main` is the entry point."""
