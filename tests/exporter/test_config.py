@@ -28,7 +28,7 @@ SAME_NAMES = [
     "rms_norm_eps",
     "tie_word_embeddings",
     "max_position_embeddings",
-,]
+]
 SAME_MOE_NAMES = [
     "num_experts",
     "num_experts_per_tok",
@@ -36,7 +36,7 @@ SAME_MOE_NAMES = [
     "shared_expert_intermediate_size",
     "norm_topk_prob",
     "decoder_sparse_step",
-,]
+]
 
 
 def moe_config(**overrides: object) -> dict[str, object]:
