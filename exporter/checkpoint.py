@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from q2export.errors import CheckpointError
 from q2export.exporter.safetensors_header import ITEMSIZE, TensorRef, read_header
-from q2export.exporter.strict_json import read_object, shown
+from q2export.exporter.strict_json import listed_names, read_object, shown
 
 __all__ = ["Checkpoint", "RawBits", "TensorRef", "open_checkpoint", "read_blocks"]
 
@@ -29,7 +29,6 @@ SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
 _MAX_INDEX_BYTES = 100_000_000
-_NAMES_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         raise CheckpointError(
             f"{folder}: expected {SINGLE_FILE} or {INDEX_FILE}, found "
             + (
-                f"{_listed(left_over)} without an index"
+                f"{listed_names(left_over)} without an index"
                 if left_over
                 else "neither; convert the weights to safetensors"
             )
@@ -105,11 +104,6 @@ def _source(weight_map: Mapping[str, str] | None) -> str:
         if weight_map is None
         else f"the model: {INDEX_FILE} does not name it"
     )
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
-    return ", ".join(shown(name) for name in names[:_NAMES_SHOWN]) + more
 
 
 def _read_index(folder: Path) -> dict[str, str]:
@@ -150,12 +144,12 @@ def _check_index(folder: Path, weight_map: Mapping[str, str], tensors: Mapping[s
     if absent:
         raise CheckpointError(
             f"{folder / weight_map[absent[0]]}: lacks tensors that {INDEX_FILE} places in it "
-            f"({len(absent)} in all shards): {_listed(absent)}"
+            f"({len(absent)} in all shards): {listed_names(absent)}"
         )
     unlisted = sorted(tensors.keys() - weight_map.keys())
     if unlisted:
         raise CheckpointError(
-            f"{path}: does not name {len(unlisted)} tensor(s) of the shards: {_listed(unlisted)}"
+            f"{path}: does not name {len(unlisted)} tensor(s) of the shards: {listed_names(unlisted)}"
         )
     for name, file in weight_map.items():
         if tensors[name].file != folder / file:

@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from q2export.errors import CheckpointError
 from q2export.exporter.checkpoint import Checkpoint, read_blocks
 from q2export.exporter.config import ModelConfig
+from q2export.exporter.strict_json import listed, listed_names, shown
 
 EMBEDDING, LM_HEAD = "model.embed_tokens.weight", "lm_head.weight"
-
-_NAMES_SHOWN = 5
 
 Parameter = tuple[str, tuple[int, ...]]
 
@@ -81,26 +80,22 @@ def check_parameters(checkpoint: Checkpoint, config: ModelConfig) -> None:
     missing = [name for name in expected if name not in found]
     problems = []
     if missing:
-        problems.append(f"{len(missing)} missing: {_listed(missing)}")
+        problems.append(f"{len(missing)} missing: {listed_names(missing)}")
     if surplus:
-        problems.append(f"{len(surplus)} surplus: {_listed(surplus)}")
+        problems.append(f"{len(surplus)} surplus: {listed_names(surplus)}")
     wrong = [
-        f"{name} is {list(found[name].shape)}, expected {list(shape)} ({found[name].file.name})"
+        f"{shown(name)} is {list(found[name].shape)}, expected {list(shape)} ({found[name].file.name})"
         for name, shape in expected.items()
         if name in found and found[name].shape != shape
     ]
     if wrong:
-        problems.append(f"{len(wrong)} of the wrong shape: {_listed(wrong)}")
+        problems.append(f"{len(wrong)} of the wrong shape: {listed(wrong)}")
     if problems:
         raise CheckpointError(
             f"{checkpoint.folder}: the tensors are not those config.json calls for ({config.model_type}, "
-            f"{config.num_hidden_layers} layers): {'; '.join(problems)}"
+            f"{config.num_hidden_layers} layers): {'; '.join(problems)}; "
+            "correct config.json or get the weights again"
         )
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
-    return ", ".join(names[:_NAMES_SHOWN]) + more
 
 
 def _check_tied_head(checkpoint: Checkpoint) -> None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import reprlib
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from q2export.errors import Q2ExportError
 
-_MAX_INTEGER_DIGITS = (
-    20  # 2**64 has 20; Python's own limit of 4,300 digits is too late and absent before 3.11
-)
+# 2**64 has 20 digits. Python's own limit, 4,300, is too late, and absent before 3.11.
+_MAX_INTEGER_DIGITS = 20
+_ITEMS_LISTED = 5
 
 _short = reprlib.Repr()
 _short.maxstring = 120
@@ -22,6 +23,17 @@ _short.maxother = 120
 def shown(value: object) -> str:
     """``repr`` of a value from an untrusted file, cut to a length and depth fit for an error message."""
     return _short.repr(value)
+
+
+def listed(items: Sequence[str]) -> str:
+    """The first few of ``items``, and how many more there are."""
+    more = f" and {len(items) - _ITEMS_LISTED} more" if len(items) > _ITEMS_LISTED else ""
+    return ", ".join(items[:_ITEMS_LISTED]) + more
+
+
+def listed_names(names: Sequence[str]) -> str:
+    """As :func:`listed`, for names from an untrusted file."""
+    return listed([shown(name) for name in names])
 
 
 def read_object(path: Path, limit: int, error: type[Q2ExportError]) -> dict[str, object]:

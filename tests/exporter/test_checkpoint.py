@@ -217,7 +217,7 @@ BAD_FILES: dict[str, tuple[bytes, str]] = {
     "trailing bytes": (GOOD + b"\0", "the file has bytes after the last tensor"),
     "offset past the end": (
         with_header(entry("a", shape=[2**40], data_offsets=[48, 48 + 2**42])),
-        "'a' starts at",
+        "leaves a hole after the header",
     ),
 }
 
