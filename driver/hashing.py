@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +14,7 @@ from typing import BinaryIO
 from q2export.progress import Advance, silent
 
 CHUNK_BYTES = 4 << 20
+_OVERLAP_BYTES = 1 << 20
 SAMPLE_BYTES = 4096
 SAMPLE_COUNT = 64
 
@@ -66,14 +68,22 @@ class HashingWriter:
         self._path = path
         self._file: BinaryIO = path.open("xb")
         self._sha256 = hashlib.sha256()
+        self._hasher = ThreadPoolExecutor(max_workers=1)
         self._bytes = 0
         self._digest: FileDigest | None = None
 
     def write(self, data: bytes | bytearray | memoryview) -> int:
         """Append ``data`` (C-contiguous) and return its length in bytes."""
-        self._sha256.update(data)
-        self._file.write(data)
         count = memoryview(data).nbytes
+        if count < _OVERLAP_BYTES:
+            self._sha256.update(data)
+            self._file.write(data)
+        else:  # hashing and writing take about as long and both release the GIL
+            hashed = self._hasher.submit(self._sha256.update, data)
+            try:
+                self._file.write(data)
+            finally:
+                hashed.result()
         self._bytes += count
         return count
 
@@ -85,7 +95,7 @@ class HashingWriter:
         """Flush to stable storage and compute the digest."""
         if self._file.closed:
             return
-        with self._file:
+        with self._file, self._hasher:
             self._file.flush()
             os.fsync(self._file.fileno())
         self._digest = FileDigest(self._bytes, self._sha256.hexdigest(), fingerprint_file(self._path))
@@ -112,3 +122,4 @@ class HashingWriter:
             self.close()
         else:
             self._file.close()
+            self._hasher.shutdown()

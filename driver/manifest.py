@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import re
 import shlex
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -202,6 +203,9 @@ class ParitySummary:
 
     def __post_init__(self) -> None:
         _check_positive(self, "tokens")
+        for name in ("max_abs_error", "mean_abs_error", "max_kl", "min_cosine", "top1_agreement"):
+            if not math.isfinite(getattr(self, name)):
+                raise PackageError(f"{name} must be finite, found {getattr(self, name)}")
 
 
 def this_tool() -> ToolInfo:
@@ -278,10 +282,6 @@ class Manifest:
         if name not in self.files:
             raise PackageError(f"{key} names {shown(name)}, which files does not list")
 
-    def with_files(self, files: Mapping[str, FileRecord]) -> Manifest:
-        """The same manifest listing other files."""
-        return replace(self, files=dict(files))
-
     def to_json(self) -> str:
         """Text of ``manifest.json``."""
         return json.dumps(to_plain(self), indent=2, allow_nan=False) + "\n"
@@ -293,7 +293,9 @@ class Manifest:
         Raises:
             PackageError: naming ``label``, the key, what was expected and found.
         """
-        data = parse_object(text.encode() if isinstance(text, str) else text, label, PackageError)
+        # surrogatepass: what UTF-8 cannot say is refused by the parser, with the other malformed text
+        content = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+        data = parse_object(content, label, PackageError)
         return cls.from_dict(data, label)
 
     @classmethod
@@ -310,9 +312,10 @@ def _check_schema(data: Mapping[str, object], source: Source) -> None:
         raise source.refuse("schema_version", "an integer", found)
     if found != SCHEMA_VERSION:
         made_by = data.get("tool")
+        version = made_by.get("version") if isinstance(made_by, dict) else None
         by = (
-            f" (written by {shown(made_by.get('name'))} {shown(made_by.get('version'))})"
-            if isinstance(made_by, dict)
+            f" (written by {TOOL_NAME} {version})"
+            if isinstance(version, str) and version.isprintable()
             else ""
         )
         age = "newer" if found > SCHEMA_VERSION else "older"
@@ -332,7 +335,7 @@ def rebuild_command(manifest: Mapping[str, object], folder: Path) -> str:
     def text(section: str, key: str, otherwise: str) -> str:
         data = manifest.get(section)
         value = data.get(key) if isinstance(data, Mapping) else None
-        return value if isinstance(value, str) and value else otherwise
+        return value if isinstance(value, str) and value and value.isprintable() else otherwise
 
     words = [TOOL_NAME, "build", "--model", text("model", "id", "MODEL")]
     if revision := text("model", "revision", ""):
@@ -340,5 +343,6 @@ def rebuild_command(manifest: Mapping[str, object], folder: Path) -> str:
     words += ["--profile", text("profile", "name", "PROFILE")]
     overrides = manifest.get("profile_overrides")
     for key, value in (overrides if isinstance(overrides, Mapping) else {}).items():
-        words += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
+        setting = f"{key}={value if isinstance(value, str) else json.dumps(value)}"
+        words += ["--set", setting] if setting.isprintable() else []
     return shlex.join([*words, "--output", str(folder), "--overwrite"])

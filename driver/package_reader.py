@@ -11,7 +11,7 @@ from q2export.codec import to_plain
 from q2export.errors import PackageError
 from q2export.hashing import fingerprint_file, hash_file
 from q2export.manifest import ALWAYS_HASHED_BYTES, MANIFEST_NAME, FileRecord, Manifest, rebuild_command
-from q2export.progress import progress_bar
+from q2export.progress import Advance, progress_bar
 from q2export.strict_json import read_object
 
 Check = Literal["none", "fast", "full"]
@@ -76,13 +76,11 @@ def read_package(folder: str | Path, check: Check = "fast") -> Package:
         return package
     for name, record in package.manifest.files.items():
         _check_stat(package, name, record)
-    large = sum(r.bytes for r in package.manifest.files.values() if r.bytes > ALWAYS_HASHED_BYTES)
-    with progress_bar(
-        "checking package", large, show=None if check == "full" and large else False
-    ) as advance:
+    records = package.manifest.files.values()
+    total = sum(record.bytes for record in records if record.sha256 is not None)
+    with progress_bar("checking package", total, show=None if check == "full" else False) as advance:
         for name, record in package.manifest.files.items():
-            _check_data(package, name, record, check)
-            advance(record.bytes if record.bytes > ALWAYS_HASHED_BYTES else 0)
+            _check_data(package, name, record, check, advance)
     return package
 
 
@@ -102,12 +100,12 @@ def _check_stat(package: Package, name: str, record: FileRecord) -> None:
         raise _damaged(package, name, f"{record.bytes} bytes", f"{status.st_size} bytes")
 
 
-def _check_data(package: Package, name: str, record: FileRecord, check: Check) -> None:
+def _check_data(package: Package, name: str, record: FileRecord, check: Check, advance: Advance) -> None:
     path = package.folder / name
     whole = record.bytes <= ALWAYS_HASHED_BYTES or check == "full"
     try:
         if whole and record.sha256 is not None:
-            kind, expected, found = "sha256", record.sha256, hash_file(path)
+            kind, expected, found = "sha256", record.sha256, hash_file(path, advance)
         else:
             kind, expected, found = "fingerprint", record.fingerprint, fingerprint_file(path)
     except OSError as problem:

@@ -178,17 +178,21 @@ def profile_names() -> list[str]:
 def parse_overrides(settings: Iterable[str]) -> dict[str, object]:
     """Turn ``["capacity.max=8192", "threads=2"]`` (``--set``) into overrides for :func:`load_profile`.
 
+    Values are read as in a profile file, except that what belongs to a string needs no quotes
+    (``compute_capability=8.0``).
+
     Raises:
-        ProfileError: no ``=``, a key given twice, or a value that is not one YAML scalar.
+        ProfileError: no ``=``, a key given twice, or a value that is not valid YAML.
     """
-    overrides: dict[str, object] = {}
+    leaves, overrides = _leaves(Profile), {}
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals or not key:
             raise ProfileError(f"--set {setting}: expected KEY=VALUE, for example capacity.max=8192")
         if key in overrides:
             raise ProfileError(f"--set {key} is given twice")
-        overrides[key] = parse_yaml(text, f"--set {setting}", ProfileError)
+        is_text = leaves.get(key) in (str, str | None) and text != "null"
+        overrides[key] = text if is_text else parse_yaml(text, f"--set {setting}", ProfileError)
     return overrides
 
 
