@@ -1,0 +1,362 @@
+"""The public API: ``build``, ``plan``, ``export``, ``load`` and ``verify``. The command line does the same."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from q2export import pipeline
+from q2export.errors import ExportError, PackageError, ParityError
+from q2export.manifest import Manifest
+from q2export.model_source import ModelSource, resolve_model
+from q2export.package import PackageWriter, check_output
+from q2export.package_reader import Check, read_package
+from q2export.parity import GOLDEN_FILES, parity_prompts, smoke_prompts, write_golden
+from q2export.pipeline import Stopwatch
+from q2export.placement import PlacementMode
+from q2export.profile import Profile, load_profile
+
+if TYPE_CHECKING:
+    from q2export.runtime.engine import Engine
+    from q2export.runtime.verify.results import ParityReport
+
+SMOKE_GREEDY_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """What :func:`build` made.
+
+    Attributes:
+        package: the package folder.
+        manifest: its manifest.
+        warnings: what deserves attention, one sentence each.
+        passes: (pass, places rewritten, reasons for places left alone), in order.
+        seconds: per stage, in order.
+        peak_rss_bytes: largest resident set of this process until the build ended.
+    """
+
+    package: Path
+    manifest: Manifest
+    warnings: tuple[str, ...]
+    passes: tuple[tuple[str, int, tuple[str, ...]], ...]
+    seconds: Mapping[str, float]
+    peak_rss_bytes: int
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What :func:`export` made.
+
+    Attributes:
+        folder: the output folder, an engine package without an engine check.
+        onnx: the ONNX file in it.
+        manifest: its manifest.
+        warnings, passes, seconds, peak_rss_bytes: as in :class:`BuildResult`.
+    """
+
+    folder: Path
+    onnx: Path
+    manifest: Manifest
+    warnings: tuple[str, ...]
+    passes: tuple[tuple[str, int, tuple[str, ...]], ...]
+    seconds: Mapping[str, float]
+    peak_rss_bytes: int
+
+
+def plan(
+    model: str | Path,
+    *,
+    profile: str | Path = "cpu",
+    overrides: Mapping[str, object] | None = None,
+    revision: str | None = None,
+) -> dict[str, Any]:
+    """Resolve everything ``build`` would do, and do nothing of it.
+
+    Returns:
+        plain data: the model, the resolved profile with the origin of each value, and the sizes of the weights.
+
+    Raises:
+        Q2ExportError: what ``build`` would raise before it writes.
+    """
+    from q2export.exporter.export import load_source, planned_bytes, target_dtype
+
+    resolved = load_profile(profile, overrides)
+    found = resolve_model(model, revision)
+    source = load_source(found.folder)
+    dtype = target_dtype(source, resolved.target, resolved.dtype)
+    in_place, converted = planned_bytes(source, dtype)
+    config = source.config
+    capacity = pipeline.max_capacity(source, resolved)
+    kv_bytes = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
+    return {
+        "model": {"id": found.id, "revision": found.revision, "model_type": config.model_type, "dtype": source.dtype},
+        "target": resolved.target,
+        "dtype": dtype,
+        "max_capacity": capacity,
+        "weights": {"in_place_bytes": in_place, "converted_bytes": converted},
+        "kv_cache_bytes_per_token": kv_bytes,
+        "profile": resolved.to_dict(),
+        "origin": dict(resolved.origin),
+        "warnings": list(config.warnings),
+    }
+
+
+def build(
+    model: str | Path,
+    output: str | Path,
+    *,
+    profile: str | Path = "cpu",
+    overrides: Mapping[str, object] | None = None,
+    revision: str | None = None,
+    parity: bool = True,
+    value_scan: bool = True,
+    weights: PlacementMode = "auto",
+    overwrite: bool = False,
+) -> BuildResult:
+    """Build an engine package: load, export, lower, package, check parity.
+
+    Args:
+        model: checkpoint folder or hub id.
+        output: package folder to make; nothing is left there after an error.
+        profile: name of a packaged profile, or path of a profile file.
+        overrides: dotted profile keys that take precedence over the file.
+        revision: of a hub id.
+        parity: compare the finished engine with PyTorch on a few prompts before the package is put in place.
+        value_scan: read every weight and refuse NaN, infinities and values beyond the target's type.
+        weights: how weights used in place get into the package: linked, copied, or linked where possible.
+        overwrite: replace an existing package.
+
+    Raises:
+        Q2ExportError: one of its family; the message says what to do.
+    """
+    from q2export.exporter.export import build_graph, load_source, target_dtype
+
+    watch = Stopwatch()
+    resolved = load_profile(profile, overrides)
+    if resolved.target != "onnxruntime":
+        raise ExportError(f"building engines for target {resolved.target!r} is not implemented yet; use 'q2export export'")
+    check_output(Path(output).absolute(), overwrite)
+    with watch.stage("load"):
+        found = resolve_model(model, revision)
+        source = load_source(found.folder)
+    with watch.stage("trace and lower"):
+        dtype = target_dtype(source, resolved.target, resolved.dtype)
+        graph = build_graph(source, resolved.target, dtype, pipeline.max_capacity(source, resolved))
+    with PackageWriter(Path(output), overwrite) as writer:
+        written = pipeline.write_graph(writer, graph, value_scan=value_scan, placement=weights, watch=watch)
+        pipeline.copy_texts(writer, source.folder)
+        engine = pipeline.engine_info(source, resolved, dtype)
+        summary, skipped = None, "not asked for (--no-parity)"
+        if parity:
+            with watch.stage("parity"):
+                report = _smoke_check(writer.folder, found, source, resolved, engine)
+                writer.add_text("parity.json", report.to_json() + "\n")
+                summary, skipped = pipeline.parity_summary(report), ""
+        with watch.stage("golden"):
+            write_golden(writer.folder, engine)
+            for name in GOLDEN_FILES:
+                writer.add_written(name)
+        described = pipeline.manifest(
+            writer,
+            source,
+            written,
+            engine,
+            model_id=found.id,
+            revision=found.revision,
+            target=resolved.target,
+            profile=resolved.to_dict(),
+            overrides=resolved.overrides(),
+            parity=summary,
+            parity_skipped=skipped or None,
+        )
+        writer.write_manifest(described)
+    return BuildResult(
+        writer.output, described, source.config.warnings, graph.passes, watch.seconds, pipeline.peak_rss_bytes()
+    )
+
+
+def _smoke_check(folder: Path, found: ModelSource, source: Any, profile: Profile, engine: Any) -> ParityReport:
+    """Compare the engine with PyTorch before it is put in place; a difference ends the build."""
+    report = pipeline.parity_report(
+        folder,
+        engine,
+        source,
+        profile,
+        smoke_prompts(folder, engine),
+        model_id=found.id,
+        command=f"q2export verify PACKAGE --model {shlex.quote(found.id)}",
+        greedy_tokens=min(SMOKE_GREEDY_TOKENS, engine.max_capacity // 2),
+    )
+    if not report.passed:
+        from q2export.runtime.verify.summary import summary_lines
+
+        raise ParityError("the engine is not equal to PyTorch; nothing was kept\n" + "\n".join(summary_lines(report)))
+    return report
+
+
+def export(
+    model: str | Path,
+    output: str | Path,
+    *,
+    target: Literal["portable", "onnxruntime", "tensorrt"] = "portable",
+    dtype: str | None = None,
+    revision: str | None = None,
+    weights: PlacementMode = "auto",
+    overwrite: bool = False,
+    max_capacity: int | None = None,
+) -> ExportResult:
+    """Write the ONNX graph of a checkpoint, its weights in place, and read no weight that need not be converted.
+
+    Args:
+        model: checkpoint folder or hub id.
+        output: folder to make.
+        target: ``portable`` is the canonical graph; the others are lowered.
+        dtype: type of the graph; None is the checkpoint's own where the target takes it.
+        revision, weights, overwrite: as in :func:`build`.
+        max_capacity: tokens the rotary tables of target ``onnxruntime`` cover; None is what the model was made for.
+
+    Raises:
+        Q2ExportError: one of its family; nothing is left behind.
+    """
+    from q2export.exporter.export import build_graph, load_source, target_dtype
+
+    watch = Stopwatch()
+    check_output(Path(output).absolute(), overwrite)
+    with watch.stage("load"):
+        found = resolve_model(model, revision)
+        source = load_source(found.folder)
+    profile = _export_profile(target, max_capacity or source.config.context_length)
+    with watch.stage("trace and lower"):
+        chosen = target_dtype(source, target, dtype)
+        graph = build_graph(source, target, chosen, pipeline.max_capacity(source, profile))
+    with PackageWriter(Path(output), overwrite) as writer:
+        written = pipeline.write_graph(writer, graph, value_scan=False, placement=weights, watch=watch)
+        pipeline.copy_texts(writer, source.folder)
+        described = pipeline.manifest(
+            writer,
+            source,
+            written,
+            pipeline.engine_info(source, profile, chosen),
+            model_id=found.id,
+            revision=found.revision,
+            target=target,
+            profile={},
+            overrides={},
+            parity=None,
+            parity_skipped="exported, not built",
+        )
+        writer.write_manifest(described)
+    return ExportResult(
+        writer.output,
+        writer.output / pipeline.ONNX_FILE,
+        described,
+        source.config.warnings,
+        graph.passes,
+        watch.seconds,
+        pipeline.peak_rss_bytes(),
+    )
+
+
+def _export_profile(target: str, capacity: int) -> Profile:
+    """The ranges an exported graph is described with: as wide as the model."""
+    base = load_profile("cpu", {"capacity.max": max(capacity, 2), "capacity.opt": min(capacity, 2048)})
+    return base
+
+
+def load(package: str | Path, *, threads: int | None = None, check: Check = "fast") -> Engine:
+    """Load a package for generation. Needs neither PyTorch nor onnx.
+
+    Args:
+        package: folder made by :func:`build`.
+        threads: CPU threads; None is what the profile says (0: one per core).
+        check: how much of the package is checked first, see :func:`q2export.package_reader.read_package`.
+
+    Raises:
+        PackageError: not a package, damaged, or made for something else.
+    """
+    from q2export import runtime
+
+    return runtime.load(package, threads=threads, check=check)
+
+
+def verify(
+    package: str | Path,
+    model: str | Path,
+    *,
+    revision: str | None = None,
+    prompts: Sequence[str] | None = None,
+    text: str | None = None,
+    greedy_tokens: int = 64,
+    threads: int | None = None,
+    report: str | Path | None = None,
+) -> ParityReport:
+    """Compare a package with the PyTorch reference of its checkpoint.
+
+    Args:
+        package: folder made by :func:`build`.
+        model: the checkpoint it was built from; folder or hub id.
+        revision: of a hub id.
+        prompts: texts to continue and compare on; None takes a built-in set.
+        text: running text for perplexity.
+        greedy_tokens: tokens to generate after each prompt.
+        threads: CPU threads; None is what the profile says.
+        report: HTML page to write.
+
+    Returns:
+        the report; ``passed`` is the verdict, a wrong engine is no exception.
+
+    Raises:
+        Q2ExportError: the two cannot be compared.
+    """
+    from q2export.exporter.export import load_source
+
+    opened = read_package(package)
+    if opened.manifest.target != "onnxruntime":
+        raise PackageError(f"{opened.folder}: built for {opened.manifest.target}; verify runs onnxruntime packages only")
+    found = resolve_model(model, revision)
+    source = load_source(found.folder)
+    _check_same_model(opened.manifest, source)
+    profile = Profile.from_dict(dict(opened.manifest.profile), str(opened.folder / "manifest.json"))
+    if threads is not None:
+        profile = dataclasses.replace(profile, threads=threads)
+    engine = opened.manifest.engine
+    chosen = parity_prompts(opened.folder, engine, prompts, text, greedy_tokens)
+    result = pipeline.parity_report(
+        opened.folder,
+        engine,
+        source,
+        profile,
+        chosen.prompts,
+        model_id=found.id,
+        command=shlex.join(["q2export", "verify", opened.folder.name, "--model", str(model)]),
+        greedy_tokens=chosen.greedy_tokens,
+        text_tokens=chosen.text,
+        decode=chosen.decode,
+    )
+    if report is not None:
+        from q2export.runtime.verify.report import write_report
+
+        write_report(result, Path(report))
+    return result
+
+
+def _check_same_model(manifest: Manifest, source: Any) -> None:
+    """Refuse a checkpoint of another shape: comparing it would only say that it is another model."""
+    engine, config = manifest.engine, source.config
+    pairs = {
+        "model_type": (manifest.model.model_type, config.model_type),
+        "num_hidden_layers": (engine.num_hidden_layers, config.num_hidden_layers),
+        "num_key_value_heads": (engine.num_key_value_heads, config.num_key_value_heads),
+        "head_dim": (engine.head_dim, config.head_dim),
+        "vocab_size": (engine.vocab_size, config.vocab_size),
+    }
+    for name, (built, found) in pairs.items():
+        if built != found:
+            raise PackageError(
+                f"{source.folder}: not the model this package was built from: {name} is {found}, the package has {built}"
+            )

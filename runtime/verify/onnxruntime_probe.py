@@ -1,0 +1,152 @@
+"""The ONNX Runtime engine under test: its logits, its greedy tokens, and its intermediate tensors.
+
+A session is opened for each question and closed after it: weights are mapped, so that costs milliseconds, and while
+the reference runs the engine takes no memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from q2export.errors import MissingDependencyError
+from q2export.manifest import EngineInfo
+from q2export.runtime.backends.base import Float32Array
+from q2export.runtime.backends.onnxruntime import OnnxRuntimeBackend, open_session, step_inputs
+from q2export.runtime.prefill import prefill
+from q2export.runtime.verify.contracts import (
+    EMBEDDING_POINT,
+    HEAD_POINT,
+    NORM_POINT,
+    PointInfo,
+    residual_point,
+)
+
+if TYPE_CHECKING:
+    import onnx
+
+_LAYER_POINTS = (
+    "input_layernorm",
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.attention",
+    "self_attn.o_proj",
+    "post_attention_layernorm",
+    "mlp.gate",
+    "mlp",
+)
+
+
+class OnnxRuntimeProbe:
+    """An :class:`~q2export.runtime.verify.contracts.EngineProbe` over the ONNX engine of a package."""
+
+    def __init__(self, folder: Path, engine: EngineInfo, *, threads: int = 0) -> None:
+        """Remember the package; nothing is loaded yet.
+
+        Args:
+            folder: the package.
+            engine: from its manifest.
+            threads: CPU threads; 0 is one per core.
+        """
+        self._folder = folder
+        self._engine = engine
+        self._threads = threads
+
+    def score(self, tokens: Sequence[int]) -> Float32Array:
+        """Logits after each token: float32 ``[tokens, vocab]``, in chunks through the KV cache as in service."""
+        backend = self._backend()
+        cache = backend.new_cache(1, len(tokens))
+        ids = np.asarray([tokens], dtype=np.int64)
+        logits = np.empty((len(tokens), backend.vocab_size), dtype=np.float32)
+        step = max(
+            1, min(backend.prefill_chunk, -(-len(tokens) // 2))
+        )  # at least two chunks, to cross a border
+        for start in range(0, len(tokens), step):
+            length = min(step, len(tokens) - start)
+            wanted = np.arange(length, dtype=np.int64)[None]
+            past, query = np.array([start], dtype=np.int64), np.array([length], dtype=np.int64)
+            logits[start : start + length] = backend.forward(
+                cache, ids[:, start : start + length], past, query, wanted
+            )[0]
+        return logits
+
+    def greedy(self, prompt: Sequence[int], n: int) -> list[int]:
+        """Exactly ``n`` greedy tokens after ``prompt``, one decode step each."""
+        backend = self._backend()
+        cache = backend.new_cache(1, len(prompt) + n)
+        token = int(prefill(backend, cache, [np.asarray(prompt, dtype=np.int64)])[0].argmax())
+        tokens = [token]
+        first, one = np.zeros((1, 1), dtype=np.int64), np.ones(1, dtype=np.int64)
+        while len(tokens) < n:
+            past = np.array([len(prompt) + len(tokens) - 1], dtype=np.int64)
+            token = int(backend.forward(cache, first + token, past, one, first)[0, 0].argmax())
+            tokens.append(token)
+        return tokens
+
+    def capture(self, tokens: Sequence[int], points: Collection[str]) -> dict[str, Float32Array]:
+        """Run the engine with the values of ``points`` exposed: float32 ``[tokens, width]`` each."""
+        onnx = _onnx()
+        model = self._model()
+        values = {point: self._value_of(model, point) for point in points}
+        known = {output.name for output in model.graph.output}
+        for value in sorted(set(values.values()) - known):
+            model.graph.output.append(onnx.helper.make_tensor_value_info(value, onnx.TensorProto.FLOAT, None))
+        session = open_session(model.SerializeToString(), threads=self._threads, weights_folder=self._folder)
+        names = sorted(set(values.values()))
+        feed = step_inputs(self._engine, tokens, np.arange(len(tokens), dtype=np.int64))
+        found = dict(zip(names, session.run(names, feed), strict=True))
+        return {point: found[value].reshape(len(tokens), -1) for point, value in values.items()}
+
+    def points(self) -> list[PointInfo]:
+        """The points of the contract that exist in this engine's graph, in the order of computation."""
+        model = self._model()
+        producers = {name: node for node in model.graph.node for name in node.output}
+        wanted: list[tuple[str, int | None]] = [(EMBEDDING_POINT, None)]
+        for layer in range(self._engine.num_hidden_layers):
+            path = residual_point(layer)
+            wanted += [(f"{path}.{name}", layer) for name in _LAYER_POINTS]
+            wanted.append((path, layer))
+        wanted += [(NORM_POINT, None), (HEAD_POINT, None)]
+        found = []
+        for name, layer in wanted:
+            value = self._value_of(model, name)
+            if value in producers:
+                found.append(PointInfo(name, layer, _op(producers, value)))
+        return found
+
+    def _value_of(self, model: onnx.ModelProto, point: str) -> str:
+        """The graph's name of a point: the same, but for a dense MLP, whose result is its last matrix product's."""
+        if point == HEAD_POINT:
+            return "logits"
+        if point.endswith(".mlp"):
+            names = {name for node in model.graph.node for name in node.output}
+            return point if point in names else f"{point}.down_proj"
+        return point
+
+    def _backend(self) -> OnnxRuntimeBackend:
+        return OnnxRuntimeBackend(self._folder, self._engine, threads=self._threads)
+
+    def _model(self) -> onnx.ModelProto:
+        return _onnx().load(str(self._folder / self._engine.file), load_external_data=False)
+
+
+def _op(producers: Mapping[str, onnx.NodeProto], value: str) -> str:
+    """Op type of what computes ``value``, looking through the reshapes that only rename it."""
+    node = producers[value]
+    while node.op_type in ("Reshape", "Transpose", "Cast") and node.input[0] in producers:
+        node = producers[node.input[0]]
+    return str(node.op_type)
+
+
+def _onnx():  # type: ignore[no-untyped-def]
+    try:
+        import onnx
+    except ImportError as error:
+        raise MissingDependencyError(
+            "comparing layers needs the package onnx; install q2export[export]"
+        ) from error
+    return onnx
