@@ -127,7 +127,7 @@ def _shard_name(path: Path, tensor: str, file: object) -> str:
         or relative.is_absolute()
         or ".." in relative.parts
         or not relative.name
-        or "\0" in file
+        or not file.isprintable()  # no NUL, no line break in a message, no lone surrogate
         or "\\" in file
     ):
         raise CheckpointError(

@@ -130,7 +130,8 @@ class ModelConfig:
         """Tokens the model is made for; with YaRN the extended number, whichever of the two is stated.
 
         Qwen states the original length beside ``rope_scaling``, others the extended one; as in vLLM, it is
-        ``original_max_position_embeddings`` times ``factor``.
+        ``original_max_position_embeddings`` times ``factor``. (For linear scaling vLLM multiplies too;
+        configs do not agree on what they state there, and this keeps to what is stated.)
         """
         if self.rope.rope_type == "yarn" and self.rope.original_max_position_embeddings is not None:
             return int(self.rope.original_max_position_embeddings * self.rope.factor)
