@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,11 +94,16 @@ class BindingPlan:
         return sum(binding.nbytes for binding in self.converted)
 
 
-def plan_binding(model: ir.Model, checkpoint: Checkpoint) -> BindingPlan:
+def plan_binding(model: ir.Model, checkpoint: Checkpoint, parameters: Collection[str]) -> BindingPlan:
     """Find the tensor of every initializer that has no data yet.
 
+    Args:
+        model: the lowered graph.
+        checkpoint: where the tensors are.
+        parameters: names of all parameters of the model; the graph must read every one of them.
+
     Raises:
-        ExportError: an initializer has no tensor of its name and shape, or a tensor has no initializer. Both would
+        ExportError: an initializer has no tensor of its name and shape, or a parameter has no initializer. Both would
             be a fault of the exporter: ``check_parameters`` has already compared the checkpoint with the model.
     """
     bindings = []
@@ -111,6 +116,9 @@ def plan_binding(model: ir.Model, checkpoint: Checkpoint) -> BindingPlan:
             found = "no such tensor" if source is None else f"{source.dtype} {source.shape}"
             raise ExportError(f"initializer {name!r} ({value.dtype} {shape}) has no tensor to read: found {found}")
         bindings.append(Binding(name, source, SAFETENSORS_TYPES[value.dtype]))
+    unread = sorted(set(parameters) - {binding.name for binding in bindings})
+    if unread:
+        raise ExportError(f"the graph does not read {len(unread)} parameter(s) of the model, first {unread[0]!r}")
     return BindingPlan(checkpoint, tuple(bindings))
 
 

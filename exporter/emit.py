@@ -10,7 +10,7 @@ from q2export.exporter.builder import GraphBuilder
 from q2export.exporter.config import ModelConfig
 from q2export.exporter.ops.functions import IR_VERSION, ONNX_OPSET, function_for
 from q2export.exporter.passes.base import run_passes
-from q2export.exporter.passes.collapse_reshapes import CollapseReshapes
+from q2export.exporter.passes.merge_reshapes import MergeReshapes
 from q2export.exporter.rope import inverse_frequencies
 from q2export.exporter.stamp import ONNX_TYPES, stamp
 from q2export.exporter.trace import TracedDecoder, layer_kind, trace
@@ -86,7 +86,7 @@ def assemble(config: ModelConfig, traced: TracedDecoder, dtype: str) -> ir.Model
         producer_version=__version__,
         functions=_functions(config),
     )
-    run_passes(model, [CollapseReshapes()])
+    run_passes(model, [MergeReshapes()])
     return model
 
 

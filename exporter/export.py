@@ -13,7 +13,7 @@ from q2export.errors import ExportError
 from q2export.exporter.bind import BindingPlan, plan_binding
 from q2export.exporter.checkpoint import Checkpoint, open_checkpoint
 from q2export.exporter.config import ModelConfig, load_config
-from q2export.exporter.parameters import check_parameters
+from q2export.exporter.parameters import check_parameters, expected_parameters
 
 Target = Literal["portable", "onnxruntime", "tensorrt"]
 
@@ -96,7 +96,7 @@ def build_graph(source: Source, target: Target, dtype: str, max_positions: int) 
     model = emit(source.config, dtype)
     lowerings = {"portable": [], "onnxruntime": onnxruntime.passes(max_positions), "tensorrt": tensorrt.passes()}
     results = run_passes(model, lowerings[target])
-    plan = plan_binding(model, source.checkpoint)
+    plan = plan_binding(model, source.checkpoint, expected_parameters(source.config))
     return Graph(model, plan, tuple((one.name, one.matched, tuple(one.refused)) for one in results))
 
 

@@ -241,8 +241,11 @@ def _silu(state: Stamp, node: torch.fx.Node) -> ir.Value:
 
 def _reshape(state: Stamp, node: torch.fx.Node) -> ir.Value:
     x, sizes = node.args
-    shape = state.builder.shape(state.dims(sizes))  # type: ignore[arg-type]
-    return state.builder.op("Reshape", [state.value(x), shape], name=f"{state.path(node)}/Reshape")
+    pieces = state.dims(sizes)  # type: ignore[arg-type]
+    # A size of zero is a size, not "as in the input": no logits may be asked for.
+    attributes = {} if -1 in pieces else {"allowzero": 1}
+    inputs = [state.value(x), state.builder.shape(pieces)]
+    return state.builder.op("Reshape", inputs, name=f"{state.path(node)}/Reshape", attributes=attributes)
 
 
 def _unsqueeze(state: Stamp, node: torch.fx.Node) -> ir.Value:

@@ -10,10 +10,12 @@ from __future__ import annotations
 from q2export.exporter.passes.base import Pass
 from q2export.exporter.passes.fuse_rotary_attention import FuseRotaryAttention
 from q2export.exporter.passes.inline_functions import InlineFunctions
+from q2export.exporter.passes.merge_reshapes import MergeReshapes
 from q2export.exporter.passes.ort_attention import LowerAttentionToOnnxRuntime
 from q2export.exporter.passes.ort_head import FlipHead
 from q2export.exporter.passes.ort_silu import FuseSilu
 from q2export.exporter.passes.ort_skip_norm import FuseSkipNormalization
+from q2export.exporter.passes.remove_unused import RemoveUnused
 
 
 def passes(max_positions: int) -> list[Pass]:
@@ -21,8 +23,10 @@ def passes(max_positions: int) -> list[Pass]:
     return [
         FuseRotaryAttention(),
         LowerAttentionToOnnxRuntime(max_positions),
+        MergeReshapes(),
         InlineFunctions(),
         FuseSilu(),
         FuseSkipNormalization(),
         FlipHead(),
+        RemoveUnused(),
     ]

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from q2export.exporter.passes.base import Pass
 from q2export.exporter.passes.fuse_rotary_attention import FuseRotaryAttention
+from q2export.exporter.passes.remove_unused import RemoveUnused
 
 
 def passes() -> list[Pass]:
     """Return the passes, in order."""
-    return [FuseRotaryAttention()]
+    return [FuseRotaryAttention(), RemoveUnused()]

@@ -105,4 +105,4 @@ class Head(nn.Module):
         first = torch.arange(batch, device=hidden.device).unsqueeze(1) * sequence
         rows = hidden.reshape(-1, size).index_select(0, (first + logits_indices).reshape(-1))
         logits = self.lm_head(self.model["norm"](rows)).to(torch.float32)
-        return logits.view(batch, logits_indices.shape[1], -1)
+        return logits.view(batch, logits_indices.shape[1], self.lm_head.out_features)

@@ -6,6 +6,7 @@ import onnx_ir as ir
 
 from q2export import opspec
 from q2export.errors import ExportError
+from q2export.exporter.ops.functions import function_for
 from q2export.exporter.passes.base import (
     Pass,
     PassResult,
@@ -34,6 +35,9 @@ class FuseRotaryAttention(Pass):
                 continue
             self._fuse(model.graph, attention, [node for node in rotations if node is not None])
             result.matched += 1
+        if result.matched:
+            body = ir.from_proto(function_for(opspec.ROTARY_ATTENTION))
+            model.functions[body.identifier()] = body
 
     def _fuse(self, graph: ir.Graph, attention: ir.Node, rotations: list[ir.Node]) -> None:
         inputs = [input_of(rotations[0], 0), input_of(rotations[1], 0), *attention.inputs[2:]]

@@ -25,6 +25,7 @@ from q2export.exporter.passes.base import (
 
 MICROSOFT = "com.microsoft"
 COS_CACHE, SIN_CACHE = "rotary/cos_cache", "rotary/sin_cache"
+_FLAT_SHAPE = "shape/tokens_flat"
 
 
 class LowerAttentionToOnnxRuntime(Pass):
@@ -71,7 +72,9 @@ class LowerAttentionToOnnxRuntime(Pass):
     def _lower(self, graph: ir.Graph, node: ir.Node, lengths: list[ir.Value], tables: list[ir.Value]) -> None:
         path = (node.name or "").rsplit("/", 1)[0]
         heads, kv_heads = attribute_int(node, "num_heads"), attribute_int(node, "num_kv_heads")
-        flat = [_flatten(graph, node, index, f"{path}/{label}") for index, label in enumerate(("query", "key", "value"))]
+        flat_shape = _flat_shape(graph, node)
+        labels = ("query", "key", "value")
+        flat = [_flatten(graph, node, index, flat_shape, f"{path}/{label}") for index, label in enumerate(labels)]
         window = attribute_int(node, "sliding_window")
         output = ir.Value(name=f"{path}/flat")
         presents = [ir.Value(), ir.Value()]
@@ -103,10 +106,20 @@ class LowerAttentionToOnnxRuntime(Pass):
         replace(graph, node, [split.outputs[0], *lowered.outputs[1:]])
 
 
-def _flatten(graph: ir.Graph, node: ir.Node, index: int, name: str) -> ir.Value:
+def _flat_shape(graph: ir.Graph, node: ir.Node) -> ir.Value:
+    """The vector ``[batch, sequence, -1]``, computed once."""
+    for existing in graph:
+        if existing.name == _FLAT_SHAPE:
+            return existing.outputs[0]
+    query = input_of(node, 0)
+    rest = constant(graph, "const/rest", ir.tensor(np.array([-1], dtype=np.int64)))
+    tokens = insert(graph, node, "Shape", [query], name="shape/tokens", attributes={"start": 0, "end": 2}).outputs[0]
+    return insert(graph, node, "Concat", [tokens, rest], name=_FLAT_SHAPE, attributes={"axis": 0}).outputs[0]
+
+
+def _flatten(graph: ir.Graph, node: ir.Node, index: int, shape: ir.Value, name: str) -> ir.Value:
     """``[batch, sequence, heads, head_dim]`` -> ``[batch, sequence, heads * head_dim]``."""
     source = input_of(node, index)
-    shape = constant(graph, "const/flat_heads", ir.tensor(np.array([0, 0, -1], dtype=np.int64)))
     flat = insert(graph, node, "Reshape", [source, shape], name=name).outputs[0]
     if source.shape is not None:
         batch, sequence, heads, head_dim = source.shape

@@ -5,7 +5,7 @@ A backend runs a built engine. It knows token ids, lengths and logits; it knows 
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,9 +25,22 @@ class KVCache(Protocol):
     def capacity(self) -> int:
         """Tokens each row can hold."""
 
+    def move_row(self, source: int, target: int, length: int) -> None:
+        """Copy the first ``length`` tokens of row ``source`` over row ``target``; ``source`` is then unused.
 
-class Backend(Protocol):
+        Generation keeps the sequences that still run in the first rows: when one ends, the last takes its place.
+        """
+
+
+CacheT = TypeVar("CacheT", bound=KVCache)
+"""The kind of cache a backend makes, and the only kind it takes."""
+
+
+class Backend(Protocol[CacheT]):
     """One loaded engine.
+
+    A step works on the first ``rows`` rows of the cache, at most all; the others stay as they are. Sequences that
+    have ended, or whose prompt is not yet due, thus cost nothing.
 
     Lengths are per row. ``past_lengths[b]`` tokens of row ``b`` are already in the cache; the step appends
     ``query_lengths[b]`` more, which are ``input_ids[b, :query_lengths[b]]`` (right-padded).
@@ -49,7 +62,7 @@ class Backend(Protocol):
     def prefill_chunk(self) -> int:
         """Longest ``input_ids`` one call of :meth:`forward` should be given; longer prompts are fed in chunks."""
 
-    def new_cache(self, batch: int, capacity: int) -> KVCache:
+    def new_cache(self, batch: int, capacity: int) -> CacheT:
         """Allocate an empty cache.
 
         Raises:
@@ -58,7 +71,7 @@ class Backend(Protocol):
 
     def forward(
         self,
-        cache: KVCache,
+        cache: CacheT,
         input_ids: Int64Array,
         past_lengths: Int64Array,
         query_lengths: Int64Array,
@@ -67,12 +80,12 @@ class Backend(Protocol):
         """Append the tokens to the cache, in place, and return logits at the asked positions.
 
         Args:
-            cache: from :meth:`new_cache`, of the same batch.
-            input_ids: ``[batch, sequence]``, right-padded with any valid id.
-            past_lengths: ``[batch]`` tokens already cached per row.
-            query_lengths: ``[batch]`` valid tokens of ``input_ids`` per row, 1 to ``sequence``.
-            logits_indices: ``[batch, n]`` positions within ``sequence`` whose logits are wanted (``n`` may be 0).
+            cache: from :meth:`new_cache`, of at least ``rows`` rows.
+            input_ids: ``[rows, sequence]``, right-padded with any valid id.
+            past_lengths: ``[rows]`` tokens already cached per row.
+            query_lengths: ``[rows]`` valid tokens of ``input_ids`` per row, 1 to ``sequence``.
+            logits_indices: ``[rows, n]`` positions within ``sequence`` whose logits are wanted (``n`` may be 0).
 
         Returns:
-            float32 logits ``[batch, n, vocab_size]``.
+            float32 logits ``[rows, n, vocab_size]``, valid until the next call (the backend may reuse the memory).
         """

@@ -74,6 +74,10 @@ class OnnxRuntimeCache:
         """Tokens each sequence can hold."""
         return int(self.data.shape[4])
 
+    def move_row(self, source: int, target: int, length: int) -> None:
+        """Copy the first ``length`` tokens of row ``source`` over row ``target``."""
+        self.data[:, :, target, :, :length] = self.data[:, :, source, :, :length]
+
 
 class OnnxRuntimeBackend:
     """A :class:`~q2export.runtime.backends.base.Backend` over an ONNX Runtime session."""

@@ -1,0 +1,18 @@
+"""Drop nodes and initializers that nothing reads, such as position ids once a kernel counts positions itself."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from q2export.exporter.passes.base import Pass, PassResult
+
+
+class RemoveUnused(Pass):
+    """Graph inputs and outputs stay; ``bind`` refuses a graph that no longer reads every tensor of the checkpoint."""
+
+    def rewrite(self, model: ir.Model, result: PassResult) -> None:
+        """Remove, and count the nodes that went."""
+        before = model.graph.num_nodes()
+        RemoveUnusedNodesPass()(model)
+        result.matched = before - model.graph.num_nodes()
