@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from q2export.profile import ParityThresholds
+from q2export.runtime.verify.formatting import percent
 from q2export.runtime.verify.results import GreedyDifference, LogitMetrics, SequenceResult
 
 
@@ -35,7 +36,8 @@ def judge(
         if sequence.greedy and sequence.greedy.first_difference
     ]
     ties = sum(sequence.greedy.ties for sequence in sequences if sequence.greedy)
-    warnings = [f"{ties} greedy tokens are near-ties, decided otherwise by rounding"] if ties else []
+    are = "token is a near-tie" if ties == 1 else "tokens are near-ties"
+    warnings = [f"{ties} greedy {are}, decided otherwise by rounding"] if ties else []
     return Verdict((*logits, *greedy), tuple(warnings), bool(logits))
 
 
@@ -85,6 +87,6 @@ def _logit_failures(
     if agreement < thresholds.min_top1_agreement:
         differ = total.tokens - total.top1_matches - total.top1_ties
         yield (
-            f"top-1 agreement {agreement:.2%} is below {thresholds.min_top1_agreement:.2%} "
+            f"top-1 agreement {percent(agreement)} is below {percent(thresholds.min_top1_agreement)} "
             f"({differ} of {total.tokens} tokens differ beyond a tie)"
         )
