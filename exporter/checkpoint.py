@@ -18,8 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from q2export.errors import CheckpointError
+from q2export.exporter.listing import listed_names
 from q2export.exporter.safetensors_header import ITEMSIZE, TensorRef, read_header
-from q2export.exporter.strict_json import listed_names, read_object, shown
+from q2export.strict_json import read_object, shown
 
 __all__ = ["Checkpoint", "RawBits", "TensorRef", "open_checkpoint", "read_blocks"]
 

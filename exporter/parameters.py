@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from q2export.errors import CheckpointError
 from q2export.exporter.checkpoint import Checkpoint, read_blocks
 from q2export.exporter.config import ModelConfig
-from q2export.exporter.strict_json import listed, listed_names, shown
+from q2export.exporter.listing import listed, listed_names
+from q2export.strict_json import shown
 
 EMBEDDING, LM_HEAD = "model.embed_tokens.weight", "lm_head.weight"
 

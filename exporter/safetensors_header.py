@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from q2export.errors import CheckpointError
-from q2export.exporter.strict_json import parse_object, shown
+from q2export.strict_json import parse_object, shown
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library itself
 ITEMSIZE: Mapping[str, int] = {"F32": 4, "F16": 2, "BF16": 2}

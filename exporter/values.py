@@ -11,7 +11,7 @@ import numpy as np
 
 from q2export.errors import CheckpointError
 from q2export.exporter.checkpoint import RawBits, TensorRef
-from q2export.exporter.strict_json import shown
+from q2export.strict_json import shown
 
 # Bits of infinity without the sign; everything from there on is infinite or NaN.
 _INFINITY: Mapping[str, int] = {"F32": 0x7F800000, "F16": 0x7C00, "BF16": 0x7F80}

@@ -12,7 +12,8 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
 
 from q2export.errors import ConfigError
-from q2export.exporter.rope import RopeParameters, inverse_frequencies, parse_rope
+from q2export.exporter.rope import RopeParameters, inverse_frequencies
+from q2export.exporter.rope_config import parse_rope
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
 SCALINGS: dict[str, dict[str, object]] = {
