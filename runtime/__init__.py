@@ -1,1 +1,63 @@
-"""TODO"""
+"""The runtime: a built engine package, without PyTorch.
+
+::
+
+    from q2export.runtime import load
+
+    engine = load("path/to/package")
+    print(engine.generate("Once upon a time", max_new_tokens=50).text)
+
+Importing this module loads neither NumPy nor ONNX Runtime; :func:`load` does.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from q2export.package_reader import Check
+    from q2export.runtime.engine import Engine
+
+__all__ = ["load"]
+
+_log = logging.getLogger(__name__)
+
+
+def load(package: Path | str, *, threads: int | None = None, check: Check = "fast") -> Engine:
+    """Open an engine package.
+
+    Args:
+        package: the folder that ``q2export build`` wrote.
+        threads: CPU threads of the engine; 0 is one per core, None is what the package's profile says.
+        check: how much of the package is checked first, see :func:`q2export.package_reader.read_package`.
+
+    Raises:
+        PackageError: the package is damaged, incomplete, or made for another version or target.
+        ConfigError: its tokenizer, template or generation configuration is malformed.
+        MissingDependencyError: a library the package needs is not installed.
+    """
+    from q2export.package_reader import read_package
+    from q2export.runtime.backends.onnxruntime import OnnxRuntimeBackend
+    from q2export.runtime.chat import load_chat_template
+    from q2export.runtime.engine import Engine
+    from q2export.runtime.generation_config import read_generation_defaults
+    from q2export.runtime.tokenizer import load_tokenizer
+
+    opened = read_package(package, check)
+    folder, manifest = opened.folder, opened.manifest
+    defaults = read_generation_defaults(folder)
+    for field in defaults.unsupported:
+        _log.warning("generation_config.json: %s is not supported and has no effect", field)
+    tokenizer = load_tokenizer(folder)
+    special_tokens = {} if tokenizer is None else tokenizer.special_tokens
+    if threads is None:
+        from_profile = manifest.profile.get("threads")
+        threads = from_profile if isinstance(from_profile, int) else 0
+    return Engine(
+        OnnxRuntimeBackend(folder, manifest.engine, threads=threads),
+        tokenizer=tokenizer,
+        defaults=defaults,
+        chat_template=load_chat_template(folder, special_tokens),
+    )

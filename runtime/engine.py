@@ -1,0 +1,312 @@
+"""The engine a program talks to: scores and generates token ids, and text where there is a tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from q2export.errors import ConfigError, GenerationError
+from q2export.runtime.backends.base import Backend, Float32Array, Int64Array
+from q2export.runtime.chat import ChatTemplate, Message
+from q2export.runtime.generate import Row, generate
+from q2export.runtime.generation_config import GenerationDefaults
+from q2export.runtime.options import GenerationOptions
+from q2export.runtime.prompt import new_token_limit, token_array
+from q2export.runtime.results import GenerationResult, TokenEvent
+from q2export.runtime.sampling import Sampler, check_finite
+from q2export.runtime.stopping import StopStrings
+from q2export.runtime.tokenizer import IncrementalDetokenizer, Tokenizer
+
+Prompt = str | Sequence[int] | npt.NDArray[np.integer[Any]]
+"""Token ids, or text for an engine with a tokenizer."""
+
+_SCORE_PIECE_BYTES = 64 << 20  # logits asked for at once
+
+
+class Engine:
+    """A loaded engine package. See :func:`q2export.runtime.load`.
+
+    Calls do not share state: each allocates a KV cache of the size it needs and drops it at its end.
+
+    Args:
+        backend: the engine proper.
+        tokenizer: None for an engine that knows token ids only.
+        defaults: from ``generation_config.json``; None is greedy, without end-of-text token.
+        chat_template: None where the package has none.
+
+    Raises:
+        ConfigError: the tokenizer or an end-of-text token does not fit the engine's vocabulary.
+    """
+
+    def __init__(
+        self,
+        backend: Backend[Any],
+        *,
+        tokenizer: Tokenizer | None = None,
+        defaults: GenerationDefaults | None = None,
+        chat_template: ChatTemplate | None = None,
+    ) -> None:
+        self.backend = backend
+        self.tokenizer = tokenizer
+        self.defaults = GenerationDefaults() if defaults is None else defaults
+        self.chat_template = chat_template
+        vocab_size = backend.vocab_size
+        if tokenizer is not None and tokenizer.size > vocab_size:
+            raise ConfigError(
+                f"tokenizer.json has token ids up to {tokenizer.size - 1}, the engine's vocabulary has "
+                f"{vocab_size}; the tokenizer belongs to another model"
+            )
+        outside = [i for i in self.defaults.eos_token_ids if i >= vocab_size]
+        if outside:
+            raise ConfigError(f"eos_token_id {outside[0]} is outside the engine's vocabulary of {vocab_size}")
+
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        max_new_tokens: int | None = None,
+        min_new_tokens: int = 0,
+        do_sample: bool | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] = (),
+        ignore_eos: bool = False,
+    ) -> GenerationResult:
+        """Continue a prompt. What is not given comes from the package's ``generation_config.json``.
+
+        Args:
+            prompt: token ids, or text.
+            max_new_tokens: most tokens to generate. A number given here must fit the engine's capacity; the
+                default (the configuration's, or 512) is cut to what fits after the prompt.
+            min_new_tokens: neither an end-of-text token nor a stop string ends the text before that many
+                tokens.
+            do_sample: draw at random; False takes the likeliest token. Where it is not given, giving
+                ``temperature``, ``top_k``, ``top_p`` or ``min_p`` means True.
+            temperature: divides the logits; 0 takes the likeliest token.
+            top_k: keep this many of the likeliest tokens; 0 keeps all.
+            top_p: keep the fewest likeliest tokens that reach this probability, in (0, 1].
+            min_p: drop tokens less likely than this share of the likeliest, in [0, 1].
+            repetition_penalty: above 1 makes tokens that have occurred, also in the prompt, less likely.
+            seed: of the random draws; the same seed, prompt and engine give the same tokens.
+            stop: end the text before any of these strings; the text of a special token stands for that token.
+            ignore_eos: go on after end-of-text tokens.
+
+        Raises:
+            GenerationError: an option out of range, an empty prompt, a token id outside the vocabulary, more
+                tokens than the engine's capacity, text without a tokenizer, or logits that are not finite.
+        """
+        options = GenerationOptions(
+            max_new_tokens=max_new_tokens,
+            min_new_tokens=min_new_tokens,
+            do_sample=do_sample,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+            stop=stop,
+            ignore_eos=ignore_eos,
+        )
+        return self._results(self._rows([prompt], options))[0]
+
+    def generate_batch(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        max_new_tokens: int | None = None,
+        min_new_tokens: int = 0,
+        do_sample: bool | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        seed: int | Sequence[int] | None = None,
+        stop: str | Sequence[str] = (),
+        ignore_eos: bool = False,
+    ) -> list[GenerationResult]:
+        """Continue several prompts at once, of any lengths; one result each, in their order.
+
+        Options and errors are those of :meth:`generate`. ``seed`` is one for all rows, so that a row's random
+        draws are those of its prompt alone, or one per row. A row that has ended costs nothing while others
+        run.
+        """
+        options = GenerationOptions(
+            max_new_tokens=max_new_tokens,
+            min_new_tokens=min_new_tokens,
+            do_sample=do_sample,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+            stop=stop,
+            ignore_eos=ignore_eos,
+        )
+        return self._results(self._rows(prompts, options))
+
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        max_new_tokens: int | None = None,
+        min_new_tokens: int = 0,
+        do_sample: bool | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] = (),
+        ignore_eos: bool = False,
+    ) -> Iterator[TokenEvent]:
+        """Continue a prompt token by token. Options and errors are those of :meth:`generate`.
+
+        Wrong options are refused here, before the first token is asked for. The last event carries the
+        result, which equals that of :meth:`generate`. Closing the iterator ends the generation.
+        """
+        options = GenerationOptions(
+            max_new_tokens=max_new_tokens,
+            min_new_tokens=min_new_tokens,
+            do_sample=do_sample,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+            stop=stop,
+            ignore_eos=ignore_eos,
+        )
+        rows = self._rows([prompt], options)
+        return (event for _, event in generate(self.backend, rows))
+
+    def score(self, token_ids: Sequence[int] | npt.NDArray[np.integer[Any]]) -> Float32Array:
+        """Logits after each token of one sequence: float32 ``[tokens, vocab]``.
+
+        Beside the result, at most one piece of :meth:`score_pieces` is held.
+
+        Raises:
+            GenerationError: as in :meth:`score_pieces`.
+        """
+        sequence = self._scorable(token_ids)
+        logits = np.empty((len(sequence), self.backend.vocab_size), np.float32)
+        start = 0
+        for piece in self._score(sequence):
+            logits[start : start + len(piece)] = piece
+            start += len(piece)
+        return logits
+
+    def score_pieces(self, token_ids: Sequence[int] | npt.NDArray[np.integer[Any]]) -> Iterator[Float32Array]:
+        """The rows of :meth:`score` in pieces ``[n, vocab]`` of at most 64 MiB, each valid until the next.
+
+        Raises:
+            GenerationError: an empty sequence, one longer than the engine's capacity, a token id outside the
+                vocabulary, or logits that are not finite.
+        """
+        return self._score(self._scorable(token_ids))
+
+    def chat_prompt(
+        self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> list[int]:
+        """Token ids of a conversation, up to the start of the assistant's next turn.
+
+        Args:
+            messages: ``[{"role": "user", "content": "..."}, ...]``, oldest first.
+            tools: JSON schemas of functions, for templates that offer them to the model.
+
+        Raises:
+            GenerationError: the package has no chat template, or the template refuses the messages.
+        """
+        if self.chat_template is None:
+            raise GenerationError(
+                "this package has no chat template (chat_template.jinja, or chat_template in "
+                "tokenizer_config.json); give the whole prompt to generate"
+            )
+        return self._encode(self.chat_template.render(messages, tools=tools))
+
+    def _encode(self, text: str) -> list[int]:
+        if self.tokenizer is None:
+            raise GenerationError("this package has no tokenizer.json: give token ids, not text")
+        return self.tokenizer.encode(text)
+
+    def _rows(self, prompts: Sequence[Prompt], options: GenerationOptions) -> list[Row]:
+        limit = self.backend.max_batch
+        if isinstance(prompts, str) or not 1 <= len(prompts) <= limit:
+            found = "a string" if isinstance(prompts, str) else f"{len(prompts)} prompts"
+            raise GenerationError(
+                f"this engine takes a batch of 1 to {limit} prompts, found {found}; split the batch"
+            )
+        sampling = options.sampling(self.defaults.sampling)
+        stop_ids, stop_strings = self._stops(options)
+        rows = []
+        for index, (prompt, seed) in enumerate(zip(prompts, options.seeds(len(prompts)), strict=True)):
+            name = "the prompt" if len(prompts) == 1 else f"prompt {index}"
+            ids = self._encode(prompt) if isinstance(prompt, str) else prompt
+            tokens = token_array(ids, self.backend.vocab_size, name)
+            row = Row(
+                index=index,
+                prompt=tokens,
+                sampler=Sampler(sampling, tokens, seed, tuple(stop_ids), options.min_new_tokens),
+                max_new_tokens=new_token_limit(
+                    options, self.defaults, len(tokens), self.backend.max_capacity, name
+                ),
+                min_new_tokens=options.min_new_tokens,
+                stop_ids=stop_ids,
+                detokenizer=None if self.tokenizer is None else IncrementalDetokenizer(self.tokenizer.decode),
+                stop_strings=StopStrings(stop_strings),
+            )
+            rows.append(row)
+        return rows
+
+    def _stops(self, options: GenerationOptions) -> tuple[dict[int, str | None], list[str]]:
+        """Tokens that end the text, with the stop string each stands for; and the other stop strings."""
+        stop_ids: dict[int, str | None] = (
+            {} if options.ignore_eos else dict.fromkeys(self.defaults.eos_token_ids)
+        )
+        others = []
+        for stop in options.stop_strings:
+            if self.tokenizer is None:
+                raise GenerationError("stop strings need a tokenizer, and this package has no tokenizer.json")
+            token_id = self.tokenizer.special_token_id(stop)
+            if token_id is None:
+                others.append(stop)
+            else:
+                stop_ids[token_id] = stop
+        return stop_ids, others
+
+    def _results(self, rows: Sequence[Row]) -> list[GenerationResult]:
+        results = {row.index: event.result for row, event in generate(self.backend, rows) if event.result}
+        return [results[row.index] for row in rows]
+
+    def _scorable(self, token_ids: Sequence[int] | npt.NDArray[np.integer[Any]]) -> Int64Array:
+        tokens = token_array(token_ids, self.backend.vocab_size, "the sequence")
+        capacity = self.backend.max_capacity
+        if len(tokens) > capacity:
+            raise GenerationError(
+                f"the sequence has {len(tokens)} tokens, the engine's capacity is {capacity}; shorten it, "
+                "score it in parts, or build an engine of larger capacity"
+            )
+        return tokens
+
+    def _score(self, tokens: Int64Array) -> Iterator[Float32Array]:
+        backend = self.backend
+        width = max(1, min(backend.prefill_chunk, _SCORE_PIECE_BYTES // (4 * backend.vocab_size)))
+        cache = backend.new_cache(1, len(tokens))
+        for start in range(0, len(tokens), width):
+            piece = tokens[None, start : start + width]
+            count = piece.shape[1]
+            lengths = np.array([start], np.int64), np.array([count], np.int64)
+            logits = backend.forward(cache, piece, *lengths, np.arange(count)[None])[0]
+            check_finite(logits)
+            yield logits

@@ -1,0 +1,124 @@
+"""The defaults of generation: ``generation_config.json``, or ``config.json`` where there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from q2export.errors import ConfigError, GenerationError
+from q2export.runtime.options import SamplingOptions, check_integer
+from q2export.strict_json import read_object
+
+_MAX_BYTES = 1 << 20  # of either file; they are a few hundred bytes
+
+# Fields of transformers' GenerationConfig that change which tokens come out and are not implemented here,
+# with the values at which they do nothing.
+_UNSUPPORTED: Mapping[str, tuple[object, ...]] = {
+    "bad_words_ids": (None, []),
+    "begin_suppress_tokens": (None, []),
+    "encoder_repetition_penalty": (None, 1),
+    "epsilon_cutoff": (None, 0),
+    "eta_cutoff": (None, 0),
+    "exponential_decay_length_penalty": (None,),
+    "forced_bos_token_id": (None,),
+    "forced_eos_token_id": (None,),
+    "guidance_scale": (None, 1),
+    "max_length": (None, 20),
+    "max_time": (None,),
+    "min_length": (None, 0),
+    "min_new_tokens": (None, 0),
+    "no_repeat_ngram_size": (None, 0),
+    "num_beams": (None, 1),
+    "num_return_sequences": (None, 1),
+    "penalty_alpha": (None, 0),
+    "sequence_bias": (None, {}, []),
+    "stop_strings": (None, [], ""),
+    "suppress_tokens": (None, []),
+    "token_healing": (None, False),
+    "top_h": (None,),
+    "typical_p": (None, 1),
+    "watermarking_config": (None,),
+}
+
+
+@dataclass(frozen=True)
+class GenerationDefaults:
+    """What holds where the caller says nothing.
+
+    Attributes:
+        sampling: how tokens are chosen. A field absent from the file is off, also ``top_k``, which
+            transformers would set to 50.
+        max_new_tokens: None where the file does not give it.
+        eos_token_ids: tokens that end a text; may be empty.
+        unsupported: fields of the file that would change the text and are not implemented, as ``name=value``.
+    """
+
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)
+    max_new_tokens: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+    unsupported: tuple[str, ...] = ()
+
+
+def parse_generation_config(config: Mapping[str, object], where: str) -> GenerationDefaults:
+    """Read the fields this runtime implements. A field that is null counts as absent.
+
+    Args:
+        config: contents of ``generation_config.json``.
+        where: the file's name, for messages.
+
+    Raises:
+        ConfigError: a field has a wrong type or value.
+    """
+    given: dict[str, Any] = {key: value for key, value in config.items() if value is not None}
+    off = SamplingOptions()
+    try:
+        if "max_new_tokens" in given:
+            check_integer("max_new_tokens", given["max_new_tokens"], 1)
+        sampling = SamplingOptions(
+            do_sample=given.get("do_sample", off.do_sample),
+            temperature=given.get("temperature", off.temperature),
+            top_k=given.get("top_k", off.top_k),
+            top_p=given.get("top_p", off.top_p),
+            min_p=given.get("min_p", off.min_p),
+            repetition_penalty=given.get("repetition_penalty", off.repetition_penalty),
+        )
+    except GenerationError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    return GenerationDefaults(
+        sampling=sampling,
+        max_new_tokens=given.get("max_new_tokens"),
+        eos_token_ids=_eos_token_ids(given.get("eos_token_id"), where),
+        unsupported=tuple(
+            f"{name}={given[name]!r}"
+            for name, idle in _UNSUPPORTED.items()
+            if name in given and given[name] not in idle
+        ),
+    )
+
+
+def read_generation_defaults(folder: Path) -> GenerationDefaults:
+    """Read ``generation_config.json`` of a folder; without one, the ``eos_token_id`` of its ``config.json``.
+
+    As in transformers, a ``generation_config.json`` without ``eos_token_id`` means that no token ends a text.
+
+    Raises:
+        ConfigError: a file is malformed, or a field has a wrong type or value.
+    """
+    path = folder / "generation_config.json"
+    if path.is_file():
+        return parse_generation_config(read_object(path, _MAX_BYTES, ConfigError), str(path))
+    path = folder / "config.json"
+    if path.is_file():
+        eos = read_object(path, _MAX_BYTES, ConfigError).get("eos_token_id")
+        return GenerationDefaults(eos_token_ids=_eos_token_ids(eos, str(path)))
+    return GenerationDefaults()
+
+
+def _eos_token_ids(value: object, where: str) -> tuple[int, ...]:
+    ids = [] if value is None else value if isinstance(value, list) else [value]
+    if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
+        expected = "a token id, a list of token ids or null"
+        raise ConfigError(f"{where}: eos_token_id must be {expected}, found {value!r}")
+    return tuple(dict.fromkeys(ids))

@@ -1,0 +1,75 @@
+"""What generation returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+FinishReason = Literal["stop", "length"]
+"""``stop``: an end-of-text token or a stop string; ``length``: ``max_new_tokens``, or the engine is full."""
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Where the time of one sequence went. In a batch, seconds are those of the whole batch.
+
+    Time that a consumer of a stream spends between two tokens is not counted.
+
+    Attributes:
+        prompt_tokens: tokens of the prompt.
+        generated_tokens: tokens generated, the last one included.
+        prefill_seconds: allocating the cache and running the prompt.
+        time_to_first_token: seconds from the start of the call to the choice of the first token.
+        decode_seconds: seconds from the choice of the first token to that of the last.
+    """
+
+    prompt_tokens: int
+    generated_tokens: int
+    prefill_seconds: float
+    time_to_first_token: float
+    decode_seconds: float
+
+    @property
+    def prompt_tokens_per_second(self) -> float:
+        """Speed of prefill."""
+        return self.prompt_tokens / self.prefill_seconds if self.prefill_seconds > 0 else 0.0
+
+    @property
+    def decode_tokens_per_second(self) -> float:
+        """Speed of decoding; 0 if there is but one token, which the prefill gave."""
+        return (self.generated_tokens - 1) / self.decode_seconds if self.decode_seconds > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class GenerationResult:
+    """One generated sequence.
+
+    Attributes:
+        token_ids: what the engine generated, with the end-of-text token or the tokens of the stop string.
+        text: the decoded text, without special tokens, cut before the stop string; None without a tokenizer.
+        finish_reason: see :data:`FinishReason`.
+        stop_string: the stop string that ended the text, if one did.
+        timings: see :class:`Timings`.
+    """
+
+    token_ids: tuple[int, ...]
+    text: str | None
+    finish_reason: FinishReason
+    stop_string: str | None
+    timings: Timings
+
+
+@dataclass(frozen=True)
+class TokenEvent:
+    """One step of a stream.
+
+    Attributes:
+        token_id: the token just chosen.
+        text: what can now be shown. It is empty while a character is incomplete or a stop string may be
+            coming, and without a tokenizer. All of them joined are the result's text.
+        result: the whole result, with the last token only.
+    """
+
+    token_id: int
+    text: str
+    result: GenerationResult | None = None
