@@ -12,7 +12,7 @@ import click
 
 from q2export.suggest import nearest
 
-# In the order of use. Each is the object `command` of q2export.cli.<name>, whose help begins with these words.
+# In the order of use. Each is `command` of the module q2export.cli.<name>; its help begins with these words.
 COMMANDS: Mapping[str, str] = {
     "build": "Build an engine package from a checkpoint, and check its parity.",
     "export": "Write a checkpoint as an ONNX file for a target.",

@@ -137,5 +137,5 @@ def _message(error: Exception) -> str:
         return f"out of memory{f': {error}' if str(error) else ''}"
     return (
         f"unexpected {type(error).__name__}: {error}\n"
-        "This is a bug of q2export: please report it, with what 'q2export --debug ...' prints for the same command."
+        "This is a bug of q2export. Please report it, with the traceback that 'q2export --debug ...' prints."
     )

@@ -48,3 +48,9 @@ def format_seconds(seconds: float) -> str:
         return f"{seconds:.2f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s"
+
+
+def warn(messages: Iterable[str]) -> None:
+    """Print each message to stderr as ``warning: ...``."""
+    for message in messages:
+        click.echo(f"warning: {message}", err=True)

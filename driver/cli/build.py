@@ -1,0 +1,118 @@
+"""``q2export build``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from q2export.cli import options
+from q2export.cli.output import aligned, format_bytes, print_json, warn
+from q2export.cli.results import manifest_rows, run_document, run_rows
+
+if TYPE_CHECKING:
+    from q2export.placement import PlacementMode
+
+
+@click.command()
+@options.model
+@options.revision
+@click.option("--profile", default="cpu", show_default=True, metavar="NAME|FILE", help="What to build for.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a value of the profile; repeatable.",
+)
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Package folder to make.")
+@click.option("--no-parity", is_flag=True, help="Do not compare the engine with PyTorch.")
+@click.option(
+    "--no-value-scan", is_flag=True, help="Do not look for NaN, infinity and overflow in the weights."
+)
+@options.weights
+@options.overwrite
+@click.option("--dry-run", is_flag=True, help="Show what would be done, with every value of the profile.")
+@options.json_output
+def command(
+    model: str,
+    revision: str | None,
+    profile: str,
+    settings: tuple[str, ...],
+    output: Path | None,
+    no_parity: bool,
+    no_value_scan: bool,
+    weights: PlacementMode,
+    overwrite: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Build an engine package from a checkpoint, and check its parity.
+
+    The package is complete or not there at all: it appears under its name when every check has passed.
+    """
+    from q2export import api
+    from q2export.profile import parse_overrides
+
+    overrides = parse_overrides(settings)
+    if dry_run:
+        plan = api.plan(model, profile=profile, overrides=overrides, revision=revision)
+        warn(plan["warnings"])
+        if as_json:
+            print_json(plan)
+        else:
+            click.echo(_plan_text(plan))
+        return
+    if output is None:
+        raise click.UsageError("missing option '-o' / '--output' (or give --dry-run)")
+    result = api.build(
+        model,
+        output,
+        profile=profile,
+        overrides=overrides,
+        revision=revision,
+        parity=not no_parity,
+        value_scan=not no_value_scan,
+        weights=weights,
+        overwrite=overwrite,
+    )
+    warn(result.warnings)
+    if not as_json:
+        rows = [*manifest_rows(result.manifest), *run_rows(result.seconds, result.peak_rss_bytes)]
+        click.echo(f"built {result.package}\n{aligned(rows, indent=2)}")
+        return
+    document = run_document(
+        result.manifest,
+        seconds=result.seconds,
+        peak_rss_bytes=result.peak_rss_bytes,
+        warnings=result.warnings,
+        passes=result.passes,
+    )
+    print_json({"package": str(result.package), **document})
+
+
+def _plan_text(plan: Mapping[str, Any]) -> str:
+    model, weights = plan["model"], plan["weights"]
+    revision = f" @ {model['revision']}" if model["revision"] else ""
+    rows = [
+        ("model", f"{model['id']}{revision}: {model['model_type']}, {model['dtype']}"),
+        ("engine", f"{plan['target']}, {plan['dtype']}, capacity {plan['max_capacity']:,} tokens"),
+        ("weights in place", format_bytes(weights["in_place_bytes"])),
+        ("weights converted", format_bytes(weights["converted_bytes"])),
+        ("KV cache", f"{format_bytes(plan['kv_cache_bytes_per_token'])} per token"),
+    ]
+    origin = plan["origin"]
+    values = [(key, value, origin.get(key, "")) for key, value in _leaves(plan["profile"], "")]
+    return f"{aligned(rows)}\n\nprofile\n{aligned(values, indent=2)}"
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
+    """Dotted key and value of every scalar of nested mappings."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value)

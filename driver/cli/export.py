@@ -1,0 +1,75 @@
+"""``q2export export``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+from q2export.cli import options
+from q2export.cli.output import aligned, format_bytes, print_json, warn
+from q2export.cli.results import manifest_rows, run_document, run_rows
+
+if TYPE_CHECKING:
+    from q2export.placement import PlacementMode
+
+
+@click.command()
+@options.model
+@options.revision
+@click.option(
+    "--target",
+    type=click.Choice(["portable", "onnxruntime", "tensorrt"]),
+    default="portable",
+    show_default=True,
+    help="Portable runs in any ONNX runtime; the others are lowered for one.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float16", "bfloat16"]),
+    help="Of weights and activations.  [default: the checkpoint's, where the target takes it]",
+)
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder to make.")
+@options.weights
+@options.overwrite
+@options.json_output
+def command(
+    model: str,
+    revision: str | None,
+    target: Literal["portable", "onnxruntime", "tensorrt"],
+    dtype: str | None,
+    output: Path,
+    weights: PlacementMode,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Write a checkpoint as an ONNX file for a target.
+
+    Weights stay in the checkpoint's own files where the target takes their type; no value is read then.
+    """
+    from q2export import api
+
+    result = api.export(
+        model,
+        output,
+        target=target,
+        dtype=dtype,
+        revision=revision,
+        weights=weights,
+        overwrite=overwrite,
+    )
+    warn(result.warnings)
+    if not as_json:
+        rows = [("onnx", f"{result.onnx.name}, {format_bytes(result.onnx.stat().st_size)}")]
+        rows += [*manifest_rows(result.manifest), *run_rows(result.seconds, result.peak_rss_bytes)]
+        click.echo(f"exported {result.folder}\n{aligned(rows, indent=2)}")
+        return
+    document = run_document(
+        result.manifest,
+        seconds=result.seconds,
+        peak_rss_bytes=result.peak_rss_bytes,
+        warnings=result.warnings,
+        passes=result.passes,
+    )
+    print_json({"folder": str(result.folder), "onnx": str(result.onnx), **document})

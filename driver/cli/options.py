@@ -1,0 +1,25 @@
+"""Options that several commands share, so that each has one name and one meaning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+model = click.option(
+    "--model", required=True, metavar="MODEL", help="Checkpoint folder, or Hugging Face hub id."
+)
+revision = click.option("--revision", metavar="REVISION", help="Branch, tag or commit of a hub id.")
+weights = click.option(
+    "--weights",
+    type=click.Choice(["auto", "link", "copy"]),
+    default="auto",
+    show_default=True,
+    help="How weights used in place get into the output: linked, copied, or linked where possible.",
+)
+overwrite = click.option("--overwrite", is_flag=True, help="Replace an existing output of q2export.")
+json_output = click.option("--json", "as_json", is_flag=True, help="Write the result as JSON to stdout.")
+threads = click.option(
+    "--threads", type=click.IntRange(min=0), help="CPU threads; 0 is one per core.  [default: the profile's]"
+)
+package = click.argument("package", type=click.Path(path_type=Path))
