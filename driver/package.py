@@ -27,6 +27,7 @@ from q2export.staging import Staging, exit_on_termination
 from q2export.strict_json import read_object
 
 _MAX_MANIFEST_BYTES = 64 << 20
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 class PackageWriter:
@@ -99,7 +100,7 @@ class PackageWriter:
                 ) from problem
             finally:
                 self._staging.discard()
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, OSError) and error.errno in _NO_SPACE:
             parent = self.output.parent
             raise PackageError(
                 f"no space left in {parent} ({describe_filesystem(parent)}) writing {self.output.name}; "
@@ -109,10 +110,7 @@ class PackageWriter:
     def _commit(self) -> None:
         if self._described is None:
             raise PackageError(f"{self.output}: {MANIFEST_NAME} was not written")
-        present = {
-            path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*") if not path.is_dir()
-        }
-        present.discard(MANIFEST_NAME)
+        present = _listing(self.folder)
         differing = present.symmetric_difference(self._described) | present.symmetric_difference(self._files)
         if differing or self._described != self._files:
             names = ", ".join(sorted(differing)) or "changed after it was written"
@@ -151,13 +149,8 @@ class PackageWriter:
             PackageError: ``source`` cannot be read.
         """
         target = self._target(name)
-        try:
-            digest = copy_file(source, target)
-        except OSError as error:
-            if error.filename != str(source):
-                raise
-            raise PackageError(f"{source}: cannot be read: {error.strerror}") from error
-        self._files[name] = FileRecord.of(digest)
+        with _reading(source):
+            self._files[name] = FileRecord.of(copy_file(_real_file(source), target))
 
     def add_written(self, name: str) -> None:
         """Record a file that another program wrote to ``folder / name``: read it once, bring it to stable
@@ -193,30 +186,19 @@ class PackageWriter:
                 short.
         """
         target = self._target(name)
-        try:
-            real = shard.resolve(strict=True)
-            size = real.stat().st_size
-        except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, before Python 3.13
-            raise PackageError(f"{shard}: cannot be read: {error}") from error
-        placement: Placement | None = None if mode == "copy" else link_file(real, target)
-        if placement is None and mode == "link":
-            parent = self.output.parent
-            raise PackageError(
-                f"{real} ({describe_filesystem(real)}) cannot be linked into {parent} "
-                f"({describe_filesystem(parent)}); put the package on the file system of the checkpoint, "
-                "or let the weights be copied"
-            )
-        if placement is None:
-            placement = "copy"
-            self._files[name] = self._copy_weights(real, target, size)
-        else:
-            self._files[name] = _linked_record(target, sha256)
+        with _reading(shard):
+            real = _real_file(shard)
+            placement: Placement | None = None if mode == "copy" else link_file(real, target)
+            if placement is not None:
+                self._files[name] = _linked_record(target, sha256)
+            elif mode == "link":
+                raise _cannot_link(real, self.output.parent)
+            else:
+                placement, size = "copy", real.stat().st_size
+                require_free_space(self.folder, size, f"a copy of {real.name}")
+                with progress_bar(f"copying {shard.name}", size) as advance:
+                    self._files[name] = FileRecord.of(copy_file(real, target, advance))
         return WeightFile(name, placement, (shard.name,), self._files[name].bytes)
-
-    def _copy_weights(self, real: Path, target: Path, size: int) -> FileRecord:
-        require_free_space(self.folder, size, f"a copy of {real.name}")
-        with progress_bar(f"copying {real.name}", size) as advance:
-            return FileRecord.of(copy_file(real, target, advance))
 
     def write_manifest(self, manifest: Manifest) -> None:
         """Write ``manifest.json``; called again (say, after the parity check), it replaces the earlier one.
@@ -234,6 +216,42 @@ class PackageWriter:
         with HashingWriter(path) as file:
             file.write(manifest.to_json().encode())
         self._described = dict(manifest.files)
+
+
+def _listing(folder: Path) -> set[str]:
+    """Relative paths of all files in ``folder`` but the manifest."""
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+    return files - {MANIFEST_NAME}
+
+
+@contextmanager
+def _reading(source: Path) -> Iterator[None]:
+    """Report a failure to read ``source`` as an error of the user's; a full disk is reported at the end."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NO_SPACE:
+            raise
+        raise PackageError(f"{source}: cannot be put into the package: {error.strerror}") from error
+
+
+def _real_file(path: Path) -> Path:
+    """The regular file that ``path`` leads to."""
+    try:
+        real = path.resolve(strict=True)
+    except RuntimeError as error:  # a loop of symbolic links, before Python 3.13
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path)) from error
+    if not real.is_file():
+        raise PackageError(f"{path}: expected a regular file")
+    return real
+
+
+def _cannot_link(source: Path, parent: Path) -> PackageError:
+    ours, theirs = describe_filesystem(parent), describe_filesystem(source)
+    return PackageError(
+        f"{source} ({theirs}) cannot be linked into {parent} ({ours}); put the package on the file system of "
+        "the checkpoint, or let the weights be copied"
+    )
 
 
 def _linked_record(path: Path, sha256: str | None) -> FileRecord:
@@ -265,8 +283,7 @@ def check_output(output: Path, overwrite: bool) -> None:
     tool, files = data.get("tool"), data.get("files")
     if not isinstance(tool, dict) or tool.get("name") != TOOL_NAME or not isinstance(files, dict):
         raise PackageError(f"{keep}its {MANIFEST_NAME} was not written by {TOOL_NAME}; remove it yourself")
-    present = {path.relative_to(output).as_posix() for path in output.rglob("*") if not path.is_dir()}
-    if surplus := sorted(present - set(files) - {MANIFEST_NAME}):
+    if surplus := sorted(_listing(output) - set(files)):
         more = f" and {len(surplus) - 1} more" if surplus[1:] else ""
         raise PackageError(
             f"{keep}it holds {surplus[0]!r}{more}, which {MANIFEST_NAME} does not list; move it away first"

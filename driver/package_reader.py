@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +67,7 @@ def read_package(folder: str | Path, check: Check = "fast") -> Package:
     """
     folder = Path(folder).absolute()
     path = folder / MANIFEST_NAME
-    if not path.exists():
+    if not os.path.lexists(path):
         problem = "holds no manifest.json" if folder.is_dir() else "is not a folder"
         raise PackageError(f"{folder} is not an engine package: it {problem}; make one with q2export build")
     package = Package(

@@ -126,8 +126,11 @@ def _is_alive(pid: int) -> bool:
 
 
 def _lock_folder(folder: Path) -> int | None:
-    """Open and lock a folder; None if another process holds the lock or the file system knows none."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    """Open and lock a folder; None if another process holds the lock, or the file system has no locks."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

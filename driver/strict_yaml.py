@@ -46,16 +46,16 @@ def _refused(problem: str, mark: Any) -> yaml.MarkedYAMLError:
     return yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
 
 
-def _resolve(kind: str, pattern: str, first: str) -> None:
-    _StrictLoader.add_implicit_resolver(
-        f"tag:yaml.org,2002:{kind}", re.compile(f"^(?:{pattern})$"), list(first)
-    )
+def _resolve(kind: str, pattern: str, first: list[str]) -> None:
+    """Let plain scalars that match ``pattern`` and start with one of ``first`` be of a kind."""
+    _StrictLoader.add_implicit_resolver(f"tag:yaml.org,2002:{kind}", re.compile(f"^(?:{pattern})$"), first)
 
 
-_resolve("null", r"null|~|", "n~")
-_resolve("bool", r"true|false", "tf")
-_resolve("int", _INTEGER, "-0123456789")
-_resolve("float", rf"{_INTEGER}(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?", "-0123456789")
+_DIGITS = list("-0123456789")
+_resolve("null", r"null|~|", ["n", "~", ""])
+_resolve("bool", r"true|false", ["t", "f"])
+_resolve("int", _INTEGER, _DIGITS)
+_resolve("float", rf"{_INTEGER}(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?", _DIGITS)
 
 
 def parse_yaml(text: str, label: str, error: type[Q2ExportError]) -> object:
