@@ -26,6 +26,8 @@ from q2export.exporter.passes.base import (
 MICROSOFT = "com.microsoft"
 COS_CACHE, SIN_CACHE = "rotary/cos_cache", "rotary/sin_cache"
 _FLAT_SHAPE = "shape/tokens_flat"
+_HEAD_DIM_MULTIPLE = 16
+"""ONNX Runtime 1.31 refuses other head sizes when the first token is run (``group_query_attention_helper.h``)."""
 
 
 class LowerAttentionToOnnxRuntime(Pass):
@@ -43,9 +45,15 @@ class LowerAttentionToOnnxRuntime(Pass):
             raise ExportError(f"{left[0].name}: run FuseRotaryAttention first; this attention has no rotation")
 
     def rewrite(self, model: ir.Model, result: PassResult) -> None:
-        """Replace every fused attention."""
+        """Replace every fused attention whose heads the kernel takes; the others run as their function body."""
         graph = model.graph
-        nodes = nodes_of(graph, opspec.ROTARY_ATTENTION.name, opspec.DOMAIN)
+        nodes = []
+        for node in nodes_of(graph, opspec.ROTARY_ATTENTION.name, opspec.DOMAIN):
+            head_dim = _head_dim(node)
+            if head_dim % _HEAD_DIM_MULTIPLE:
+                result.refused.append(f"{node.name}: head_dim {head_dim} is not a multiple of {_HEAD_DIM_MULTIPLE}")
+            else:
+                nodes.append(node)
         if not nodes:
             return
         lengths = _lengths(graph, nodes[0])
@@ -98,12 +106,18 @@ class LowerAttentionToOnnxRuntime(Pass):
         shape = node.outputs[0].shape
         if shape is None:
             raise ExportError(f"{node.name}: its output has no shape")
-        head_dim = shape[3]
-        width = heads * int(head_dim)  # type: ignore[arg-type]
+        width = heads * _head_dim(node)
         output.shape, output.dtype = ir.Shape([shape[0], shape[1], width]), node.outputs[0].dtype
         four = constant(graph, f"const/heads_{heads}", ir.tensor(np.array([0, 0, heads, -1], dtype=np.int64)))
         split = insert(graph, node, "Reshape", [output, four], name=f"{path}/heads")
         replace(graph, node, [split.outputs[0], *lowered.outputs[1:]])
+
+
+def _head_dim(node: ir.Node) -> int:
+    shape = input_of(node, 0).shape
+    if shape is None or not isinstance(shape[3], int):
+        raise ExportError(f"{node.name}: its query has no known head_dim")
+    return shape[3]
 
 
 def _flat_shape(graph: ir.Graph, node: ir.Node) -> ir.Value:
