@@ -66,8 +66,9 @@ def _read_json(path: Path) -> tuple[dict[str, object], int, int]:
             end = _LENGTH_BYTES + length
             if status.st_size < _LENGTH_BYTES or not 2 <= length <= MAX_HEADER_BYTES or end > status.st_size:
                 raise CheckpointError(
-                    f"{path}: not a safetensors file or truncated: its first 8 bytes promise a header of "
-                    f"{length} bytes (at most {MAX_HEADER_BYTES} are allowed), the file has {status.st_size}"
+                    f"{path}: not a safetensors file or truncated: its first 8 bytes promise a "
+                    f"header of {length} bytes (2 to {MAX_HEADER_BYTES} are possible), the file has "
+                    f"{status.st_size} in all"
                 )
             content = os.pread(file.fileno(), length, _LENGTH_BYTES)
     except OSError as problem:

@@ -1,4 +1,4 @@
-"""Random damage to a good checkpoint: each case must be refused with one message that names the file.
+"""Random damage to a good checkpoint: the command line refuses each case with one message naming a file.
 
 Every strategy builds damage that is damage for certain; where a random edit could be harmless (a changed
 byte of metadata), an independent reader decides and the case is skipped.
@@ -6,18 +6,19 @@ byte of metadata), an independent reader decides and the case is skipped.
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path, PurePosixPath
 
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from q2export.errors import Q2ExportError
+from q2export.cli.main import main
 from q2export.exporter.checkpoint import INDEX_FILE, SINGLE_FILE, open_checkpoint
 from q2export.exporter.config import load_config
 from q2export.exporter.parameters import check_parameters
@@ -59,19 +60,20 @@ many = settings(max_examples=60, derandomize=True, deadline=None, suppress_healt
 few = settings(many, max_examples=25)
 
 
-def refusal(folder: Path) -> str:
-    """The message with which ``folder`` is refused. The one place that knows how a checkpoint is opened."""
-    with pytest.raises(Q2ExportError) as caught:
-        config = load_config(folder)
-        check_parameters(open_checkpoint(folder), config)
-    return str(caught.value)
-
-
 def assert_refused(folder: Path) -> None:
-    message = refusal(folder)
+    """``q2export export`` exits with 1 and one line that names a file of ``folder``, and writes nothing."""
+    output = folder.parent / "output"
+    stdout, stderr = io.StringIO(), io.StringIO()
+    with redirect_stdout(stdout), redirect_stderr(stderr):
+        code = main(["export", "--model", str(folder), "--target", "portable", "--output", str(output)])
+    message = stderr.getvalue().removesuffix("\n")
+    assert code == 1
+    assert message.startswith("error: ")
     assert str(folder) in message
-    assert message.isprintable()
+    assert message.isprintable()  # one line, and nothing that a terminal would obey
     assert len(message) < 1000
+    assert stdout.getvalue() == ""
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
 @pytest.fixture(scope="module")
