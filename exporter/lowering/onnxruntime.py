@@ -2,7 +2,7 @@
 
 The choices are measured per op: ``benchmarks/results/ort_ops.md``. Mixture-of-experts layers run as their function
 body (tokens sorted by expert, one Gemm per expert and matrix): ``com.microsoft.MoE`` would need every expert stacked
-and interleaved, a copy, and returns zeros where its input buffer is reused (shared FACTS, section 4).
+and interleaved, a copy, and returns zeros where its input buffer is reused (``passes/ort_moe_traps.py``).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from q2export.exporter.passes.inline_functions import InlineFunctions
 from q2export.exporter.passes.merge_reshapes import MergeReshapes
 from q2export.exporter.passes.ort_attention import LowerAttentionToOnnxRuntime
 from q2export.exporter.passes.ort_head import FlipHead
+from q2export.exporter.passes.ort_moe_traps import RefuseMoeTraps
 from q2export.exporter.passes.ort_silu import FuseSilu
 from q2export.exporter.passes.ort_skip_norm import FuseSkipNormalization
 from q2export.exporter.passes.remove_unused import RemoveUnused
@@ -29,4 +30,5 @@ def passes(max_positions: int) -> list[Pass]:
         FuseSkipNormalization(),
         FlipHead(),
         RemoveUnused(),
+        RefuseMoeTraps(),
     ]
