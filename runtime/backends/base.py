@@ -84,7 +84,8 @@ class Backend(Protocol[CacheT]):
             input_ids: ``[rows, sequence]``, right-padded with any valid id.
             past_lengths: ``[rows]`` tokens already cached per row.
             query_lengths: ``[rows]`` valid tokens of ``input_ids`` per row, 1 to ``sequence``.
-            logits_indices: ``[rows, n]`` positions within ``sequence`` whose logits are wanted (``n`` may be 0).
+            logits_indices: ``[rows, n]`` positions within ``sequence`` whose logits are wanted (``n`` may be 0);
+                for a position in a row's padding they are unspecified.
 
         Returns:
             float32 logits ``[rows, n, vocab_size]``, valid until the next call (the backend may reuse the memory).

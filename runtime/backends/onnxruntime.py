@@ -151,13 +151,15 @@ class OnnxRuntimeBackend:
         longest = int(query_lengths.max())
         ids = input_ids[:, :longest]
         logits = np.empty((*logits_indices.shape, self.vocab_size), dtype=np.float32)
+        # Padding is cut off below, so a position within it is answered by the row's last token.
+        indices = np.minimum(logits_indices, query_lengths[:, None] - 1)
         # The attention kernel takes several tokens on top of a past only one sequence at a time.
         rows = len(input_ids)
         one_by_one = rows > 1 and longest > 1 and bool(past_lengths.any())
         parts = [slice(row, row + 1) for row in range(rows)] if one_by_one else [slice(0, rows)]
         for part in parts:
             length = int(query_lengths[part].max())
-            step = (ids[part, :length], past_lengths[part], query_lengths[part], logits_indices[part])
+            step = (ids[part, :length], past_lengths[part], query_lengths[part], indices[part])
             self._run(cache, part, step, logits[part])
         return logits
 
