@@ -84,9 +84,9 @@ class _Generation(Extension):
 class _PlainNamespace(Namespace):
     """``namespace()`` without underscore names, which Python itself might look up on the object."""
 
-    def __init__(self, **attributes: Any) -> None:
+    def __init__(self, *pairs: Any, **attributes: Any) -> None:
         super().__init__()
-        for name, value in attributes.items():
+        for name, value in dict(*pairs, **attributes).items():
             self[name] = value
 
     def __setitem__(self, name: str, value: Any) -> None:
@@ -95,9 +95,9 @@ class _PlainNamespace(Namespace):
         super().__setitem__(name, value)
 
 
-def _new_dict(**items: Any) -> dict[str, Any]:
+def _new_dict(*pairs: Any, **items: Any) -> dict[Any, Any]:
     """``dict(a=1)``: a function, because the type itself has more attributes than a template needs."""
-    return items
+    return dict(*pairs, **items)
 
 
 def _raise_exception(message: str) -> None:

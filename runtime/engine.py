@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -308,5 +309,9 @@ class Engine:
             count = piece.shape[1]
             lengths = np.array([start], np.int64), np.array([count], np.int64)
             logits = backend.forward(cache, piece, *lengths, np.arange(count)[None])[0]
-            check_finite(logits)
+            check_finite(logits, functools.partial(_after, start))
             yield logits
+
+
+def _after(start: int, row: int) -> str:
+    return f"after token {start + row}"

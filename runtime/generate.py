@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -118,7 +119,7 @@ def generate(backend: Backend[CacheT], rows: Sequence[Row]) -> Iterator[tuple[Ro
     prefill_seconds = time.perf_counter() - resumed
     first_token_seconds: float | None = None
     while running:
-        check_finite(logits)
+        check_finite(logits, functools.partial(_after, running))
         tokens = [row.sampler.choose(logits[slot]) for slot, row in enumerate(running)]
         texts = [row.accept(token) for row, token in zip(running, tokens, strict=True)]
         spent += time.perf_counter() - resumed
@@ -134,6 +135,10 @@ def generate(backend: Backend[CacheT], rows: Sequence[Row]) -> Iterator[tuple[Ro
         running = _drop_ended(cache, running)
         if running:
             logits = _step(backend, cache, running)
+
+
+def _after(rows: Sequence[Row], slot: int) -> str:
+    return f"after token {rows[slot].length - 1} of prompt {rows[slot].index}"
 
 
 def _capacity(backend: Backend[CacheT], rows: Sequence[Row]) -> int:

@@ -132,8 +132,7 @@ class GenerationOptions:
         """The caller's choices over ``defaults``.
 
         A caller who sets ``temperature``, ``top_k``, ``top_p`` or ``min_p`` but not ``do_sample`` wants to
-        sample: to drop the number because the configuration says ``do_sample: false`` would be silently
-            wrong.
+        sample: dropping the number because the configuration does not sample would be silently wrong.
         """
         shaping = (self.temperature, self.top_k, self.top_p, self.min_p)
         shaped = any(value is not None for value in shaping)

@@ -9,9 +9,8 @@ import numpy as np
 
 from q2export.runtime.backends.base import Backend, CacheT, Float32Array, Int64Array
 
-# What a call costs besides its tokens, in tokens: every call reads all weights. From a 0.5B model in fp32 on
-# 2 CPU
-# threads: a one-token step takes 46 ms, a further prompt token 1.8 ms.
+# What a call costs besides its tokens, in tokens: every call reads all weights. From a 0.5B model in fp32
+# on 2 CPU threads: a one-token step takes 46 ms, a further prompt token 1.8 ms.
 _CALL_TOKENS = 25
 
 
@@ -24,11 +23,11 @@ class PrefillCall(NamedTuple):
 
 
 def plan_prefill(lengths: Sequence[int], chunk: int) -> list[PrefillCall]:
-    """Cut prompts into calls. All prompts end in the last call, so that only it need return logits.
+    """Cut prompts into calls. All prompts end in the last call, the only one asked for logits.
 
-    Short prompts join late: with lengths 2000 and 20 the last call is 20 wide and the ones before it take the
-    long prompt alone. Each call is as wide as keeps the share of useful work highest; greedy, from the end
-    backwards.
+    Short prompts join late: with lengths 2000 and 20 the last call is 20 wide, and those before it take the
+    long prompt alone. From the end backwards, each call is as wide as it can be before its padding costs more
+    than another call would.
 
     Args:
         lengths: tokens per prompt, longest first, each at least 1.
@@ -39,14 +38,11 @@ def plan_prefill(lengths: Sequence[int], chunk: int) -> list[PrefillCall]:
     while near < lengths[0]:
         rows = sum(length > near for length in lengths)
         widest = min(near + chunk, lengths[0])
-
-        def useful_share(far: int, near: int = near, rows: int = rows) -> float:
-            useful = sum(min(length, far) - near for length in lengths[:rows])
-            return useful / (rows * (far - near) + _CALL_TOKENS)
-
-        far = max(
-            sorted({widest, *(length for length in lengths[:rows] if length < widest)}), key=useful_share
-        )
+        far = min(lengths[rows - 1], widest)  # without padding
+        for longer in sorted({widest, *(n for n in lengths[:rows] if far < n < widest)}):
+            padding = sum(max(longer - n, 0) for n in lengths[:rows])
+            if padding <= _CALL_TOKENS:
+                far = longer
         calls.append(PrefillCall(rows, far, near))
         near = far
     return calls[::-1]

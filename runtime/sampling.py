@@ -9,7 +9,7 @@ top_k.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -23,11 +23,12 @@ Float64Array = npt.NDArray[np.float64]
 _FIRST_GUESS = 256  # tokens sorted first when looking for the top_p set in a whole vocabulary
 
 
-def check_finite(logits: Float32Array) -> None:
+def check_finite(logits: Float32Array, where: Callable[[int], str]) -> None:
     """Refuse logits that no token may be chosen from.
 
     Args:
         logits: ``[rows, vocab]``.
+        where: names a row in the message.
 
     Raises:
         GenerationError: NaN or infinity, with its place.
@@ -40,15 +41,14 @@ def check_finite(logits: Float32Array) -> None:
     if len(bad):
         row, token = (int(i) for i in bad[0])
         raise GenerationError(
-            f"the engine returned {logits[row, token]} as the logit of token {token} in row {row} "
-            f"({len(bad)} such logits of {logits.size}); expected finite numbers. "
-            "Compare the engine with the checkpoint: q2export verify"
+            f"the engine returned {logits[row, token]} as the logit of token {token} {where(row)} "
+            f"({len(bad)} of {logits.size} logits are not finite); compare the engine with its checkpoint: "
+            "q2export verify"
         )
 
 
 def apply_repetition_penalty(logits: Float32Array, token_ids: Int64Array, penalty: float) -> None:
-    """Divide positive logits of ``token_ids`` by ``penalty`` and multiply negative ones, once per token, in
-    place.
+    """Divide positive logits of ``token_ids`` by ``penalty`` and multiply negative ones, in place.
 
     Source: Keskar et al. 2019, arXiv 1909.05858, as in transformers' ``RepetitionPenaltyLogitsProcessor``.
 
@@ -74,7 +74,7 @@ def candidates(logits: Float32Array, options: SamplingOptions) -> tuple[Int64Arr
     """
     token_ids = _top_k(logits, options.top_k)
     scores = logits[token_ids].astype(np.float64)
-    # With the maximum subtracted first, the likeliest weighs 1 and others at worst 0, whatever the temperature.
+    # With the maximum subtracted first, the likeliest weighs 1 and the others at worst 0, at any temperature.
     with np.errstate(over="ignore"):
         weights = np.exp((scores - scores.max()) / options.temperature)
     if options.top_p < 1:

@@ -61,8 +61,7 @@ class IncrementalDetokenizer:
     """Decodes tokens as they come; a character whose bytes are spread over tokens is never shown half.
 
     The texts returned, joined, equal the decoding of all tokens at once. It relies on the decoding of
-    byte-level
-    BPE: the text of two token lists joined is that of their bytes joined.
+    byte-level BPE: the text of two token lists joined is that of their bytes joined.
 
     Args:
         decode: token ids to text, with U+FFFD for bytes that are not UTF-8.
@@ -94,8 +93,7 @@ class IncrementalDetokenizer:
 
 
 def load_tokenizer(folder: Path) -> Tokenizer | None:
-    """Load ``tokenizer.json`` and ``tokenizer_config.json`` of a folder; None if there is no
-    ``tokenizer.json``.
+    """Load the tokenizer of a folder, or None if it has no ``tokenizer.json``.
 
     Raises:
         ConfigError: a file is malformed, the tokenizer is not byte-level, or the two files disagree.

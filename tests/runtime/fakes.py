@@ -49,7 +49,7 @@ class FakeCache:
 
 @dataclass
 class FakeBackend:
-    """Computes ``model(prefix, vocab_size)`` from what is in the cache, and checks the contract at every call."""
+    """Computes ``model(prefix, vocab_size)`` from what is in the cache; checks the contract at every call."""
 
     vocab_size: int = 64
     max_batch: int = 8
@@ -116,7 +116,7 @@ END, START = "<|end|>", "<|start|>"
 
 
 def byte_tokenizer(merges: Sequence[tuple[str, str]] = ()) -> Tokenizer:
-    """One token per byte (in the order of their byte-level characters), merged tokens, then two special tokens."""
+    """A token per byte (in the order of their byte-level characters), merged tokens, two special tokens."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = [*alphabet, *(left + right for left, right in merges)]
     core = tokenizers.Tokenizer(models.BPE({t: i for i, t in enumerate(tokens)}, list(merges)))

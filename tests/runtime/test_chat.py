@@ -56,13 +56,17 @@ TEMPLATES = {
     "trim and lstrip": "a\n  {% if true %}\n  b\n  {% endif %}\nc\n",
     "break": "{% for m in messages %}{{ loop.index }}{% break %}{% endfor %}",
     "continue": "{% for m in messages %}{% continue %}x{% endfor %}.",
-    "tojson": "{{ messages | tojson }}{{ messages | tojson(indent=2) }}{{ {'b': 1, 'a': '<é>'} | tojson(sort_keys=true) }}",
+    "tojson": "{{ messages | tojson }}{{ messages | tojson(indent=2) }}",
+    "tojson options": "{{ {'b': 1, 'a': '<é>'} | tojson(sort_keys=true, ensure_ascii=true) }}",
     "tools": "{% if tools %}{{ tools | tojson }}{% endif %}{{ tools is none }}",
     "documents": "{{ documents is none }}",
     "special tokens": "{{ eos_token }}|{{ pad_token }}|{{ bos_token }}",
-    "namespace": "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
-    "dict": "{{ dict(a=1) }}",
-    "generation": "{% set x = 1 %}{% generation %}{% set x = 2 %}{{ messages[0].content }}{% endgeneration %}{{ x }}",
+    "namespace": "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}"
+    "{{ ns.n }}",
+    "namespace of pairs": "{% set ns = namespace({'n': 3}, m=4) %}{{ ns.n }}{{ ns.m }}",
+    "dict": "{{ dict(a=1) }}{{ dict({'b': 2}, a=1) }}",
+    "generation": "{% set x = 1 %}{% generation %}{% set x = 2 %}{{ messages[0].content }}{% endgeneration %}"
+    "{{ x }}",
     "time": "{{ strftime_now('%Y') }}",
     "undefined": "[{{ nothing }}]",
     "string methods": "{{ messages[0]['content'].upper().split('L') }}",
@@ -122,7 +126,7 @@ def test_errors_of_a_template_are_one_clear_error(source: str, reason: str) -> N
     except ConfigError as error:
         assert reason in str(error)
         return
-    with pytest.raises(GenerationError, match="the chat template refused the messages: .+") as caught:
+    with pytest.raises(GenerationError, match=r"the chat template refused the messages: .+") as caught:
         template.render([USER])
     assert reason in str(caught.value)
 

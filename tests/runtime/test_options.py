@@ -92,7 +92,7 @@ def test_seeds() -> None:
     assert GenerationOptions(seed=[1, 2]).seeds(2) == [1, 2]
     assert GenerationOptions().seeds(2) == [None, None]
     for bad in (GenerationOptions(seed=[1, 2]), GenerationOptions(seed=-1), GenerationOptions(seed="abc")):  # type: ignore[arg-type]
-        with pytest.raises(GenerationError, match="^seed must be"):
+        with pytest.raises(GenerationError, match=r"^seed must be"):
             bad.seeds(3)
 
 

@@ -172,11 +172,11 @@ def test_likeliest_token_always_stays(
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_logits_that_are_not_finite_are_refused_with_their_place(bad: float) -> None:
     logits = np.zeros((2, 5), np.float32)
-    check_finite(logits)
+    check_finite(logits, "in row {}".format)
     logits[1, 3] = bad
-    with pytest.raises(GenerationError, match=r"logit of token 3 in row 1 \(1 such logits of 10\)"):
-        check_finite(logits)
+    with pytest.raises(GenerationError, match=r"logit of token 3 in row 1 \(1 of 10 logits"):
+        check_finite(logits, "in row {}".format)
 
 
 def test_large_finite_logits_whose_sum_overflows_are_accepted() -> None:
-    check_finite(np.full((1, 8), 3e38, np.float32))
+    check_finite(np.full((1, 8), 3e38, np.float32), str)
