@@ -101,10 +101,8 @@ def clean_leftovers(output: Path) -> None:
         match = pattern.fullmatch(entry.name)
         if not match or entry.is_symlink() or not entry.is_dir() or _is_alive(int(match[2])):
             continue
-        lock = _lock_folder(entry)
-        if (
-            lock is None
-        ):  # alive on another machine or in another container, whose process ids mean nothing here
+        # locked: alive on another machine or in another container, whose process ids mean nothing here
+        if (lock := _lock_folder(entry)) is None:
             continue
         try:
             if match[1] == "old" and not output.exists():

@@ -15,13 +15,16 @@ _MAX_INTEGER_DIGITS = (
     20  # 2**64 has 20; Python's own limit of 4,300 digits is too late and absent before 3.11
 )
 
+_SHOWN_CHARACTERS = 120
+
 _short = reprlib.Repr()
-_short.maxstring = _short.maxother = 120
+_short.maxstring = _short.maxother = _SHOWN_CHARACTERS
 
 
 def shown(value: object) -> str:
     """``repr`` of an untrusted value, cut to a length and depth fit for an error message."""
-    return _short.repr(value)
+    text = _short.repr(value)
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 3]}..."
 
 
 def read_object(path: Path, limit: int, error: type[Q2ExportError]) -> dict[str, object]:
