@@ -1,0 +1,65 @@
+"""An engine that says what it is told to, for the tests of commands."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from q2export.errors import GenerationError
+from q2export.runtime.results import GenerationResult, Timings, TokenEvent
+
+TIMINGS = Timings(
+    prompt_tokens=8, generated_tokens=5, prefill_seconds=0.004, time_to_first_token=0.005, decode_seconds=0.02
+)
+
+
+@dataclass
+class FakeBackend:
+    vocab_size: int = 100
+
+
+@dataclass
+class FakeEngine:
+    """Streams ``pieces``; ``interrupt_after`` of them ctrl-C is pressed."""
+
+    pieces: Sequence[str] = ("Hel", "", "lo")
+    interrupt_after: int | None = None
+    backend: FakeBackend = field(default_factory=FakeBackend)
+    calls: list[dict[str, Any]] = field(default_factory=list)
+
+    def chat_prompt(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """As many ids as characters, so that a test recognises the conversation in the calls."""
+        text = "|".join(f"{message['role']}:{message['content']}" for message in messages)
+        if "refuse" in text:
+            raise GenerationError("the chat template refused the messages")
+        return [ord(character) for character in text]
+
+    def stream(
+        self,
+        prompt: str | list[int],
+        *,
+        max_new_tokens: int | None,
+        do_sample: bool | None,
+        temperature: float | None,
+        top_k: int | None,
+        top_p: float | None,
+        min_p: float | None,
+        repetition_penalty: float | None,
+        seed: int | None,
+        stop: Sequence[str],
+        ignore_eos: bool,
+    ) -> Iterator[TokenEvent]:
+        options = {name: value for name, value in locals().items() if name != "self"}
+        if isinstance(prompt, list):
+            options["prompt"] = "".join(map(chr, prompt))
+        self.calls.append(options)
+        return self._events()
+
+    def _events(self) -> Iterator[TokenEvent]:
+        for number, text in enumerate(self.pieces):
+            if number == self.interrupt_after:
+                raise KeyboardInterrupt
+            last = number == len(self.pieces) - 1
+            whole = GenerationResult((7, 8, 9), "".join(self.pieces), "stop", None, TIMINGS)
+            yield TokenEvent(number, text, whole if last else None)
