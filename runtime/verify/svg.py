@@ -47,7 +47,9 @@ class Canvas:
         self._add("circle", f'cx="{centre[0]:.1f}" cy="{centre[1]:.1f}" r="{radius:.1f}"', style, hint)
 
     def polyline(self, points: Sequence[Point], style: str) -> None:
-        """Connected lines."""
+        """Connected lines; nothing for fewer than two points."""
+        if len(points) < 2:
+            return
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
         self._elements.append(f'<polyline class="{style}" points="{path}"/>')
 

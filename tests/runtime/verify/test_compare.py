@@ -96,25 +96,36 @@ def test_the_tie_rule_is_twice_the_allowed_error() -> None:
     assert result.first_tie is not None and result.first_tie.step == 0
     assert result.first_difference is not None and result.first_difference.step == 1
     assert result.first is result.first_tie
+    exact = check_greedy([0, 2, 2, 0], 1, reference, reference, tie_margin=0.25, decode=words)
+    assert (exact.differences, exact.ties) == (0, 2)
     assert result.first_difference.reference_text == " w1" and result.first_difference.engine_text == " w2"
 
 
-def test_near_ties_pass_and_are_counted() -> None:
-    """Two rows of the head are equal in the reference; the engine leans to the other one."""
+@pytest.mark.parametrize(("behind", "passes"), [(0.0, True), (2e-6, True), (2e-4, False)])
+def test_near_ties_pass_and_are_counted(behind: float, passes: bool) -> None:
+    """A second token scores ``behind`` less than the first in the reference; the engine decodes to it."""
     reference, healthy = pair(2)
     first = TinyEngine(reference.model).greedy(PROMPTS[0], 1)[0]
     other = (first + 1) % 61
     head = reference.model.weights["lm_head"].copy()
-    head[other] = head[first]
-    scaled = head.copy()
-    scaled[max(first, other)] *= 1 + np.float32(2e-6)
-    model = replace(reference.model, weights={**reference.model.weights, "lm_head": head})
-    engine = replace(healthy, weights={**healthy.weights, "lm_head": scaled})
-    report = check(TinyReference(model), TinyEngine(engine), n_greedy=1)
-    assert report.passed and report.warnings == (
-        "1 greedy token is a near-tie, decided otherwise by rounding",
+    head[other] = head[first] * np.float32(1 - behind)
+    leaning = head.copy()
+    leaning[other] = head[first] * np.float32(1 + 1e-3)
+    same = {"lm_head": head}
+    model = replace(reference.model, weights={**reference.model.weights, **same})
+    engine = replace(healthy, weights={**healthy.weights, **same})
+    decoder = replace(healthy, weights={**healthy.weights, "lm_head": leaning})
+    report = compare(
+        TinyReference(model), TinyEngine(engine, decoder), PROMPTS[:1], THRESHOLDS, info=INFO, n_greedy=1
     )
-    assert report.total is not None and report.total.top1_ties >= 1
+    assert report.passed is passes
+    (sequence,) = report.sequences
+    assert sequence.greedy is not None and sequence.greedy.ties == int(passes)
+    if passes:
+        assert report.warnings == ("1 greedy token is a near-tie, decided otherwise by rounding",)
+    else:
+        assert sequence.greedy.first_difference is not None
+        assert 2e-4 < sequence.greedy.first_difference.margin < 2e-2
 
 
 def test_an_error_that_vanishes_when_tensors_are_exposed_is_said_so() -> None:

@@ -74,13 +74,16 @@ def test_polygraphy_runs_and_compares_with_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content", ["", "{", "[1]", "7", '[{"x": 3}]', '{"a": {"polygraphy_class": "Nonsense"}}']
 )
-def test_damaged_files_are_refused(tmp_path: Path, content: str) -> None:
+def test_damaged_files_are_refused_and_nothing_is_logged(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], content: str
+) -> None:
     path = tmp_path / "golden.json"
     path.write_text(content, encoding="utf-8")
     with pytest.raises(ParityError, match=r"golden\.json"):
         load_inputs(path)
     with pytest.raises(ParityError, match=r"golden\.json"):
         load_outputs(path, "q2export")
+    assert capfd.readouterr() == ("", "")
 
 
 def test_missing_file_and_runner_are_refused(tmp_path: Path) -> None:

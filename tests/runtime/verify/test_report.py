@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 import pytest
 
 from q2export.runtime.verify.compare import compare
+from q2export.runtime.verify.figures import relative_error_figure
 from q2export.runtime.verify.formatting import percent, scientific
 from q2export.runtime.verify.report import render_report, write_report
 from q2export.runtime.verify.results import ParityReport
@@ -74,6 +75,15 @@ def test_curves_have_a_point_per_stage_and_gaps_where_not_finite() -> None:
     assert dots(SPOILT) == 2  # embedding and layer 0; layer 1 is NaN
     crosses = [t.text for t in figures(render_report(SPOILT))["relative-error"].iter(f"{SVG}text")].count("✕")
     assert crosses == 4
+
+
+def test_lines_do_not_bridge_a_gap() -> None:
+    assert HEALTHY.curve is not None
+    stages = list(HEALTHY.curve.stages)
+    stages[2] = replace(stages[2], max_error=None)
+    svg = ElementTree.fromstring(relative_error_figure(replace(HEALTHY.curve, stages=tuple(stages)), None))
+    lines = [line for line in svg.iter(f"{SVG}polyline") if line.get("class") == "curve max"]
+    assert [len(line.get("points", "").split()) for line in lines] == [2, 3]
 
 
 def test_histogram_bars_beyond_the_limit_are_marked() -> None:
