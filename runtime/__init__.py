@@ -38,6 +38,7 @@ def load(package: Path | str, *, threads: int | None = None, check: Check = "fas
         ConfigError: its tokenizer, template or generation configuration is malformed.
         MissingDependencyError: a library the package needs is not installed.
     """
+    from q2export.errors import PackageError
     from q2export.package_reader import read_package
     from q2export.runtime.backends.onnxruntime import OnnxRuntimeBackend
     from q2export.runtime.chat import load_chat_template
@@ -47,6 +48,11 @@ def load(package: Path | str, *, threads: int | None = None, check: Check = "fas
 
     opened = read_package(package, check)
     folder, manifest = opened.folder, opened.manifest
+    if manifest.target != "onnxruntime":
+        raise PackageError(
+            f"{folder}: made for target {manifest.target!r}; this runtime runs 'onnxruntime'. "
+            f"Build one with: {opened.rebuild_command()}"
+        )
     defaults = read_generation_defaults(folder)
     for field in defaults.unsupported:
         _log.warning("generation_config.json: %s is not supported and has no effect", field)
