@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jinja2
-from markupsafe import Markup
 
 from q2export.runtime.verify import figures
 from q2export.runtime.verify.formatting import scientific
@@ -42,9 +41,9 @@ def render_report(report: ParityReport) -> str:
     template = environment.from_string(_resource("report.html"))
     return template.render(
         report=report,
-        style=Markup(_resource("report.css")),
+        style=_resource("report.css"),
         checks=list(summary_checks(report)),
-        figures={name: Markup(svg) for name, svg in _figures(report)},
+        figures=dict(_figures(report)),
     )
 
 
