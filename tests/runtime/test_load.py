@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from q2export import package_reader
+from q2export.errors import ConfigError, PackageError
+from q2export.runtime import load
+from q2export.runtime.backends import onnxruntime as backend_module
+from tests.runtime.fakes import END, FakeBackend, byte_tokenizer
+
+
+@pytest.fixture
+def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A package folder without an engine; ``opened`` records how reader and backend were called."""
+    record: dict[str, Any] = {"folder": tmp_path, "target": "onnxruntime"}
+
+    def read_package(folder: Path, check: str) -> object:
+        record["check"] = check
+        return SimpleNamespace(
+            folder=folder,
+            manifest=SimpleNamespace(target=record["target"], engine="engine info", profile={"threads": 3}),
+            rebuild_command=lambda: "q2export build",
+        )
+
+    def backend(folder: Path, engine: object, *, threads: int) -> FakeBackend:
+        record.update(engine=engine, threads=threads)
+        return FakeBackend(vocab_size=300)
+
+    monkeypatch.setattr(package_reader, "read_package", read_package)
+    monkeypatch.setattr(backend_module, "OnnxRuntimeBackend", backend)
+    return record
+
+
+def write(folder: Path, name: str, content: object) -> None:
+    (folder / name).write_text(json.dumps(content))
+
+
+def test_package_with_text(opened: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+    folder = opened["folder"]
+    byte_tokenizer()._core.save(str(folder / "tokenizer.json"))
+    write(folder, "tokenizer_config.json", {"eos_token": END, "chat_template": "{{ eos_token }}!"})
+    write(folder, "generation_config.json", {"eos_token_id": 5, "temperature": 0.5, "num_beams": 4})
+    engine = load(folder, check="full")
+    assert (opened["check"], opened["engine"], opened["threads"]) == ("full", "engine info", 3)
+    assert engine.defaults.eos_token_ids == (5,)
+    assert engine.defaults.sampling.temperature == 0.5
+    assert engine.chat_prompt([{"role": "user", "content": "x"}]) == byte_tokenizer().encode(f"{END}!")
+    assert [record.getMessage() for record in caplog.records] == [
+        "generation_config.json: num_beams=4 is not supported and has no effect"
+    ]
+
+
+def test_package_of_an_engine_alone(opened: dict[str, Any]) -> None:
+    engine = load(opened["folder"], threads=0)
+    assert (engine.tokenizer, engine.chat_template, opened["threads"]) == (None, None, 0)
+    assert len(engine.generate([1, 2], max_new_tokens=3).token_ids) == 3
+
+
+def test_end_of_text_token_outside_the_vocabulary_is_refused(opened: dict[str, Any]) -> None:
+    write(opened["folder"], "generation_config.json", {"eos_token_id": 300})
+    with pytest.raises(ConfigError, match="eos_token_id 300 is outside the engine's vocabulary of 300"):
+        load(opened["folder"])
+
+
+def test_package_for_another_target_is_refused(opened: dict[str, Any]) -> None:
+    opened["target"] = "tensorrt"
+    with pytest.raises(PackageError, match="made for target 'tensorrt'.*q2export build"):
+        load(opened["folder"])
