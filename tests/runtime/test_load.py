@@ -69,5 +69,5 @@ def test_end_of_text_token_outside_the_vocabulary_is_refused(opened: dict[str, A
 
 def test_package_for_another_target_is_refused(opened: dict[str, Any]) -> None:
     opened["target"] = "tensorrt"
-    with pytest.raises(PackageError, match="made for target 'tensorrt'.*q2export build"):
+    with pytest.raises(PackageError, match=r"made for target 'tensorrt'.*q2export build"):
         load(opened["folder"])
