@@ -1,0 +1,192 @@
+"""Case files: what is measured, among whom, and the bar. One frozen dataclass per kind of case."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from q2export.codec import Source, from_plain
+from q2export.errors import Q2ExportError
+from q2export.strict_yaml import read_yaml
+from q2export.suggest import nearest
+
+CASES = Path(__file__).parent / "cases"
+
+
+class CaseError(Q2ExportError):
+    """A case file is malformed or names something that does not exist."""
+
+
+@dataclass(frozen=True)
+class SpeedBar:
+    """``subject`` is to be at least ``at_least`` times as fast as the fastest of ``peers`` in ``metric``."""
+
+    metric: str
+    subject: str
+    peers: tuple[str, ...]
+    at_least: float
+
+
+@dataclass(frozen=True)
+class LimitBar:
+    """The median of ``metric`` of ``subject`` is to be at most ``at_most`` (seconds or bytes)."""
+
+    metric: str
+    subject: str
+    at_most: float
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """The checkpoint a case runs on.
+
+    Attributes:
+        config: name of a file in ``cases/models``, used as ``config.json``.
+        weights: ``random`` bfloat16 values made from a fixed seed, or ``sparse`` files of zeros that take no disk.
+    """
+
+    config: str
+    weights: Literal["random", "sparse"]
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One library in one configuration, run by a worker process of its own.
+
+    Attributes:
+        name: how results call it.
+        worker: module of ``benchmarks.workers``.
+        dtype: of weights and activations.
+        experts: ``experts_implementation`` of transformers, for mixture-of-experts models.
+        tolerance: largest accepted difference of its logits from the reference's.
+    """
+
+    name: str
+    worker: Literal["q2export_engine", "genai", "transformers_model"]
+    dtype: Literal["float32", "bfloat16"]
+    experts: Literal["eager", "grouped_mm", "batched_mm"] | None
+    tolerance: float
+
+
+@dataclass(frozen=True)
+class GenerationCase:
+    """Load, prefill and decode, batch 1, all contestants interleaved.
+
+    Attributes:
+        reference: contestant whose logits the others are compared with.
+        prompt_tokens: length of the prefill.
+        decode_past: length of the prompt before decoding starts.
+        decode_tokens: tokens decoded per turn.
+        rounds, load_rounds: turns of every contestant; a load round starts afresh and also gives the time to the
+            first token.
+        pause_seconds: before each turn, for the threads of the previous contestant to go to sleep.
+    """
+
+    kind: Literal["generation"]
+    title: str
+    model: ModelSpec
+    threads: int
+    reference: str
+    prompt_tokens: int
+    decode_past: int
+    decode_tokens: int
+    rounds: int
+    load_rounds: int
+    pause_seconds: float
+    contestants: tuple[Contestant, ...]
+    speed_bars: tuple[SpeedBar, ...]
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command whose time and memory are measured.
+
+    Attributes:
+        name: how results call it.
+        arguments: with ``{q2export}`` (the command), ``{peers_python}``, ``{model}`` (the checkpoint), ``{output}``
+            (removed before each run) and ``{cache}`` (a scratch folder).
+    """
+
+    name: str
+    arguments: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class CommandsCase:
+    """Wall time, peak memory of the process tree and bytes written, of commands run in turn."""
+
+    kind: Literal["commands"]
+    title: str
+    model: ModelSpec
+    threads: int
+    rounds: int
+    commands: tuple[Command, ...]
+    speed_bars: tuple[SpeedBar, ...]
+    limit_bars: tuple[LimitBar, ...]
+
+
+Case = GenerationCase | CommandsCase
+KINDS: Mapping[str, type[GenerationCase] | type[CommandsCase]] = {
+    "generation": GenerationCase,
+    "commands": CommandsCase,
+}
+ORT_OPS = "ort-ops"
+
+
+def case_names() -> list[str]:
+    """Names of all case files, in the order they run."""
+    return sorted(path.stem for path in CASES.glob("*.yaml"))
+
+
+def case_path(name: str) -> Path:
+    """The file of a case.
+
+    Raises:
+        CaseError: there is no such case; the message names the nearest.
+    """
+    path = CASES / f"{name}.yaml"
+    if not path.is_file():
+        raise CaseError(f"there is no case {name!r}{nearest(name, case_names())}")
+    return path
+
+
+def read_case(path: Path) -> tuple[str, Mapping[str, object], Source]:
+    """The kind of a case file and its content, not yet checked.
+
+    Raises:
+        CaseError: not YAML, not a mapping, or of no known kind.
+    """
+    data, source = read_yaml(path, CaseError), Source(str(path), CaseError)
+    if not isinstance(data, Mapping):
+        raise source.refuse("", "a mapping", data)
+    kind = data.get("kind")
+    if kind not in (*KINDS, ORT_OPS):
+        raise CaseError(f"{path}: kind is {kind!r}{nearest(str(kind), [*KINDS, ORT_OPS])}")
+    return str(kind), data, source
+
+
+def parse_case(kind: str, data: Mapping[str, object], source: Source) -> Case:
+    """Check a case of kind ``generation`` or ``commands``.
+
+    Raises:
+        CaseError: an unknown or missing key, a wrong type, or a bar that names no contestant.
+    """
+    case = from_plain(KINDS[kind], data, source)
+    if isinstance(case, GenerationCase):
+        names = [contestant.name for contestant in case.contestants]
+        mentioned = [case.reference]
+    else:
+        names = [command.name for command in case.commands]
+        mentioned = [bar.subject for bar in case.limit_bars]
+    for bar in case.speed_bars:
+        mentioned += [bar.subject, *bar.peers]
+        if not bar.peers:
+            raise CaseError(f"{source.label}: the bar of {bar.subject!r} in {bar.metric!r} has no peers")
+    for name in mentioned:
+        if name not in names:
+            raise CaseError(f"{source.label}: {name!r} is no contestant of this case{nearest(name, names)}")
+    if len(set(names)) < len(names):
+        raise CaseError(f"{source.label}: two contestants have the same name: {', '.join(names)}")
+    return case

@@ -1,0 +1,137 @@
+"""Cases of kind ``generation``: load, prefill and decode of several libraries, taking turns in one run."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import sys
+from collections.abc import Mapping
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+from benchmarks.case import Contestant, GenerationCase
+from benchmarks.checkpoint import make_checkpoint
+from benchmarks.measure import Samples, interleave
+from benchmarks.process import CommandError, run_measured, tree_rss_bytes
+from benchmarks.result import Outcome, WrongResultError
+from benchmarks.settings import RunSettings
+from benchmarks.worker import Worker, WorkerError
+
+_LOGITS_COMPARED = 4096
+_CHECK_TOKENS = 96
+_PROMPT_SEED = 7
+
+DECODE, LOAD, FIRST_TOKEN, MEMORY = "decode", "load", "load and first token", "peak memory"
+
+
+def run_generation(case: GenerationCase, settings: RunSettings) -> Outcome:
+    """Measure the case.
+
+    Raises:
+        WrongResultError: a contestant's logits are not the reference's.
+        Q2ExportError: the model cannot be made, or q2export itself fails.
+    """
+    checkpoint = make_checkpoint(case.model, settings.work_dir / case.model.config)
+    outcome = Outcome()
+    with ExitStack() as stack:
+        workers: dict[str, Worker] = {}
+        for contestant in case.contestants:
+            try:
+                workers[contestant.name] = stack.enter_context(_start(contestant, checkpoint, case, settings))
+            except (CommandError, WorkerError) as error:
+                if contestant.worker == "q2export_engine":
+                    raise
+                outcome.skipped[contestant.name] = str(error)
+                print(f"skipped {contestant.name}: {error}", file=sys.stderr)
+                continue
+            outcome.versions[contestant.name] = workers[contestant.name].versions
+        outcome.samples = _measure(case, workers)
+        vocab_size = int(json.loads((checkpoint / "config.json").read_text())["vocab_size"])
+        outcome.checks = _check_logits(case, workers, vocab_size)
+        outcome.samples[MEMORY] = {
+            name: [[float(tree_rss_bytes(worker.pid))]] for name, worker in workers.items()
+        }
+    return outcome
+
+
+def _start(contestant: Contestant, checkpoint: Path, case: GenerationCase, settings: RunSettings) -> Worker:
+    environment = settings.environment(case.threads)
+    name = contestant.name.replace(" ", "-")
+    model = checkpoint
+    if contestant.worker == "q2export_engine":
+        model = settings.work_dir / f"{checkpoint.name}-{name}"
+        command = [settings.q2export, "build", "--model", str(checkpoint), "--output", str(model)]
+        command += ["--no-parity", "--overwrite"]
+        run_measured(command, settings.work_dir / "logs" / f"build-{name}.log", environment)
+    elif contestant.worker == "genai":
+        model = settings.work_dir / f"{checkpoint.name}-{name}"
+        shutil.rmtree(model, ignore_errors=True)
+        command = [settings.peers_python, "-m", "onnxruntime_genai.models.builder", "-i", str(checkpoint)]
+        command += ["-o", str(model), "-p", "fp32", "-e", "cpu", "-c", str(settings.work_dir / "cache")]
+        command += ["--extra_options", "prune_lm_head=true"]  # logits of the last token only
+        run_measured(command, settings.work_dir / "logs" / f"build-{name}.log", environment)
+    python = settings.python if contestant.worker == "q2export_engine" else settings.peers_python
+    arguments = {
+        "model": str(model),
+        "threads": case.threads,
+        "dtype": contestant.dtype,
+        "experts": contestant.experts,
+    }
+    log = settings.work_dir / "logs" / f"worker-{name}.log"
+    return Worker(python, contestant.worker, arguments, log, environment)
+
+
+def _measure(case: GenerationCase, workers: Mapping[str, Worker]) -> Samples:
+    """Loads first, so that every contestant is loaded for what follows; then prefill; then decode."""
+    draw = random.Random(_PROMPT_SEED)
+    prompt = [draw.randrange(256) for _ in range(case.prompt_tokens)]
+    short = prompt[: case.decode_past]
+    loads = interleave(
+        {name: partial(_load, worker, short) for name, worker in workers.items()}, case.load_rounds, case.pause_seconds
+    )
+    prefill = {name: partial(_prefill, worker, prompt) for name, worker in workers.items()}
+    decode = {name: partial(worker.decode, short, case.decode_tokens) for name, worker in workers.items()}
+    return {
+        LOAD: {name: [[turn[0]] for turn in turns] for name, turns in loads.items()},
+        FIRST_TOKEN: {name: [[sum(turn)] for turn in turns] for name, turns in loads.items()},
+        f"prefill-{case.prompt_tokens}": interleave(prefill, case.rounds, case.pause_seconds),
+        DECODE: interleave(decode, case.rounds, case.pause_seconds),
+    }
+
+
+def _load(worker: Worker, prompt: list[int]) -> list[float]:
+    """Seconds to load, and seconds from there to the first token: mapped weights are read only then."""
+    return [worker.load(), worker.prefill(prompt)]
+
+
+def _prefill(worker: Worker, prompt: list[int]) -> list[float]:
+    return [worker.prefill(prompt)]
+
+
+def _check_logits(case: GenerationCase, workers: Mapping[str, Worker], vocab_size: int) -> dict[str, float]:
+    """Largest difference of each contestant's logits from the reference's, on one prompt.
+
+    Raises:
+        WrongResultError: a difference beyond the contestant's tolerance.
+    """
+    if case.reference not in workers:
+        return {}
+    draw = random.Random(_PROMPT_SEED + 1)
+    prompt = [draw.randrange(256) for _ in range(_CHECK_TOKENS)]
+    indices = list(range(0, vocab_size, max(1, vocab_size // _LOGITS_COMPARED)))
+    expected = workers[case.reference].logits(prompt, indices)
+    differences = {}
+    for contestant in case.contestants:
+        if contestant.name not in workers:
+            continue
+        found = workers[contestant.name].logits(prompt, indices)
+        difference = max(abs(a - b) for a, b in zip(found, expected, strict=True))
+        if not difference <= contestant.tolerance:
+            raise WrongResultError(
+                f"{contestant.name}: logits differ by {difference:.3g} from those of {case.reference}, "
+                f"accepted are {contestant.tolerance}"
+            )
+        differences[contestant.name] = difference
+    return differences

@@ -1,0 +1,64 @@
+"""onnxruntime-genai: a folder of ``onnxruntime_genai.models.builder``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import onnxruntime_genai as og
+
+from benchmarks.workers.serve import Settings, serve
+
+
+class LoadedModel:
+    """A model under the protocol of :class:`benchmarks.workers.serve.Model`."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def tokens(self, prompt: Sequence[int], count: int) -> Iterator[int]:
+        """The library's own loop: append the prompt, then generate token by token."""
+        generator = self._generator(len(prompt), count)
+        generator.append_tokens(list(prompt))
+        for _ in range(count):
+            generator.generate_next_token()
+            yield int(generator.get_next_tokens()[0])
+
+    def logits(self, prompt: Sequence[int]) -> Sequence[float]:
+        """Logits after the prompt; the model was built to give the last row only."""
+        generator = self._generator(len(prompt), 1)
+        generator.append_tokens(list(prompt))
+        last: list[float] = generator.get_logits().reshape(-1).tolist()
+        return last
+
+    def _generator(self, prompt_tokens: int, count: int) -> Any:
+        length = prompt_tokens + count
+        parameters = og.GeneratorParams(self._model)
+        parameters.set_search_options(do_sample=False, batch_size=1, min_length=length, max_length=length)
+        return og.Generator(self._model, parameters)
+
+
+class Genai:
+    """Loads the built model; the number of threads goes into its ``genai_config.json``."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._folder = settings.model
+        path = Path(settings.model) / "genai_config.json"
+        config = json.loads(path.read_text())
+        config["model"]["decoder"]["session_options"]["intra_op_num_threads"] = settings.threads
+        path.write_text(json.dumps(config, indent=2))
+
+    def versions(self) -> dict[str, str]:
+        """The library's and ONNX Runtime's."""
+        return {name: metadata.version(name) for name in ("onnxruntime-genai", "onnxruntime")}
+
+    def load(self) -> LoadedModel:
+        """``og.Model``."""
+        return LoadedModel(og.Model(self._folder))
+
+
+if __name__ == "__main__":
+    serve(Genai)

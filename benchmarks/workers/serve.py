@@ -1,0 +1,97 @@
+"""The worker's side of the protocol: JSON lines on stdin, one JSON line back on stdout for each.
+
+====================  ==============================================  =========================
+action                arguments                                       answer
+====================  ==============================================  =========================
+start (first)         model, threads, dtype, experts                  versions
+load                                                                  seconds
+prefill               tokens                                          seconds
+decode                tokens, new_tokens                              seconds (one per token)
+logits                tokens, indices                                 logits
+====================  ==============================================  =========================
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a contestant is to run: the folder (checkpoint or built model), threads, dtype, experts' code path."""
+
+    model: str
+    threads: int
+    dtype: str
+    experts: str | None
+
+
+class Model(Protocol):
+    """A library, loaded with one model."""
+
+    def tokens(self, prompt: Sequence[int], count: int) -> Iterator[int]:
+        """Greedy continuation of exactly ``count`` tokens, end-of-text or not."""
+
+    def logits(self, prompt: Sequence[int]) -> Sequence[float]:
+        """Logits over the vocabulary after the prompt."""
+
+
+class Library(Protocol):
+    """What a worker module offers."""
+
+    def versions(self) -> dict[str, str]:
+        """Versions of the libraries at work."""
+
+    def load(self) -> Model:
+        """Load the model; libraries are imported already."""
+
+
+def serve(make: type[Any]) -> None:
+    """Answer the runner until it closes stdin. ``make(settings)`` gives the :class:`Library`."""
+    # Whatever a library prints must not get between the answers.
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    library: Library | None = None
+    model: Model | None = None
+    for line in sys.stdin:
+        request = json.loads(line)
+        action = request.pop("action")
+        try:
+            if action == "start":
+                library = make(Settings(**request))
+                answer: dict[str, object] = {"versions": library.versions()}
+            elif action == "load":
+                assert library is not None
+                model = None  # before the new one, so that memory is not held twice
+                start = time.perf_counter()
+                model = library.load()
+                answer = {"seconds": time.perf_counter() - start}
+            else:
+                assert model is not None
+                answer = _measure(model, action, request)
+        except Exception as error:  # noqa: BLE001 - reported to the runner, which ends the case
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+def _measure(model: Model, action: str, request: dict[str, Any]) -> dict[str, object]:
+    prompt = request["tokens"]
+    if action == "logits":
+        logits = model.logits(prompt)
+        return {"logits": [float(logits[index]) for index in request["indices"]]}
+    if action not in ("prefill", "decode"):
+        raise ValueError(f"unknown action {action!r}")
+    count = 1 if action == "prefill" else request["new_tokens"] + 1
+    times = [time.perf_counter()]
+    times += [time.perf_counter() for _ in model.tokens(prompt, count)]
+    seconds = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    if len(seconds) != count:
+        raise RuntimeError(f"asked for {count} tokens, got {len(seconds)}")
+    return {"seconds": seconds[0] if action == "prefill" else seconds[1:]}

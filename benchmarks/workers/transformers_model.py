@@ -1,0 +1,60 @@
+"""transformers: the checkpoint itself in PyTorch, eager, with a key/value cache and logits of the last token only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import transformers
+
+from benchmarks.workers.serve import Settings, serve
+
+
+class LoadedModel:
+    """A model under the protocol of :class:`benchmarks.workers.serve.Model`."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def tokens(self, prompt: Sequence[int], count: int) -> Iterator[int]:
+        """A bare greedy loop, which is quicker than the library's ``generate``."""
+        token, cache = torch.tensor([list(prompt)]), transformers.DynamicCache(config=self._model.config)
+        for _ in range(count):
+            with torch.inference_mode():
+                step = self._model(token, past_key_values=cache, use_cache=True, logits_to_keep=1)
+                token = step.logits[:, -1].argmax(dim=-1, keepdim=True)
+            yield int(token)
+
+    def logits(self, prompt: Sequence[int]) -> Sequence[float]:
+        """Logits after the prompt."""
+        with torch.inference_mode():
+            last: list[float] = self._model(torch.tensor([list(prompt)]), logits_to_keep=1).logits[0, -1].tolist()
+        return last
+
+
+class Transformers:
+    """Loads the checkpoint in the dtype and with the experts' code path of the settings."""
+
+    def __init__(self, settings: Settings) -> None:
+        torch.set_num_threads(settings.threads)
+        self._settings = settings
+
+    def versions(self) -> dict[str, str]:
+        """The library's and PyTorch's."""
+        return {"transformers": transformers.__version__, "torch": torch.__version__}
+
+    def load(self) -> LoadedModel:
+        """``AutoModelForCausalLM.from_pretrained``."""
+        dtype = getattr(torch, self._settings.dtype)
+        if self._settings.experts is None:
+            model = transformers.AutoModelForCausalLM.from_pretrained(self._settings.model, dtype=dtype)
+        else:
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                self._settings.model, dtype=dtype, experts_implementation=self._settings.experts
+            )
+        return LoadedModel(model.eval())
+
+
+if __name__ == "__main__":
+    serve(Transformers)
