@@ -98,6 +98,9 @@ BODY = """
     last = Constant <value_ints = [-1]> ()
     kv_heads = Constant <value_int: int = @num_kv_heads> ()
     kv_heads_1d = Unsqueeze (kv_heads, axis0)
+    heads = Constant <value_int: int = @num_heads> ()
+    group = Div (heads, kv_heads)
+    group_1d = Unsqueeze (group, axis0)
     batch_dim = Shape <start = 0, end = 1> (query)
     sequence_dim = Shape <start = 1, end = 2> (query)
     head_dim = Shape <start = 3, end = 4> (query)
@@ -142,7 +145,7 @@ BODY = """
     visible_heads = Unsqueeze (visible, axis1)
     mask = Unsqueeze (visible_heads, axis1)
 
-    split_shape = Concat <axis = 0> (batch_dim, sequence_dim, kv_heads_1d, last, head_dim)
+    split_shape = Concat <axis = 0> (batch_dim, sequence_dim, kv_heads_1d, group_1d, head_dim)
     query_wide = Cast <to = 1> (query)
     query_groups = Reshape (query_wide, split_shape)
     query_heads = Transpose <perm = [0, 2, 3, 1, 4]> (query_groups)

@@ -1,4 +1,4 @@
-"""transformers as the independent oracle: the model of a checkpoint folder, its logits and its greedy tokens."""
+"""transformers as the independent oracle: a checkpoint's model, its logits and its greedy tokens."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def reference_logits(model: PreTrainedModel, tokens: Sequence[int]) -> Float32Ar
 
 @torch.no_grad()
 def reference_greedy(model: PreTrainedModel, prompt: Sequence[int], count: int) -> tuple[list[int], float]:
-    """``count`` greedy tokens after ``prompt`` by ``generate``, and the smallest lead of a choice, in logits."""
+    """``count`` greedy tokens after ``prompt``, and by how many logits the closest choice was made."""
     result = model.generate(
         torch.tensor([list(prompt)]),
         do_sample=False,
