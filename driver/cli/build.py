@@ -82,7 +82,7 @@ def command(
     warn(result.warnings)
     if not as_json:
         rows = [*manifest_rows(result.manifest), *run_rows(result.seconds, result.peak_rss_bytes)]
-        click.echo(f"built {result.package}\n{aligned(rows, indent=2)}")
+        click.echo(f"built {output}\n{aligned(rows, indent=2)}")
         return
     document = run_document(
         result.manifest,

@@ -63,7 +63,7 @@ def command(
     if not as_json:
         rows = [("onnx", f"{result.onnx.name}, {format_bytes(result.onnx.stat().st_size)}")]
         rows += [*manifest_rows(result.manifest), *run_rows(result.seconds, result.peak_rss_bytes)]
-        click.echo(f"exported {result.folder}\n{aligned(rows, indent=2)}")
+        click.echo(f"exported {output}\n{aligned(rows, indent=2)}")
         return
     document = run_document(
         result.manifest,
