@@ -1,4 +1,4 @@
-"""The public API: ``build``, ``plan``, ``export``, ``load`` and ``verify``. The command line does the same."""
+"""The public API: ``build``, ``plan``, ``export``, ``load``, ``verify``. The command line does the same."""
 
 from __future__ import annotations
 
@@ -78,7 +78,8 @@ def plan(
     """Resolve everything ``build`` would do, and do nothing of it.
 
     Returns:
-        plain data: the model, the resolved profile with the origin of each value, and the sizes of the weights.
+        plain data: the model, the resolved profile with the origin of each value, and the sizes of the
+        weights.
 
     Raises:
         Q2ExportError: what ``build`` would raise before it writes.
@@ -94,7 +95,12 @@ def plan(
     capacity = pipeline.max_capacity(source, resolved)
     kv_bytes = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
     return {
-        "model": {"id": found.id, "revision": found.revision, "model_type": config.model_type, "dtype": source.dtype},
+        "model": {
+            "id": found.id,
+            "revision": found.revision,
+            "model_type": config.model_type,
+            "dtype": source.dtype,
+        },
         "target": resolved.target,
         "dtype": dtype,
         "max_capacity": capacity,
@@ -139,7 +145,9 @@ def build(
     watch = Stopwatch()
     resolved = load_profile(profile, overrides)
     if resolved.target != "onnxruntime":
-        raise ExportError(f"building engines for target {resolved.target!r} is not implemented yet; use 'q2export export'")
+        raise ExportError(
+            f"building engines for target {resolved.target!r} is not implemented yet; use 'q2export export'"
+        )
     check_output(Path(output).absolute(), overwrite)
     with watch.stage("load"):
         found = resolve_model(model, revision)
@@ -176,11 +184,18 @@ def build(
         )
         writer.write_manifest(described)
     return BuildResult(
-        writer.output, described, source.config.warnings, graph.passes, watch.seconds, pipeline.peak_rss_bytes()
+        writer.output,
+        described,
+        source.config.warnings,
+        graph.passes,
+        watch.seconds,
+        pipeline.peak_rss_bytes(),
     )
 
 
-def _smoke_check(folder: Path, found: ModelSource, source: Any, profile: Profile, engine: Any) -> ParityReport:
+def _smoke_check(
+    folder: Path, found: ModelSource, source: Any, profile: Profile, engine: Any
+) -> ParityReport:
     """Compare the engine with PyTorch before it is put in place; a difference ends the build."""
     report = pipeline.parity_report(
         folder,
@@ -195,7 +210,9 @@ def _smoke_check(folder: Path, found: ModelSource, source: Any, profile: Profile
     if not report.passed:
         from q2export.runtime.verify.summary import summary_lines
 
-        raise ParityError("the engine is not equal to PyTorch; nothing was kept\n" + "\n".join(summary_lines(report)))
+        raise ParityError(
+            "the engine is not equal to PyTorch; nothing was kept\n" + "\n".join(summary_lines(report))
+        )
     return report
 
 
@@ -210,7 +227,7 @@ def export(
     overwrite: bool = False,
     max_capacity: int | None = None,
 ) -> ExportResult:
-    """Write the ONNX graph of a checkpoint, its weights in place, and read no weight that need not be converted.
+    """Write the ONNX graph of a checkpoint; no weight is read that need not be converted.
 
     Args:
         model: checkpoint folder or hub id.
@@ -218,7 +235,8 @@ def export(
         target: ``portable`` is the canonical graph; the others are lowered.
         dtype: type of the graph; None is the checkpoint's own where the target takes it.
         revision, weights, overwrite: as in :func:`build`.
-        max_capacity: tokens the rotary tables of target ``onnxruntime`` cover; None is what the model was made for.
+        max_capacity: tokens the rotary tables of target ``onnxruntime`` cover; None is what the model was
+            made for.
 
     Raises:
         Q2ExportError: one of its family; nothing is left behind.
@@ -317,7 +335,9 @@ def verify(
 
     opened = read_package(package)
     if opened.manifest.target != "onnxruntime":
-        raise PackageError(f"{opened.folder}: built for {opened.manifest.target}; verify runs onnxruntime packages only")
+        raise PackageError(
+            f"{opened.folder}: built for {opened.manifest.target}; verify runs onnxruntime packages only"
+        )
     found = resolve_model(model, revision)
     source = load_source(found.folder)
     _check_same_model(opened.manifest, source)
@@ -358,5 +378,6 @@ def _check_same_model(manifest: Manifest, source: Any) -> None:
     for name, (built, found) in pairs.items():
         if built != found:
             raise PackageError(
-                f"{source.folder}: not the model this package was built from: {name} is {found}, the package has {built}"
+                f"{source.folder}: not the model this package was built from: {name} is "
+                f"{found}, the package has {built}"
             )

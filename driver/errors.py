@@ -13,7 +13,7 @@ class Q2ExportError(Exception):
 
 
 class ConfigError(Q2ExportError):
-    """``config.json`` (or ``generation_config.json``) is missing, malformed or asks for what is not implemented."""
+    """``config.json`` or ``generation_config.json`` is missing, malformed or asks for the unimplemented."""
 
 
 class CheckpointError(Q2ExportError):
@@ -33,7 +33,7 @@ class PackageError(Q2ExportError):
 
 
 class GenerationError(Q2ExportError):
-    """A request to a loaded engine is invalid: empty prompt, prompt too long, capacity exhausted, bad option."""
+    """A request to a loaded engine is invalid: empty or too long prompt, capacity exhausted, bad option."""
 
 
 class ParityError(Q2ExportError):

@@ -30,7 +30,8 @@ class ModelSource:
 def resolve_model(model: str | Path, revision: str | None = None) -> ModelSource:
     """Find the folder of ``model``, downloading it from the hub if it is an id and not cached.
 
-    A name that exists as a folder is that folder. The hub client's own settings hold (cache folder, token, offline).
+    A name that exists as a folder is that folder. The hub client's own settings hold (cache folder, token,
+    offline).
 
     Raises:
         CheckpointError: neither a folder nor a hub id, or the hub could not give it.
@@ -43,7 +44,9 @@ def resolve_model(model: str | Path, revision: str | None = None) -> ModelSource
         return ModelSource(path, path.resolve().name, None)
     name = str(model)
     if isinstance(model, Path) or not _HUB_ID.fullmatch(name) or path.exists():
-        raise CheckpointError(f"{model}: expected a checkpoint folder or a hub id such as Qwen/Qwen2-0.5B-Instruct")
+        raise CheckpointError(
+            f"{model}: expected a checkpoint folder or a hub id such as Qwen/Qwen2-0.5B-Instruct"
+        )
     return ModelSource(_download(name, revision), name, revision)
 
 

@@ -1,11 +1,12 @@
 """The one specification of every custom op, from which all its other forms follow.
 
-The torch operator's schema, the ONNX function's signature, the ONNX schema, the TensorRT plugin's fields and its
-aliasing table are all derived from the :class:`OpSpec` here; none of them is written down a second time.
+The torch operator's schema, the ONNX function's signature, the ONNX schema, the TensorRT plugin's fields and
+its aliasing table are all derived from the :class:`OpSpec` here; none of them is written down a second time.
 
-Symbols in shapes: ``B`` batch, ``S`` sequence (new tokens of this step), ``T`` = ``B * S``, ``C`` capacity of the
-KV cache, ``Hq``/``Hkv`` query and key/value heads, ``D`` head_dim, ``H`` hidden_size, ``E`` experts, ``I``
-moe_intermediate_size. Element types: ``T`` the graph's floating-point type, ``F`` always float32, ``L`` int64.
+Symbols in shapes: ``B`` batch, ``S`` sequence (new tokens of this step), ``T`` = ``B * S``, ``C`` capacity of
+the KV cache, ``Hq``/``Hkv`` query and key/value heads, ``D`` head_dim, ``H`` hidden_size, ``E`` experts,
+``I`` moe_intermediate_size. Element types: ``T`` the graph's floating-point type, ``F`` always float32, ``L``
+int64.
 """
 
 from __future__ import annotations
@@ -49,15 +50,15 @@ class OpSpec:
     """One custom op.
 
     Attributes:
-        name: ONNX op type and plugin name. The ``Q2`` prefix is needed because TensorRT's importers match built-in
-            ops by op type alone, in any domain.
+        name: ONNX op type and plugin name. The ``Q2`` prefix is needed because TensorRT's importers match
+            built-in ops by op type alone, in any domain.
         torch_name: name in the ``q2export`` torch library namespace.
         inputs: fixed inputs, in order.
         repeated: inputs that follow the fixed ones once per expert, in order; empty for most ops.
         outputs: outputs, in order.
         attributes: required attributes, in order.
-        aliases: output name -> input name it updates in place. ONNX and torch see a functional op; an engine binds
-            both names to one buffer.
+        aliases: output name -> input name it updates in place. ONNX and torch see a functional op; an engine
+            binds both names to one buffer.
     """
 
     name: str
@@ -115,7 +116,7 @@ ROTARY = OpSpec(
     outputs=(TensorSpec("y", "T", ("B", "S", "Hq", "D")),),
     attributes=(_ATTENTION_FACTOR,),
 )
-"""Rotary position embedding, half-split form; angles, cos and sin in float32 (Su et al. 2021; YaRN: Peng et al. 2023)."""
+"""Rotary position embedding (Su et al. 2021; YaRN: Peng et al. 2023), half-split; angles in float32."""
 
 ATTENTION = OpSpec(
     name="Q2GroupQueryAttention",
@@ -127,9 +128,9 @@ ATTENTION = OpSpec(
 )
 """Append keys and values at ``past_lengths``, then causal grouped-query attention (Ainslie et al. 2023).
 
-Row ``b`` appends ``query_lengths[b]`` tokens; tokens beyond that are padding: they write nothing, and what the op
-outputs for them is unspecified but finite. Cache positions at or beyond ``past_lengths + query_lengths`` are never
-read, whatever they hold.
+Row ``b`` appends ``query_lengths[b]`` tokens; tokens beyond that are padding: they write nothing, and what
+the op outputs for them is unspecified but finite. Cache positions at or beyond ``past_lengths +
+query_lengths`` are never read, whatever they hold.
 """
 
 ROTARY_ATTENTION = OpSpec(
@@ -161,7 +162,7 @@ MOE = OpSpec(
         AttributeSpec("norm_topk_prob", "int", "1: the chosen probabilities are divided by their sum"),
     ),
 )
-"""Mixture of SwiGLU experts: softmax over all experts in float32, top-k, dispatch to the chosen only, weighted sum.
+"""Mixture of SwiGLU experts: softmax over all in float32, top-k, dispatch to the chosen only, weighted sum.
 
 Expert weights stay in Hugging Face's [out, in] layout, one input each, as on disk.
 """

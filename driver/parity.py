@@ -1,4 +1,4 @@
-"""What parity is checked on: prompts for ``verify``, a few tokens for ``build``, and golden inputs and outputs."""
+"""What parity is checked on: prompts for ``verify``, a few tokens for ``build``, golden tensors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PROMPTS = (
     "The quick brown fox jumps over the lazy dog, and then",
     "def fibonacci(n):\n    if n < 2:\n        return n\n    return",
     "In 1969, 3.14159 and 2.71828 were already well known: ",
-    "Die Würde des Menschen ist unantastbar. 人人生而自由，在尊严和权利上一律平等。",
+    "Die Würde des Menschen ist unantastbar. 人人生而自由,在尊严和权利上一律平等。",
     "A class is a way to combine data and functionality. Creating a new class creates a new",
 )
 MAX_PROMPT_TOKENS = 48
@@ -54,14 +54,19 @@ def parity_prompts(
     tokenizer = load_tokenizer(folder)
     if tokenizer is None:
         if prompts is not None or text is not None:
-            raise ParityError(f"{folder}: holds no {TOKENIZER_FILE}; leave out prompts and text to compare on fixed token ids")
+            raise ParityError(
+                f"{folder}: holds no {TOKENIZER_FILE}; leave out prompts and text, then fixed "
+                "token ids are compared"
+            )
         return ParityPrompts(_fixed_ids(engine, 3, min(17, room)), None, tokens, None)
     encoded = [tokenizer.encode(prompt) for prompt in (prompts if prompts is not None else PROMPTS)]
     if prompts is None:
         encoded = [ids[: min(MAX_PROMPT_TOKENS, room)] for ids in encoded]
     for index, ids in enumerate(encoded):
         if not 1 <= len(ids) <= room:
-            raise ParityError(f"prompt {index}: {len(ids)} tokens; expected 1 to {room}, as {tokens} more are generated")
+            raise ParityError(
+                f"prompt {index}: {len(ids)} tokens; expected 1 to {room}, as {tokens} more are generated"
+            )
     text_ids = None
     if text is not None:
         text_ids = tokenizer.encode(text)[: min(MAX_TEXT_TOKENS, engine.max_capacity)]
@@ -77,17 +82,20 @@ def smoke_prompts(folder: Path, engine: EngineInfo) -> list[list[int]]:
 def _fixed_ids(engine: EngineInfo, count: int, length: int) -> list[list[int]]:
     """Token ids spread over the vocabulary: multiples of a prime, another one for each prompt."""
     primes = (7919, 104729, 1299709)
-    return [[(index + 1) * primes[row] % engine.vocab_size for index in range(length)] for row in range(count)]
+    return [
+        [(index + 1) * primes[row] % engine.vocab_size for index in range(length)] for row in range(count)
+    ]
 
 
 GOLDEN_FILES = ("golden/inputs.json", "golden/outputs.json")
 
 
 def write_golden(folder: Path, engine: EngineInfo) -> None:
-    """Write :data:`GOLDEN_FILES`: inputs for one step of the engine and what it answers, in polygraphy's format.
+    """Write :data:`GOLDEN_FILES`: inputs for one step of the engine and its answer, in polygraphy's format.
 
-    ``polygraphy run model.onnx --onnxrt --load-inputs golden/inputs.json --load-outputs golden/outputs.json`` repeats
-    the step and compares. The cache is short, and logits are those of the last few positions, to keep the files small.
+    ``polygraphy run model.onnx --onnxrt --load-inputs golden/inputs.json --load-outputs golden/outputs.json``
+    repeats the step and compares. The cache is short, and logits are those of the last few positions, to keep
+    the files small.
     """
     import numpy as np
 

@@ -6,7 +6,7 @@ import json
 import math
 import resource
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,12 +31,19 @@ from q2export.progress import progress_bar
 if TYPE_CHECKING:
     from q2export.exporter.bind import BindingPlan
     from q2export.exporter.export import Graph, Source, Target
+    from q2export.runtime.verify.contracts import ReferenceRun
     from q2export.runtime.verify.results import ParityReport
 
 ONNX_FILE = "model.onnx"
 CONVERTED_FILE = "weights.safetensors"
 SHARD_FOLDER = "weights"
-_COPIED = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+_COPIED = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+)
 _LIBRARIES = ("torch", "onnx", "onnx-ir", "onnxruntime", "numpy", "tokenizers", "polygraphy")
 
 
@@ -95,9 +102,11 @@ def write_graph(
     with watch.stage("weights converted"):
         if plan.converted:
             require_free_space(writer.folder, plan.converted_bytes, "converted weights")
-            with progress_bar("converting weights", plan.converted_bytes) as advance:
-                with writer.open_hashed(CONVERTED_FILE) as sink:
-                    write_converted(plan, sink, scan=value_scan, advance=advance)
+            with (
+                progress_bar("converting weights", plan.converted_bytes) as advance,
+                writer.open_hashed(CONVERTED_FILE) as sink,
+            ):
+                write_converted(plan, sink, scan=value_scan, advance=advance)
             sources = sorted({binding.source.file.name for binding in plan.converted})
             size = writer.files[CONVERTED_FILE].bytes
             files.append(WeightFile(CONVERTED_FILE, "converted", tuple(sources), size))
@@ -204,6 +213,21 @@ def manifest(
     )
 
 
+@dataclass(frozen=True)
+class StreamedReference:
+    """The exporter's reference in the form the runtime's comparison takes."""
+
+    source: Source
+
+    def run(self, sequences: Sequence[Sequence[int]], capture: Collection[str] = ()) -> ReferenceRun:
+        """See :meth:`q2export.runtime.verify.contracts.Reference.run`."""
+        from q2export.exporter.reference import CheckpointReference
+        from q2export.runtime.verify.contracts import ReferenceRun
+
+        result = CheckpointReference(self.source).run(sequences, capture)
+        return ReferenceRun(result.logits, result.captures)
+
+
 def parity_report(
     folder: Path,
     engine: EngineInfo,
@@ -218,14 +242,13 @@ def parity_report(
     decode: Callable[[Sequence[int]], str] | None = None,
 ) -> ParityReport:
     """Compare the engine in ``folder`` with the PyTorch reference of the checkpoint."""
-    from q2export.exporter.reference import CheckpointReference
     from q2export.runtime.verify.compare import compare
     from q2export.runtime.verify.onnxruntime_probe import OnnxRuntimeProbe
     from q2export.runtime.verify.results import RunInfo
 
     info = RunInfo(folder.name, model_id, command, installed_versions(_LIBRARIES))
     return compare(
-        CheckpointReference(source),
+        StreamedReference(source),
         OnnxRuntimeProbe(folder, engine, threads=profile.threads),
         prompts,
         profile.parity,

@@ -1,8 +1,8 @@
-"""Binding a graph's initializers to data: in place in the checkpoint where the types agree, converted where not.
+"""Binding initializers to data: in place in the checkpoint where the types agree, converted where not.
 
-Three steps, so that nothing is written before everything is known to fit: :func:`plan_binding` decides from headers
-alone, :func:`write_converted` streams what must change into one safetensors file, :func:`attach` points the graph at
-the files.
+Three steps, so that nothing is written before everything is known to fit: :func:`plan_binding` decides from
+headers alone, :func:`write_converted` streams what must change into one safetensors file, :func:`attach`
+points the graph at the files.
 """
 
 from __future__ import annotations
@@ -103,8 +103,9 @@ def plan_binding(model: ir.Model, checkpoint: Checkpoint, parameters: Collection
         parameters: names of all parameters of the model; the graph must read every one of them.
 
     Raises:
-        ExportError: an initializer has no tensor of its name and shape, or a parameter has no initializer. Both would
-            be a fault of the exporter: ``check_parameters`` has already compared the checkpoint with the model.
+        ExportError: an initializer has no tensor of its name and shape, or a parameter has no initializer.
+            Both would be a fault of the exporter: ``check_parameters`` has already compared the checkpoint
+            with the model.
     """
     bindings = []
     for name, value in model.graph.initializers.items():
@@ -114,24 +115,29 @@ def plan_binding(model: ir.Model, checkpoint: Checkpoint, parameters: Collection
         shape = tuple(value.shape.numpy()) if value.shape is not None else None
         if source is None or source.shape != shape or value.dtype not in SAFETENSORS_TYPES:
             found = "no such tensor" if source is None else f"{source.dtype} {source.shape}"
-            raise ExportError(f"initializer {name!r} ({value.dtype} {shape}) has no tensor to read: found {found}")
+            raise ExportError(
+                f"initializer {name!r} ({value.dtype} {shape}) has no tensor to read: found {found}"
+            )
         bindings.append(Binding(name, source, SAFETENSORS_TYPES[value.dtype]))
     unread = sorted(set(parameters) - {binding.name for binding in bindings})
     if unread:
-        raise ExportError(f"the graph does not read {len(unread)} parameter(s) of the model, first {unread[0]!r}")
+        raise ExportError(
+            f"the graph does not read {len(unread)} parameter(s) of the model, first {unread[0]!r}"
+        )
     return BindingPlan(checkpoint, tuple(bindings))
 
 
 def write_converted(plan: BindingPlan, sink: BinarySink, *, scan: bool, advance: Advance = silent) -> None:
     """Stream the converted tensors as one safetensors file.
 
-    Memory stays bounded by a few blocks of 8 MiB: one is read and converted while the one before it is written.
+    Memory stays bounded by a few blocks of 8 MiB: one is read and converted while the one before it is
+    written.
 
     Args:
         plan: what to convert.
         sink: receives the whole file.
-        scan: refuse NaN, infinities and what overflows the target type. Without it such values are converted as
-            IEEE arithmetic has it, and the caller records that nobody looked.
+        scan: refuse NaN, infinities and what overflows the target type. Without it such values are
+            converted as IEEE arithmetic has it, and the caller records that nobody looked.
         advance: told every converted byte written.
 
     Raises:
@@ -188,7 +194,9 @@ def scan_shard(plan: BindingPlan, shard: Path, advance: Advance = silent) -> str
         CheckpointError: a value is not finite, or the file changed since its header was read.
     """
     digest = hashlib.sha256()
-    refs = sorted((ref for ref in plan.checkpoint.tensors.values() if ref.file == shard), key=lambda ref: ref.offset)
+    refs = sorted(
+        (ref for ref in plan.checkpoint.tensors.values() if ref.file == shard), key=lambda ref: ref.offset
+    )
     in_place = {binding.name for binding in plan.in_place}
     start = refs[0].offset
     with shard.open("rb", buffering=0) as file:

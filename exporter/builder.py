@@ -1,4 +1,4 @@
-"""A small builder over onnx-ir: nodes with paths for names, shared constants, and shared symbolic dimensions."""
+"""A small builder over onnx-ir: nodes named by path, shared constants, shared symbolic dimensions."""
 
 from __future__ import annotations
 
@@ -56,7 +56,11 @@ class GraphBuilder:
         flat = (values,) if isinstance(values, int) else tuple(values)
         key = ("i64", scalar, flat)
         if key not in self._constants:
-            name = "const/" + ("scalar_" if scalar else "vector_") + "_".join(str(v).replace("-", "m") for v in flat)
+            name = (
+                "const/"
+                + ("scalar_" if scalar else "vector_")
+                + "_".join(str(v).replace("-", "m") for v in flat)
+            )
             self._constants[key] = self.constant(name, np.array(values, dtype=np.int64))
         return self._constants[key]
 
@@ -77,7 +81,9 @@ class GraphBuilder:
         values = list(outputs) if outputs is not None else [ir.Value()]
         for index, value in enumerate(values):
             value.name = value.name or (unique if len(values) == 1 else f"{unique}:{index}")
-        node = ir.node(op_type, inputs, attributes=dict(attributes or {}), domain=domain, outputs=values, name=unique)
+        node = ir.node(
+            op_type, inputs, attributes=dict(attributes or {}), domain=domain, outputs=values, name=unique
+        )
         self.graph.append(node)
         return node
 

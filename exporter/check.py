@@ -10,8 +10,9 @@ from q2export.errors import ExportError
 def check_structure(model: onnx.ModelProto) -> None:
     """Run ``onnx.checker`` on everything but the bytes of external data.
 
-    The checker would open external files, and refuses hard links. Initializers with external data are therefore
-    checked as graph inputs of the same name, type and shape; where their bytes lie is checked by ``bind``.
+    The checker would open external files, and refuses hard links. Initializers with external data are
+    therefore checked as graph inputs of the same name, type and shape; where their bytes lie is checked by
+    ``bind``.
 
     Raises:
         ExportError: with the checker's message; it is a fault of the exporter.
@@ -24,7 +25,9 @@ def check_structure(model: onnx.ModelProto) -> None:
     del graph.initializer[:]
     graph.initializer.extend(inline)
     for tensor in external:
-        graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+        graph.input.append(
+            onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+        )
     try:
         onnx.checker.check_model(stripped)
     except onnx.checker.ValidationError as error:

@@ -29,8 +29,8 @@ def emit(config: ModelConfig, dtype: str) -> ir.Model:
             float32 in every case.
 
     Returns:
-        A model whose weights are initializers under their Hugging Face names, without data (``bind`` says where the
-        data lies), and whose custom ops carry function bodies.
+        A model whose weights are initializers under their Hugging Face names, without data (``bind`` says
+        where the data lies), and whose custom ops carry function bodies.
 
     Raises:
         ExportError: the trace holds something that has no translation.
@@ -54,7 +54,7 @@ def assemble(config: ModelConfig, traced: TracedDecoder, dtype: str) -> ir.Model
     hidden, position_ids = stamp(
         build, traced.embedding, "model", {"input_ids": input_ids, "past_lengths": past_lengths}, str
     )
-    cache_shape = ["batch", config.num_key_value_heads, "capacity", config.head_dim]
+    cache_shape: list[int | str] = ["batch", config.num_key_value_heads, "capacity", config.head_dim]
     presents = []
     for layer in range(config.num_hidden_layers):
         inputs = {
@@ -72,7 +72,9 @@ def assemble(config: ModelConfig, traced: TracedDecoder, dtype: str) -> ir.Model
         presents.append(present)
 
     def tie(name: str) -> str:
-        return "model.embed_tokens.weight" if config.tie_word_embeddings and name == "lm_head.weight" else name
+        return (
+            "model.embed_tokens.weight" if config.tie_word_embeddings and name == "lm_head.weight" else name
+        )
 
     (logits,) = stamp(build, traced.head, "", {"hidden": hidden, "logits_indices": logits_indices}, tie)
     build.output(logits, "logits")
@@ -95,4 +97,4 @@ def _functions(config: ModelConfig) -> list[ir.Function]:
     protos = [function_for(opspec.ROTARY), function_for(opspec.ATTENTION)]
     if config.moe is not None and any(config.is_moe_layer(i) for i in range(config.num_hidden_layers)):
         protos.append(function_for(opspec.MOE, config.moe.num_experts))
-    return [ir.from_proto(proto) for proto in protos]
+    return [ir.serde.deserialize_function(proto) for proto in protos]

@@ -1,4 +1,4 @@
-"""From a checkpoint folder to a lowered graph and the plan of its weights: everything that needs no output yet."""
+"""From a checkpoint folder to a lowered graph and the plan of its weights: all that needs no output yet."""
 
 from __future__ import annotations
 
@@ -70,7 +70,9 @@ def target_dtype(source: Source, target: Target, dtype: str | None) -> str:
     """
     if target == "onnxruntime":
         if dtype not in (None, *_ONNX_RUNTIME_TYPES):
-            raise ExportError(f"target onnxruntime runs in {', '.join(_ONNX_RUNTIME_TYPES)} on the CPU, not in {dtype}")
+            raise ExportError(
+                f"target onnxruntime runs in {', '.join(_ONNX_RUNTIME_TYPES)} on the CPU, not in {dtype}"
+            )
         return "float32"
     if target == "tensorrt" and dtype is None and source.dtype == "float32":
         return "float16"
@@ -94,14 +96,18 @@ def build_graph(source: Source, target: Target, dtype: str, max_positions: int) 
     from q2export.exporter.passes.base import run_passes
 
     model = emit(source.config, dtype)
-    lowerings = {"portable": [], "onnxruntime": onnxruntime.passes(max_positions), "tensorrt": tensorrt.passes()}
+    lowerings = {
+        "portable": [],
+        "onnxruntime": onnxruntime.passes(max_positions),
+        "tensorrt": tensorrt.passes(),
+    }
     results = run_passes(model, lowerings[target])
     plan = plan_binding(model, source.checkpoint, expected_parameters(source.config))
     return Graph(model, plan, tuple((one.name, one.matched, tuple(one.refused)) for one in results))
 
 
 def planned_bytes(source: Source, dtype: str) -> tuple[int, int]:
-    """Return how many bytes of weights a graph of ``dtype`` would read in place, and how many after conversion."""
+    """Return the bytes of weights a graph of ``dtype`` would read in place, and those after conversion."""
     in_place = converted = 0
     itemsize = 4 if dtype == "float32" else 2
     for ref in source.checkpoint.tensors.values():

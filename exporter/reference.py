@@ -1,8 +1,8 @@
 """The PyTorch reference of a checkpoint, in float32, with its weights streamed layer by layer.
 
-The modules are those the exporter traces, run eagerly over the CPU references of the custom ops; the weights are read
-from the checkpoint itself, not from the package, so that a fault of conversion or placement shows. Only one layer is
-in memory at a time, in float32, and the vocabulary projection is done in slices.
+The modules are those the exporter traces, run eagerly over the CPU references of the custom ops; the weights
+are read from the checkpoint itself, not from the package, so that a fault of conversion or placement shows.
+Only one layer is in memory at a time, in float32, and the vocabulary projection is done in slices.
 """
 
 from __future__ import annotations
@@ -66,7 +66,11 @@ class CheckpointReference:
             with torch.device("meta"):
                 module = DecoderLayer(config, layer, attention_factor).eval()
             self._load(module, path)
-            hooks = [self._hook(run, child, f"{path}.{name}", capture) for name, child in module.named_modules() if name]
+            hooks = [
+                self._hook(run, child, f"{path}.{name}", capture)
+                for name, child in module.named_modules()
+                if name
+            ]
             hidden = [self._layer(module, one, inv_freq) for one in hidden]
             for hook in hooks:
                 hook.remove()
@@ -83,8 +87,8 @@ class CheckpointReference:
         ref = self._tensors[_EMBEDDING]
         row_bytes = ref.nbytes // ref.shape[0]
         rows = {
-            token: self._read(TensorRef(ref.name, ref.dtype, ref.shape[1:], ref.file, ref.offset + token * row_bytes, row_bytes))
-            for token in set(sequence)
+            token: self._read(TensorRef(ref.name, ref.dtype, ref.shape[1:], ref.file, ref.offset + token *
+                row_bytes, row_bytes)) for token in set(sequence)
         }  # fmt: skip
         return torch.stack([rows[token] for token in sequence])[None]
 
@@ -101,12 +105,12 @@ class CheckpointReference:
         ref = self._tensors[_EMBEDDING if self._config.tie_word_embeddings else _HEAD]
         vocab, width = ref.shape
         logits = [np.empty((len(one), vocab), dtype=np.float32) for one in hidden]
-        carried = np.empty(0, dtype=np.uint32)
+        carried = np.empty(0, dtype=np.float32)
         first = 0
         for _, raw in read_blocks(ref):
-            values = np.concatenate((carried, convert_block(raw, ref.dtype, "F32")))
+            values = np.concatenate((carried, convert_block(raw, ref.dtype, "F32").view(np.float32)))
             rows = values.size // width
-            weight = torch.from_numpy(values[: rows * width].view(np.float32).reshape(rows, width))
+            weight = torch.from_numpy(values[: rows * width].reshape(rows, width))
             for out, one in zip(logits, hidden, strict=True):
                 out[:, first : first + rows] = functional.linear(one, weight).numpy()
             carried = values[rows * width :]
@@ -131,7 +135,9 @@ class CheckpointReference:
             run.captures[name] = [_matrix(tensor) for tensor in tensors]
 
     @staticmethod
-    def _hook(run: Run, module: nn.Module, name: str, capture: Collection[str]) -> torch.utils.hooks.RemovableHandle:
+    def _hook(
+        run: Run, module: nn.Module, name: str, capture: Collection[str]
+    ) -> torch.utils.hooks.RemovableHandle:
         def store(_: nn.Module, __: object, output: Tensor | tuple[Tensor, ...]) -> None:
             if name in capture:
                 first = output if isinstance(output, Tensor) else output[0]

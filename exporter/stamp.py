@@ -1,6 +1,7 @@
 """Emitting a traced program into an ONNX graph, under a path prefix, as often as needed.
 
-Every aten operator the decoder's modules can produce has one translator below; anything else is refused by name.
+Every aten operator the decoder's modules can produce has one translator below; anything else is refused by
+name.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class Stamp:
 
     @property
     def root(self) -> str:
-        """Path of nodes that belong to no module; the head, which stands at the top, calls them by its result."""
+        """Path of nodes that belong to no module; the head, at the top level, calls them by its result."""
         return self.prefix or "logits"
 
     def dims(self, shape: Sequence[object]) -> list[DimPiece]:
@@ -102,7 +103,8 @@ def stamp(
         rename: full parameter path -> initializer name (a tied head becomes the embedding).
 
     Raises:
-        ExportError: the program holds an operator that has no translation; the message names it and the module.
+        ExportError: the program holds an operator that has no translation; the message names it and the
+            module.
     """
     state = Stamp(builder, prefix)
     parameters = program.graph_signature.inputs_to_parameters
@@ -147,7 +149,9 @@ def _emit(state: Stamp, node: torch.fx.Node) -> None:
         state.values[node.name] = value
         _describe(state, node, value)
     else:
-        raise ExportError(f"{state.path(node)}: the operator {target} has no ONNX translation (exporter/stamp.py)")
+        raise ExportError(
+            f"{state.path(node)}: the operator {target} has no ONNX translation (exporter/stamp.py)"
+        )
 
 
 def _describe(state: Stamp, node: torch.fx.Node, value: ir.Value) -> None:
@@ -171,7 +175,7 @@ def _custom_op(state: Stamp, node: torch.fx.Node, spec: opspec.OpSpec) -> None:
     arguments = list(node.args)
     fixed = [state.value(argument) for argument in arguments[: len(spec.inputs)]]
     lists = arguments[len(spec.inputs) : len(spec.inputs) + len(spec.repeated)]
-    repeated = [state.value(item) for group in zip(*lists, strict=True) for item in group]  # type: ignore[call-overload]
+    repeated = [state.value(item) for group in zip(*lists, strict=True) for item in group]
     settings = arguments[len(spec.inputs) + len(spec.repeated) :]
     attributes: dict[str, AttributeValue] = {
         "plugin_version": opspec.PLUGIN_VERSION,
@@ -235,7 +239,7 @@ def _rms_norm(state: Stamp, node: torch.fx.Node) -> ir.Value:
 def _silu(state: Stamp, node: torch.fx.Node) -> ir.Value:
     x = state.value(node.args[0])
     sigmoid = state.builder.op("Sigmoid", [x], name=f"{state.path(node)}/Sigmoid")
-    sigmoid.dtype, sigmoid.shape = x.dtype, x.shape
+    sigmoid.type, sigmoid.shape = x.type, x.shape
     return state.builder.op("Mul", [x, sigmoid], name=f"{state.path(node)}/Silu")
 
 
@@ -279,7 +283,7 @@ def _to(state: Stamp, node: torch.fx.Node) -> ir.Value:
 
 def _getitem(state: Stamp, node: torch.fx.Node) -> ir.Value:
     source, index = node.args
-    return state.values[source.name][index]  # type: ignore[union-attr,index,return-value]
+    return state.values[source.name][index]  # type: ignore[union-attr,index]
 
 
 _TRANSLATORS: dict[object, Translator] = {

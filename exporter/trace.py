@@ -1,8 +1,9 @@
 """Tracing the decoder's parts with torch.export on meta tensors: no weight is ever loaded to trace.
 
-A decoder repeats a few kinds of layer (dense or sparse, with or without a window). One of each kind is traced, with
-the embedding and the head, and the emitter stamps the layers out; tracing 80 layers would give the same graph and
-take ten times as long. ``tests/exporter/test_emit.py`` holds the stamped graph against the whole model.
+A decoder repeats a few kinds of layer (dense or sparse, with or without a window). One of each kind is
+traced, with the embedding and the head, and the emitter stamps the layers out; tracing 80 layers would give
+the same graph and take ten times as long. ``tests/exporter/test_emit.py`` holds the stamped graph against the
+whole model.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ def layer_kind(config: ModelConfig, layer: int) -> LayerKind:
     return config.is_moe_layer(layer), config.window(layer) or 0
 
 
-def _export(module: nn.Module, args: tuple[torch.Tensor, ...], dims: tuple[dict[int, Dim], ...]) -> ExportedProgram:
+def _export(
+    module: nn.Module, args: tuple[torch.Tensor, ...], dims: tuple[dict[int, Dim], ...]
+) -> ExportedProgram:
     with torch.no_grad():
         return export(module.eval(), args, dynamic_shapes=dims, strict=False)
 
@@ -59,14 +62,19 @@ def trace(config: ModelConfig, dtype: torch.dtype) -> TracedDecoder:
         inv_freq = torch.zeros(config.head_dim // 2)
         # One tensor per argument: export gives arguments that are the same object one and the same input.
         past_lengths, query_lengths = torch.zeros(2, b, dtype=torch.int64).unbind()
-        past_key, past_value = torch.zeros(2, b, config.num_key_value_heads, c, config.head_dim, dtype=dtype).unbind()
+        past_key, past_value = torch.zeros(
+            2, b, config.num_key_value_heads, c, config.head_dim, dtype=dtype
+        ).unbind()
         indices = torch.zeros(b, n, dtype=torch.int64)
         embedding = Embedding(config).to(dtype)
         head = Head(config).to(dtype)
         first_of_kind: dict[LayerKind, int] = {}
         for layer in range(config.num_hidden_layers):
             first_of_kind.setdefault(layer_kind(config, layer), layer)
-        modules = {kind: DecoderLayer(config, layer, attention_factor).to(dtype) for kind, layer in first_of_kind.items()}
+        modules = {
+            kind: DecoderLayer(config, layer, attention_factor).to(dtype)
+            for kind, layer in first_of_kind.items()
+        }
     cache_dims = {0: batch, 2: capacity}
     return TracedDecoder(
         embedding=_export(embedding, (ids, past_lengths), (tokens, {0: batch})),

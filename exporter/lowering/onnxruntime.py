@@ -1,8 +1,9 @@
 """The ONNX Runtime lowering (CPU): contrib ops where they are right and faster, standard ops where not.
 
-The choices are measured per op: ``benchmarks/results/ort_ops.md``. Mixture-of-experts layers run as their function
-body (tokens sorted by expert, one Gemm per expert and matrix): ``com.microsoft.MoE`` would need every expert stacked
-and interleaved, a copy, and returns zeros where its input buffer is reused (``passes/ort_moe_traps.py``).
+The choices are measured per op: ``benchmarks/results/ort_ops.md``. Mixture-of-experts layers run as their
+function body (tokens sorted by expert, one Gemm per expert and matrix): ``com.microsoft.MoE`` would need
+every expert stacked and interleaved, a copy, and returns zeros where its input buffer is reused
+(``passes/ort_moe_traps.py``).
 """
 
 from __future__ import annotations

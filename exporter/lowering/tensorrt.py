@@ -1,7 +1,7 @@
 """The TensorRT lowering: rotation and attention become one plugin node; every node keeps its function body.
 
-TensorRT takes ``Q2*`` nodes to plugins of the namespace in their ``plugin_namespace`` attribute; any other runtime
-runs the same file through the functions.
+TensorRT takes ``Q2*`` nodes to plugins of the namespace in their ``plugin_namespace`` attribute; any other
+runtime runs the same file through the functions.
 """
 
 from __future__ import annotations

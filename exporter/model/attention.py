@@ -33,11 +33,24 @@ class CachedAttention(nn.Module):
         self.sliding_window = config.window(layer) or 0
 
     def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, past: tuple[Tensor, Tensor], lengths: tuple[Tensor, Tensor]
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        past: tuple[Tensor, Tensor],
+        lengths: tuple[Tensor, Tensor],
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Append and attend; see ``opspec.ATTENTION``. ``lengths`` is (past_lengths, query_lengths)."""
         output, present_key, present_value = group_query_attention(
-            query, key, value, *past, *lengths, self.num_heads, self.num_kv_heads, self.scale, self.sliding_window
+            query,
+            key,
+            value,
+            *past,
+            *lengths,
+            self.num_heads,
+            self.num_kv_heads,
+            self.scale,
+            self.sliding_window,
         )
         return output, present_key, present_value
 

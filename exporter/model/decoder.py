@@ -1,8 +1,8 @@
 """The decoder in three parts that are traced separately: embedding, one layer, head.
 
-Layers repeat, so the exporter traces one layer of each kind and stamps it out. The parts take and return plain
-tensors; put together by name they are the whole model (``model.embed_tokens``, ``model.layers.N``, ``model.norm``,
-``lm_head``).
+Layers repeat, so the exporter traces one layer of each kind and stamps it out. The parts take and return
+plain tensors; put together by name they are the whole model (``model.embed_tokens``, ``model.layers.N``,
+``model.norm``, ``lm_head``).
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ class DecoderLayer(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return hidden ``[batch, sequence, hidden_size]`` and the two updated caches.
 
-        Inside, tokens are one axis (``[batch * sequence, hidden_size]``): every matrix product is then a plain
-        two-dimensional one over weights in Hugging Face's [out, in] layout.
+        Inside, tokens are one axis (``[batch * sequence, hidden_size]``): every matrix product is then a
+        plain two-dimensional one over weights in Hugging Face's [out, in] layout.
         """
         batch, sequence = position_ids.shape
         residual = hidden.reshape(-1, self.hidden_size)
@@ -105,4 +105,5 @@ class Head(nn.Module):
         first = torch.arange(batch, device=hidden.device).unsqueeze(1) * sequence
         rows = hidden.reshape(-1, size).index_select(0, (first + logits_indices).reshape(-1))
         logits = self.lm_head(self.model["norm"](rows)).to(torch.float32)
-        return logits.view(batch, logits_indices.shape[1], self.lm_head.out_features)
+        result: Tensor = logits.view(batch, logits_indices.shape[1], self.lm_head.out_features)
+        return result

@@ -35,7 +35,7 @@ class Experts(nn.ModuleList):
 
 
 class SparseMoeBlock(nn.Module):
-    """Router, routed experts and the sigmoid-gated shared expert (transformers ``Qwen2MoeSparseMoeBlock``)."""
+    """Router, routed experts and sigmoid-gated shared expert (transformers ``Qwen2MoeSparseMoeBlock``)."""
 
     def __init__(self, hidden_size: int, config: MoeConfig) -> None:
         super().__init__()

@@ -14,7 +14,8 @@ def append_to_cache(cache: Tensor, new: Tensor, past_lengths: Tensor, query_leng
 
     Args:
         cache: ``[batch, heads, capacity, head_dim]``.
-        new: ``[batch, sequence, heads, head_dim]``; only the first ``query_lengths[b]`` of row ``b`` are written.
+        new: ``[batch, sequence, heads, head_dim]``; only the first ``query_lengths[b]`` of row ``b`` are
+            written.
         past_lengths: int64 ``[batch]``.
         query_lengths: int64 ``[batch]``.
     """

@@ -41,7 +41,8 @@ def function_for(spec: opspec.OpSpec, num_experts: int = 0) -> onnx.FunctionProt
 
     Args:
         spec: the op.
-        num_experts: for ``Q2MoE``, whose function has one triple of inputs per expert (functions have no variadic
+        num_experts: for ``Q2MoE``, whose function has one triple of inputs per expert (functions have no
+            variadic
             inputs).
     """
     bodies = {

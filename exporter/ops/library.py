@@ -1,7 +1,7 @@
 """Torch operators derived from the op specification.
 
-:func:`define` builds a ``torch.library`` operator from an :class:`~q2export.opspec.OpSpec`: the schema comes from
-the specification; the caller gives a CPU reference and a fake (shape) implementation.
+:func:`define` builds a ``torch.library`` operator from an :class:`~q2export.opspec.OpSpec`: the schema comes
+from the specification; the caller gives a CPU reference and a fake (shape) implementation.
 """
 
 from __future__ import annotations

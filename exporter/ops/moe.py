@@ -45,7 +45,9 @@ def moe_reference(
     for expert in index.unique().tolist():
         token, slot = (index == expert).nonzero(as_tuple=True)
         rows = hidden[token]
-        activated = functional.silu(functional.linear(rows, gate[expert])) * functional.linear(rows, up[expert])
+        activated = functional.silu(functional.linear(rows, gate[expert])) * functional.linear(
+            rows, up[expert]
+        )
         result = functional.linear(activated, down[expert]).to(torch.float32)
         output.index_add_(0, token, result * weight[token, slot, None])
     return output.to(hidden.dtype)
@@ -123,9 +125,9 @@ _COMBINE = """
 def body(num_experts: int) -> str:
     """Return the function body for ``num_experts`` experts.
 
-    Token slots are sorted by expert and split, so that every expert multiplies just the rows sent to it (none, for
-    an idle one) and its weights are read where they are: nothing is stacked. Ties in the sort do not matter, the
-    order is undone by its own inverse.
+    Token slots are sorted by expert and split, so that every expert multiplies just the rows sent to it
+    (none, for an idle one) and its weights are read where they are: nothing is stacked. Ties in the sort do
+    not matter, the order is undone by its own inverse.
     """
     names = [str(expert) for expert in range(num_experts)]
     split = f"    {', '.join(f'rows_{e}' for e in names)} = Split <axis = 0> (rows, counts)\n"

@@ -9,7 +9,9 @@ from q2export.exporter.ops.library import define
 from q2export.opspec import ROTARY
 
 
-def rotary_embedding_reference(x: Tensor, position_ids: Tensor, inv_freq: Tensor, attention_factor: float) -> Tensor:
+def rotary_embedding_reference(
+    x: Tensor, position_ids: Tensor, inv_freq: Tensor, attention_factor: float
+) -> Tensor:
     """Rotate ``x`` by its positions.
 
     Args:

@@ -79,13 +79,15 @@ def insert(
     values = list(outputs) if outputs is not None else [ir.Value()]
     for index, value in enumerate(values):
         value.name = value.name or (name if len(values) == 1 else f"{name}:{index}")
-    node = ir.node(op_type, inputs, attributes=dict(attributes or {}), domain=domain, outputs=values, name=name)
+    node = ir.node(
+        op_type, inputs, attributes=dict(attributes or {}), domain=domain, outputs=values, name=name
+    )
     graph.insert_before(before, node)
     return node
 
 
 def replace(graph: ir.Graph, node: ir.Node, new: Sequence[ir.Value]) -> None:
-    """Remove ``node``; ``new`` values take over the names, types, shapes, uses and graph outputs of its outputs."""
+    """Remove ``node``; ``new`` take over the names, types, shapes, uses and graph outputs of its outputs."""
     for old, value in zip(node.outputs, new, strict=True):
         name = old.name
         value.shape = value.shape if value.shape is not None else old.shape
@@ -107,7 +109,9 @@ def constant(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
     existing = graph.initializers.get(name)
     if existing is not None:
         return existing
-    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(list(tensor.shape)), const_value=tensor)
+    value = ir.Value(
+        name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape.numpy()), const_value=tensor
+    )
     graph.initializers.add(value)
     return value
 

@@ -23,7 +23,7 @@ _COPIED_INTS = ("num_heads", "num_kv_heads", "sliding_window")
 
 
 class FuseRotaryAttention(Pass):
-    """``Q2GroupQueryAttention(Q2RotaryEmbedding(q), Q2RotaryEmbedding(k), v, ...)`` -> ``Q2RotaryAttention``."""
+    """``Q2GroupQueryAttention`` of two ``Q2RotaryEmbedding`` and a value becomes ``Q2RotaryAttention``."""
 
     def rewrite(self, model: ir.Model, result: PassResult) -> None:
         """Fuse every attention whose rotations it alone reads."""
@@ -36,7 +36,7 @@ class FuseRotaryAttention(Pass):
             self._fuse(model.graph, attention, [node for node in rotations if node is not None])
             result.matched += 1
         if result.matched:
-            body = ir.from_proto(function_for(opspec.ROTARY_ATTENTION))
+            body = ir.serde.deserialize_function(function_for(opspec.ROTARY_ATTENTION))
             model.functions[body.identifier()] = body
 
     def _fuse(self, graph: ir.Graph, attention: ir.Node, rotations: list[ir.Node]) -> None:
@@ -64,7 +64,9 @@ class FuseRotaryAttention(Pass):
         """No rotation is left over: what it meant would have to be translated apart from its attention."""
         left = nodes_of(model.graph, opspec.ROTARY.name, opspec.DOMAIN)
         if left:
-            raise ExportError(f"{left[0].name}: a rotation whose attention could not be found; it cannot be lowered")
+            raise ExportError(
+                f"{left[0].name}: a rotation whose attention could not be found; it cannot be lowered"
+            )
 
 
 def _refusal(rotations: list[ir.Node | None], attention: ir.Node) -> str | None:

@@ -1,8 +1,8 @@
 """Replace a reshape of a reshape by one, or by nothing.
 
-A traced layer takes and returns ``[batch, sequence, hidden]`` and works on ``[tokens, hidden]``, so between two layers
-stands ``Reshape(Reshape(x, [batch, sequence, hidden]), [-1, hidden])``, which is ``x``. Around attention, heads are
-split and merged in the same way.
+A traced layer takes and returns ``[batch, sequence, hidden]`` and works on ``[tokens, hidden]``, so between
+two layers stands ``Reshape(Reshape(x, [batch, sequence, hidden]), [-1, hidden])``, which is ``x``. Around
+attention, heads are split and merged in the same way.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from q2export.exporter.passes.base import Pass, PassResult, input_of, nodes_of
 
 
 class MergeReshapes(Pass):
-    """``Reshape(Reshape(x), shape)`` becomes ``Reshape(x, shape)``, or ``x`` where that has the shape already.
+    """``Reshape(Reshape(x), shape)`` becomes ``Reshape(x, shape)``, or ``x`` where it has that shape already.
 
-    If nothing else reads the value between the two and only its name is a module's path, ``x`` takes that name: it is
-    the same tensor, and parity looks tensors up by module.
+    If nothing else reads the value between the two and only its name is a module's path, ``x`` takes that
+    name: it is the same tensor, and parity looks tensors up by module.
     """
 
     def rewrite(self, model: ir.Model, result: PassResult) -> None:
@@ -39,7 +39,11 @@ class MergeReshapes(Pass):
             if not between.consumers() and not between.is_graph_output():
                 name, between.name = between.name, None
                 graph.remove(inner, safe=True)
-                if source.producer() is not None and _is_module_path(name) and not _is_module_path(source.name):
+                if (
+                    source.producer() is not None
+                    and _is_module_path(name)
+                    and not _is_module_path(source.name)
+                ):
                     source.name = name
             result.matched += 1
 
@@ -61,4 +65,6 @@ def _copies_sizes(reshape: ir.Node) -> bool:
 def _same_matrix(first: ir.Value, second: ir.Value) -> bool:
     """Whether both are matrices with the same number of columns (rows follow from the element count)."""
     a, b = first.shape, second.shape
-    return a is not None and b is not None and len(a) == len(b) == 2 and isinstance(a[1], int) and a[1] == b[1]
+    return (
+        a is not None and b is not None and len(a) == len(b) == 2 and isinstance(a[1], int) and a[1] == b[1]
+    )

@@ -27,7 +27,7 @@ MICROSOFT = "com.microsoft"
 COS_CACHE, SIN_CACHE = "rotary/cos_cache", "rotary/sin_cache"
 _FLAT_SHAPE = "shape/tokens_flat"
 _HEAD_DIM_MULTIPLE = 16
-"""ONNX Runtime 1.31 refuses other head sizes when the first token is run (``group_query_attention_helper.h``)."""
+"""ONNX Runtime 1.31 refuses other head sizes at the first token (``group_query_attention_helper.h``)."""
 
 
 class LowerAttentionToOnnxRuntime(Pass):
@@ -42,16 +42,20 @@ class LowerAttentionToOnnxRuntime(Pass):
         """Rotation and attention must have been fused."""
         left = nodes_of(model.graph, opspec.ATTENTION.name, opspec.DOMAIN)
         if left:
-            raise ExportError(f"{left[0].name}: run FuseRotaryAttention first; this attention has no rotation")
+            raise ExportError(
+                f"{left[0].name}: run FuseRotaryAttention first; this attention has no rotation"
+            )
 
     def rewrite(self, model: ir.Model, result: PassResult) -> None:
-        """Replace every fused attention whose heads the kernel takes; the others run as their function body."""
+        """Replace every fused attention whose heads the kernel takes; the others run as function body."""
         graph = model.graph
         nodes = []
         for node in nodes_of(graph, opspec.ROTARY_ATTENTION.name, opspec.DOMAIN):
             head_dim = _head_dim(node)
             if head_dim % _HEAD_DIM_MULTIPLE:
-                result.refused.append(f"{node.name}: head_dim {head_dim} is not a multiple of {_HEAD_DIM_MULTIPLE}")
+                result.refused.append(
+                    f"{node.name}: head_dim {head_dim} is not a multiple of {_HEAD_DIM_MULTIPLE}"
+                )
             else:
                 nodes.append(node)
         if not nodes:
@@ -82,7 +86,9 @@ class LowerAttentionToOnnxRuntime(Pass):
         heads, kv_heads = attribute_int(node, "num_heads"), attribute_int(node, "num_kv_heads")
         flat_shape = _flat_shape(graph, node)
         labels = ("query", "key", "value")
-        flat = [_flatten(graph, node, index, flat_shape, f"{path}/{label}") for index, label in enumerate(labels)]
+        flat = [
+            _flatten(graph, node, index, flat_shape, f"{path}/{label}") for index, label in enumerate(labels)
+        ]
         window = attribute_int(node, "sliding_window")
         output = ir.Value(name=f"{path}/flat")
         presents = [ir.Value(), ir.Value()]
@@ -107,7 +113,7 @@ class LowerAttentionToOnnxRuntime(Pass):
         if shape is None:
             raise ExportError(f"{node.name}: its output has no shape")
         width = heads * _head_dim(node)
-        output.shape, output.dtype = ir.Shape([shape[0], shape[1], width]), node.outputs[0].dtype
+        output.shape, output.type = ir.Shape([shape[0], shape[1], width]), node.outputs[0].type
         four = constant(graph, f"const/heads_{heads}", ir.tensor(np.array([0, 0, heads, -1], dtype=np.int64)))
         split = insert(graph, node, "Reshape", [output, four], name=f"{path}/heads")
         replace(graph, node, [split.outputs[0], *lowered.outputs[1:]])
@@ -127,7 +133,9 @@ def _flat_shape(graph: ir.Graph, node: ir.Node) -> ir.Value:
             return existing.outputs[0]
     query = input_of(node, 0)
     rest = constant(graph, "const/rest", ir.tensor(np.array([-1], dtype=np.int64)))
-    tokens = insert(graph, node, "Shape", [query], name="shape/tokens", attributes={"start": 0, "end": 2}).outputs[0]
+    tokens = insert(
+        graph, node, "Shape", [query], name="shape/tokens", attributes={"start": 0, "end": 2}
+    ).outputs[0]
     return insert(graph, node, "Concat", [tokens, rest], name=_FLAT_SHAPE, attributes={"axis": 0}).outputs[0]
 
 
@@ -137,19 +145,24 @@ def _flatten(graph: ir.Graph, node: ir.Node, index: int, shape: ir.Value, name: 
     flat = insert(graph, node, "Reshape", [source, shape], name=name).outputs[0]
     if source.shape is not None:
         batch, sequence, heads, head_dim = source.shape
-        flat.shape, flat.dtype = ir.Shape([batch, sequence, int(heads) * int(head_dim)]), source.dtype  # type: ignore[arg-type]
+        width = int(heads) * int(head_dim)  # type: ignore[arg-type]
+        flat.shape, flat.type = ir.Shape([batch, sequence, width]), source.type
     return flat
 
 
 def _lengths(graph: ir.Graph, first: ir.Node) -> list[ir.Value]:
-    """The op's own form of the lengths: total - 1 per row, and the longest total, both int32; computed once."""
+    """The op's own form of the lengths, computed once: total - 1 per row, the longest total; int32."""
     past, query = input_of(first, 5), input_of(first, 6)
     one = constant(graph, "const/one", ir.tensor(np.array(1, dtype=np.int64)))
     total = insert(graph, first, "Add", [past, query], name="lengths/total").outputs[0]
     last = insert(graph, first, "Sub", [total, one], name="lengths/last").outputs[0]
-    longest = insert(graph, first, "ReduceMax", [total], name="lengths/longest", attributes={"keepdims": 0}).outputs[0]
+    longest = insert(
+        graph, first, "ReduceMax", [total], name="lengths/longest", attributes={"keepdims": 0}
+    ).outputs[0]
     int32 = {"to": int(ir.DataType.INT32)}
     return [
         insert(graph, first, "Cast", [last], name="lengths/seqlens_k", attributes=int32).outputs[0],
-        insert(graph, first, "Cast", [longest], name="lengths/total_sequence_length", attributes=int32).outputs[0],
+        insert(
+            graph, first, "Cast", [longest], name="lengths/total_sequence_length", attributes=int32
+        ).outputs[0],
     ]

@@ -2,8 +2,10 @@
 
 Two traps of its CPU kernels, pinned by ``tests/exporter/test_ort_moe_traps.py``:
 
-- ``com.microsoft.MoE`` writes its output into its input's buffer when nothing reads the input afterwards, and then
-  computes from what it has overwritten: zeros. A reader that waits for the MoE's own output keeps the buffer alive.
+- ``com.microsoft.MoE`` writes its output into its input's buffer when nothing reads the input afterwards, and
+then
+  computes from what it has overwritten: zeros. A reader that waits for the MoE's own output keeps the buffer
+  alive.
 - ``com.microsoft.QMoE`` ignores ``normalize_routing_weights = 0``; the full softmax has to be passed as its
   ``router_weights``.
 
@@ -48,7 +50,7 @@ class RefuseMoeTraps(Pass):
 
 
 def _input_outlives(moe: ir.Node) -> bool:
-    """Whether some node that depends on the MoE's output reads its input, which must then be kept until there."""
+    """Whether a node that depends on the MoE's output reads its input, which is then kept until there."""
     readers = set(input_of(moe, 0).consumers()) - {moe}
     pending, seen = list(moe.outputs[0].consumers()), set()
     while pending:

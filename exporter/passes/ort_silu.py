@@ -1,4 +1,4 @@
-"""``x * sigmoid(x)`` -> ``com.microsoft.QuickGelu`` with alpha 1, which is the same function in one pass over x."""
+"""``x * sigmoid(x)`` -> ``com.microsoft.QuickGelu`` with alpha 1: the same function in one pass over x."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ class FuseSilu(Pass):
             if product is None or product.op_type != "Mul" or x not in product.inputs:
                 continue
             fused = insert(
-                graph, product, "QuickGelu", [x], name=product.name or "silu", domain=MICROSOFT, attributes={"alpha": 1.0}
+                graph, product, "QuickGelu", [x], name=product.name or "silu", domain=MICROSOFT,
+                attributes={"alpha": 1.0}
             )  # fmt: skip
             replace(graph, product, fused.outputs)
             graph.remove(sigmoid, safe=True)

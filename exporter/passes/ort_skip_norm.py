@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from q2export.exporter.passes.base import Pass, PassResult, attribute_float, input_of, insert, nodes_of, replace
+from q2export.exporter.passes.base import (
+    Pass,
+    PassResult,
+    attribute_float,
+    input_of,
+    insert,
+    nodes_of,
+    replace,
+)
 from q2export.exporter.passes.ort_attention import MICROSOFT
 
 
@@ -19,7 +27,9 @@ class FuseSkipNormalization(Pass):
             add = added.producer()
             if add is None or add.op_type != "Add":
                 continue
-            if any(value is None or value.shape is None or value.shape != added.shape for value in add.inputs):
+            if any(
+                value is None or value.shape is None or value.shape != added.shape for value in add.inputs
+            ):
                 result.refused.append(f"{norm.name}: the sum broadcasts or its shapes are unknown")
                 continue
             outputs = [ir.Value(), ir.Value(name=""), ir.Value(name=""), ir.Value()]

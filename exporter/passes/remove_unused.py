@@ -1,4 +1,4 @@
-"""Drop nodes and initializers that nothing reads, such as position ids once a kernel counts positions itself."""
+"""Drop nodes and initializers that nothing reads, such as position ids where a kernel counts them itself."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from q2export.exporter.passes.base import Pass, PassResult
 
 
 class RemoveUnused(Pass):
-    """Graph inputs and outputs stay; ``bind`` refuses a graph that no longer reads every tensor of the checkpoint."""
+    """Graph inputs and outputs stay; ``bind`` refuses a graph that no longer reads every parameter."""
 
     def rewrite(self, model: ir.Model, result: PassResult) -> None:
         """Remove, and count the nodes that went."""

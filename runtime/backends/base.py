@@ -28,7 +28,8 @@ class KVCache(Protocol):
     def move_row(self, source: int, target: int, length: int) -> None:
         """Copy the first ``length`` tokens of row ``source`` over row ``target``; ``source`` is then unused.
 
-        Generation keeps the sequences that still run in the first rows: when one ends, the last takes its place.
+        Generation keeps the sequences that still run in the first rows: when one ends, the last takes its
+        place.
         """
 
 
@@ -39,8 +40,8 @@ CacheT = TypeVar("CacheT", bound=KVCache)
 class Backend(Protocol[CacheT]):
     """One loaded engine.
 
-    A step works on the first ``rows`` rows of the cache, at most all; the others stay as they are. Sequences that
-    have ended, or whose prompt is not yet due, thus cost nothing.
+    A step works on the first ``rows`` rows of the cache, at most all; the others stay as they are. Sequences
+    that have ended, or whose prompt is not yet due, thus cost nothing.
 
     Lengths are per row. ``past_lengths[b]`` tokens of row ``b`` are already in the cache; the step appends
     ``query_lengths[b]`` more, which are ``input_ids[b, :query_lengths[b]]`` (right-padded).
@@ -60,7 +61,7 @@ class Backend(Protocol[CacheT]):
 
     @property
     def prefill_chunk(self) -> int:
-        """Longest ``input_ids`` one call of :meth:`forward` should be given; longer prompts are fed in chunks."""
+        """Longest ``input_ids`` one call of :meth:`forward` should be given; longer prompts go in chunks."""
 
     def new_cache(self, batch: int, capacity: int) -> CacheT:
         """Allocate an empty cache.
@@ -84,9 +85,11 @@ class Backend(Protocol[CacheT]):
             input_ids: ``[rows, sequence]``, right-padded with any valid id.
             past_lengths: ``[rows]`` tokens already cached per row.
             query_lengths: ``[rows]`` valid tokens of ``input_ids`` per row, 1 to ``sequence``.
-            logits_indices: ``[rows, n]`` positions within ``sequence`` whose logits are wanted (``n`` may be 0);
+            logits_indices: ``[rows, n]`` positions within ``sequence`` whose logits are wanted (``n`` may be
+                0);
                 for a position in a row's padding they are unspecified.
 
         Returns:
-            float32 logits ``[rows, n, vocab_size]``, valid until the next call (the backend may reuse the memory).
+            float32 logits ``[rows, n, vocab_size]``, valid until the next call (the backend may reuse the
+            memory).
         """

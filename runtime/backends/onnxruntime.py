@@ -38,13 +38,15 @@ def open_session(
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = _WARNING_SEVERITY
-    # The lowering has already chosen every op. What is left for ORT's own passes is constant folding, which would
-    # copy weights, and fusions that would only cost time at each load.
+    # The lowering has already chosen every op. What is left for ORT's own passes is constant folding, which
+    # would copy weights, and fusions that would only cost time at each load.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     # Prepacking copies every matrix once more; without it they are read where they are mapped.
     options.add_session_config_entry("session.disable_prepacking", "1")
     if weights_folder is not None:
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights_folder))
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", str(weights_folder)
+        )
     source = model if isinstance(model, bytes) else str(model)
     try:
         return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
@@ -99,7 +101,9 @@ class OnnxRuntimeBackend:
         found = {value.name for value in self._session.get_inputs()}
         if found != expected:
             difference = ", ".join(sorted(found ^ expected)[:4])
-            raise PackageError(f"{folder / engine.file}: its inputs are not those of the manifest: {difference}; rebuild it")
+            raise PackageError(
+                f"{folder / engine.file}: its inputs are not those of the manifest: {difference}; rebuild it"
+            )
 
     @property
     def vocab_size(self) -> int:
@@ -134,7 +138,8 @@ class OnnxRuntimeBackend:
             )
         if not 1 <= capacity <= self.max_capacity:
             raise GenerationError(
-                f"capacity of {capacity} tokens is out of range: the engine was built for 1 to {self.max_capacity}; "
+                f"capacity of {capacity} tokens is out of range: the engine was built for 1 to "
+                f"{self.max_capacity}; "
                 f"rebuild with --set capacity.max={capacity} or shorten the request"
             )
         return OnnxRuntimeCache(self._engine, batch, capacity)
@@ -163,7 +168,9 @@ class OnnxRuntimeBackend:
             self._run(cache, part, step, logits[part])
         return logits
 
-    def _run(self, cache: OnnxRuntimeCache, rows: slice, step: Sequence[Int64Array], logits: Float32Array) -> None:
+    def _run(
+        self, cache: OnnxRuntimeCache, rows: slice, step: Sequence[Int64Array], logits: Float32Array
+    ) -> None:
         key = (rows.start, rows.stop)
         binding = cache.bindings.get(key)
         if binding is None:
@@ -190,11 +197,15 @@ def _cache_names(prefix: str, layers: int) -> list[str]:
     return [f"{prefix}_{kind}.{layer}" for layer in range(layers) for kind in ("key", "value")]
 
 
-def step_inputs(engine: EngineInfo, tokens: Sequence[int], positions: Int64Array) -> dict[str, npt.NDArray[Any]]:
+def step_inputs(
+    engine: EngineInfo, tokens: Sequence[int], positions: Int64Array
+) -> dict[str, npt.NDArray[Any]]:
     """Inputs of one step over ``tokens`` from an empty cache, asking for the logits at ``positions``."""
     length = len(tokens)
     shape = (1, engine.num_key_value_heads, length, engine.head_dim)
-    caches = {name: np.zeros(shape, dtype=np.float32) for name in _cache_names("past", engine.num_hidden_layers)}
+    caches = {
+        name: np.zeros(shape, dtype=np.float32) for name in _cache_names("past", engine.num_hidden_layers)
+    }
     return {
         "input_ids": np.array([tokens], dtype=np.int64),
         "past_lengths": np.zeros(1, dtype=np.int64),

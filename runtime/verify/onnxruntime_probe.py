@@ -1,13 +1,14 @@
 """The ONNX Runtime engine under test: its logits, its greedy tokens, and its intermediate tensors.
 
-A session is opened for each question and closed after it: weights are mapped, so that costs milliseconds, and while
-the reference runs the engine takes no memory.
+A session is opened for each question and closed after it: weights are mapped, so that costs milliseconds, and
+while the reference runs the engine takes no memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -57,7 +58,7 @@ class OnnxRuntimeProbe:
         self._threads = threads
 
     def score(self, tokens: Sequence[int]) -> Float32Array:
-        """Logits after each token: float32 ``[tokens, vocab]``, in chunks through the KV cache as in service."""
+        """Logits after each token, float32 ``[tokens, vocab]``, in chunks through the KV cache."""
         backend = self._backend()
         cache = backend.new_cache(1, len(tokens))
         ids = np.asarray([tokens], dtype=np.int64)
@@ -112,14 +113,14 @@ class OnnxRuntimeProbe:
             wanted.append((path, layer))
         wanted += [(NORM_POINT, None), (HEAD_POINT, None)]
         found = []
-        for name, layer in wanted:
+        for name, owner in wanted:
             value = self._value_of(model, name)
             if value in producers:
-                found.append(PointInfo(name, layer, _op(producers, value)))
+                found.append(PointInfo(name, owner, _op(producers, value)))
         return found
 
     def _value_of(self, model: onnx.ModelProto, point: str) -> str:
-        """The graph's name of a point: the same, but for a dense MLP, whose result is its last matrix product's."""
+        """The graph's name of a point: the same, but for a dense MLP, which ends in its last product."""
         if point == HEAD_POINT:
             return "logits"
         if point.endswith(".mlp"):
@@ -131,7 +132,8 @@ class OnnxRuntimeProbe:
         return OnnxRuntimeBackend(self._folder, self._engine, threads=self._threads)
 
     def _model(self) -> onnx.ModelProto:
-        return _onnx().load(str(self._folder / self._engine.file), load_external_data=False)
+        model: onnx.ModelProto = _onnx().load(str(self._folder / self._engine.file), load_external_data=False)
+        return model
 
 
 def _op(producers: Mapping[str, onnx.NodeProto], value: str) -> str:
@@ -142,7 +144,7 @@ def _op(producers: Mapping[str, onnx.NodeProto], value: str) -> str:
     return str(node.op_type)
 
 
-def _onnx():  # type: ignore[no-untyped-def]
+def _onnx() -> ModuleType:
     try:
         import onnx
     except ImportError as error:

@@ -44,10 +44,20 @@ def test_build_is_checked_and_described(built: api.BuildResult) -> None:
     assert manifest.weights.value_scan
     assert manifest.weights.in_place_bytes == 0, "bf16 has to be converted for the CPU"
     assert manifest.weights.converted_bytes == 4 * manifest.model.parameters
-    assert {"model.onnx", "weights.safetensors", "config.json", "tokenizer.json", "parity.json"} <= set(manifest.files)
+    assert {"model.onnx", "weights.safetensors", "config.json", "tokenizer.json", "parity.json"} <= set(
+        manifest.files
+    )
     assert {"golden/inputs.json", "golden/outputs.json"} <= set(manifest.files)
     assert read_package(built.package, "full").manifest == manifest
-    assert list(built.seconds) == ["load", "trace and lower", "weights in place", "weights converted", "onnx", "parity", "golden"]
+    assert list(built.seconds) == [
+        "load",
+        "trace and lower",
+        "weights in place",
+        "weights converted",
+        "onnx",
+        "parity",
+        "golden",
+    ]
 
 
 def test_package_can_be_moved_and_generates(built: api.BuildResult, tmp_path: Path) -> None:
@@ -58,7 +68,7 @@ def test_package_can_be_moved_and_generates(built: api.BuildResult, tmp_path: Pa
     engine = api.load(moved, check="full")
     there = engine.generate(prompts[0], max_new_tokens=24, do_sample=False)
     assert here.token_ids == there.token_ids
-    assert len(here.text) > 20 and here.text.isprintable() or "\n" in here.text
+    assert (len(here.text) > 20 and here.text.isprintable()) or "\n" in here.text
 
 
 def test_verify_passes_and_writes_the_report(built: api.BuildResult, tmp_path: Path) -> None:
@@ -146,7 +156,9 @@ def test_what_a_target_cannot_do_is_refused(tmp_path: Path) -> None:
 
 
 def test_capacity_follows_profile_and_model(tmp_path: Path) -> None:
-    result = api.build(DENSE, tmp_path / "a", overrides={"capacity.max": 40, "prefill_chunk": 7}, parity=False)
+    result = api.build(
+        DENSE, tmp_path / "a", overrides={"capacity.max": 40, "prefill_chunk": 7}, parity=False
+    )
     engine = result.manifest.engine
     assert (engine.max_capacity, engine.prefill_chunk) == (40, 7)
     backend = OnnxRuntimeBackend(result.package, engine)
@@ -154,12 +166,19 @@ def test_capacity_follows_profile_and_model(tmp_path: Path) -> None:
     ids = np.arange(40, dtype=np.int64)[None]
     logits = backend.forward(cache, ids, np.array([0]), np.array([40]), np.array([[39]]))
     assert np.isfinite(logits).all()
-    assert api.plan(DENSE)["max_capacity"] == json.loads((DENSE / "config.json").read_text())["max_position_embeddings"]
+    assert (
+        api.plan(DENSE)["max_capacity"]
+        == json.loads((DENSE / "config.json").read_text())["max_position_embeddings"]
+    )
 
 
 def test_plan_writes_nothing_and_counts_bytes(tmp_path: Path) -> None:
     planned = api.plan(DENSE, overrides={"threads": 3})
-    size = sum(np.prod(v["shape"]) for k, v in split_file(DENSE / "model.safetensors")[0].items() if k != "__metadata__")  # type: ignore[index]
+    size = sum(
+        np.prod(v["shape"])
+        for k, v in split_file(DENSE / "model.safetensors")[0].items()
+        if k != "__metadata__"
+    )  # type: ignore[index]
     assert planned["weights"] == {"in_place_bytes": 0, "converted_bytes": 4 * size}
     assert planned["origin"]["threads"] == "command line"
 
@@ -175,10 +194,12 @@ print(result.peak_rss_bytes, result.manifest.weights.in_place_bytes, result.mani
 @pytest.mark.parametrize("kind", ["dense", "moe"])
 def test_full_size_export_is_bounded(tmp_path: Path, kind: str) -> None:
     """Sparse files in the shape of Qwen2-72B and Qwen2-57B-A14B: bounded memory, next to nothing written."""
-    config = {"hidden_size": 8192, "intermediate_size": 29568, "num_hidden_layers": 80, "num_attention_heads": 64,
+    config = {"hidden_size": 8192, "intermediate_size": 29568, "num_hidden_layers": 80, "num_attention_heads":
+    64,
               "num_key_value_heads": 8, "vocab_size": 152064, "tie_word_embeddings": False}  # fmt: skip
     if kind == "moe":
-        config |= {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28,
+        config |= {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
+        "num_attention_heads": 28,
                    "num_key_value_heads": 4, "vocab_size": 151936, "model_type": "qwen2_moe", "num_experts": 64,
                    "num_experts_per_tok": 8, "moe_intermediate_size": 2560, "norm_topk_prob": False,
                    "shared_expert_intermediate_size": 20480, "decoder_sparse_step": 1}  # fmt: skip
@@ -188,5 +209,7 @@ def test_full_size_export_is_bounded(tmp_path: Path, kind: str) -> None:
     peak, in_place, converted = (int(word) for word in done.stdout.split()[-3:])
     assert peak <= 700e6
     assert in_place > 100e9 and converted == 0
-    written = sum(file.stat().st_size for file in (tmp_path / "out").rglob("*") if file.suffix != ".safetensors")
+    written = sum(
+        file.stat().st_size for file in (tmp_path / "out").rglob("*") if file.suffix != ".safetensors"
+    )
     assert written <= 10e6

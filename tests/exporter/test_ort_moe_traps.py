@@ -1,4 +1,4 @@
-"""The traps of ONNX Runtime's MoE kernels: that they are there, and that no lowered graph can fall into them."""
+"""The traps of ONNX Runtime's MoE kernels: that they exist, and that no lowered graph falls into them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,13 @@ def reference(hidden: Array, router: Array, gate_up: Array, down: Array) -> Arra
 def moe_model(guarded: bool, weights: tuple[Array, Array, Array]) -> onnx.ModelProto:
     """``y = MoE(x * 1)``, with or without a reader of MoE's input that waits for its output."""
     router, gate_up, down = weights
-    constants = {"router": router, "fc1": gate_up, "fc2": down, "one": np.float32(1), "never": np.array(False)}
+    constants = {
+        "router": router,
+        "fc1": gate_up,
+        "fc2": down,
+        "one": np.float32(1),
+        "never": np.array(False),
+    }
     moe = helper.make_node(
         "MoE",
         ["hidden", "logits", "fc1", "", "fc2"],
@@ -100,7 +106,9 @@ def test_guard_refuses_exactly_what_onnxruntime_gets_wrong(weights: tuple[Array,
     assert RefuseMoeTraps()(ir.from_proto(guarded)).matched == 1
 
 
-@pytest.mark.parametrize(("normalize", "router_weights", "refused"), [(0, "", True), (0, "all", False), (1, "", False)])
+@pytest.mark.parametrize(
+    ("normalize", "router_weights", "refused"), [(0, "", True), (0, "all", False), (1, "", False)]
+)
 def test_qmoe_needs_its_router_weights(normalize: int, router_weights: str, refused: bool) -> None:
     inputs = ["x", "logits", *["w"] * 12, router_weights]
     node = helper.make_node(
