@@ -1,13 +1,14 @@
-# Targets run in a virtual environment of the repository's own, made on first use.
+# Targets run in a virtual environment of the repository's own (.venv), made on first use.
 #   make demo    build the two small checkpoints of tests/data, verify both engines, print generated text
 #   make test    lint, then the tests: what CI runs
-#   make bench   the comparisons of benchmarks/ (installs the peers compared against)
+#   make bench   the comparisons of benchmarks/, with the peers in an environment of their own
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
-PEERS_STAMP := $(VENV)/.stamp-peers
+PEERS := .venv-peers
+PEERS_STAMP := $(PEERS)/.stamp
 JOBS := 2
 ROOMS := exporter plugins profiles runtime
 # The rooms as Python imports them: mypy and import-linter do not know the mapping of setup.py.
@@ -23,8 +24,9 @@ $(STAMP): pyproject.toml setup.py constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[export,dev]'
 	touch $@
 
-$(PEERS_STAMP): benchmarks/requirements-peers.txt $(STAMP)
-	$(BIN)/pip install --quiet --constraint constraints.txt --requirement $<
+$(PEERS_STAMP): benchmarks/requirements-peers.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/pip install --quiet --requirement $<
 	touch $@
 
 demo: $(DEMOS)
@@ -58,4 +60,4 @@ bench: $(STAMP) $(PEERS_STAMP)
 	$(BIN)/python -m benchmarks
 
 clean:
-	rm -rf $(VENV) build demo out *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(PEERS) build demo out *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
