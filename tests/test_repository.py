@@ -41,7 +41,6 @@ ROOT_FOLDERS = {".ci", "benchmarks", "docs", "tests", *ROOMS}
 DISTRIBUTION_OF = {
     "google": "onnx",  # protobuf, which onnx brings along
     "huggingface_hub": "huggingface-hub",
-    "markupsafe": "jinja2",  # which is made of it
     "onnx_ir": "onnx-ir",
     "yaml": "pyyaml",
 }
