@@ -11,6 +11,7 @@ from q2export.exporter.config import ModelConfig
 from q2export.exporter.ops.functions import IR_VERSION, ONNX_OPSET, function_for
 from q2export.exporter.passes.base import run_passes
 from q2export.exporter.passes.merge_reshapes import MergeReshapes
+from q2export.exporter.passes.remove_unused import RemoveUnused
 from q2export.exporter.rope import inverse_frequencies
 from q2export.exporter.stamp import ONNX_TYPES, stamp
 from q2export.exporter.trace import TracedDecoder, layer_kind, trace
@@ -88,7 +89,7 @@ def assemble(config: ModelConfig, traced: TracedDecoder, dtype: str) -> ir.Model
         producer_version=__version__,
         functions=_functions(config),
     )
-    run_passes(model, [MergeReshapes()])
+    run_passes(model, [MergeReshapes(), RemoveUnused()])
     return model
 
 
