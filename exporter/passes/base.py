@@ -35,12 +35,15 @@ class Pass(ABC):
         """Check :meth:`requires`, rewrite, then check :meth:`ensures`.
 
         Raises:
-            ExportError: a precondition or the postcondition does not hold.
+            ExportError: a precondition does not hold, or a postcondition, then with why places were left.
         """
         self.requires(model)
         result = PassResult(type(self).__name__)
         self.rewrite(model, result)
-        self.ensures(model)
+        try:
+            self.ensures(model)
+        except ExportError as error:
+            raise ExportError("; ".join((str(error), *result.refused))) from error
         return result
 
     def requires(self, model: ir.Model) -> None:  # noqa: B027 - most passes require nothing

@@ -60,6 +60,7 @@ class LowerAttentionToOnnxRuntime(Pass):
                 nodes.append(node)
         if not nodes:
             return
+        _require_one_rotation(nodes)
         lengths = _lengths(graph, nodes[0])
         tables = self._tables(graph, nodes[0])
         for node in nodes:
@@ -117,6 +118,18 @@ class LowerAttentionToOnnxRuntime(Pass):
         four = constant(graph, f"const/heads_{heads}", ir.tensor(np.array([0, 0, heads, -1], dtype=np.int64)))
         split = insert(graph, node, "Reshape", [output, four], name=f"{path}/heads")
         replace(graph, node, [split.outputs[0], *lowered.outputs[1:]])
+
+
+def _require_one_rotation(nodes: list[ir.Node]) -> None:
+    """The tables and the lengths are made once, for all layers."""
+    first = nodes[0]
+    for node in nodes:
+        same_inputs = all(input_of(node, index) is input_of(first, index) for index in (5, 6, 7))
+        factors = attribute_float(node, "attention_factor"), attribute_float(first, "attention_factor")
+        if not same_inputs or factors[0] != factors[1]:
+            raise ExportError(
+                f"{node.name}: other lengths, frequencies or attention factor than {first.name}"
+            )
 
 
 def _head_dim(node: ir.Node) -> int:
