@@ -11,13 +11,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from q2export.errors import Q2ExportError
-
-from benchmarks.case import ORT_OPS, GenerationCase, case_names, case_path, parse_case, read_case
+from benchmarks.case import (
+    ORT_OPS,
+    GenerationCase,
+    LimitBar,
+    SpeedBar,
+    case_names,
+    case_path,
+    parse_case,
+    read_case,
+)
 from benchmarks.machine import commit, describe_machine, library_versions
 from benchmarks.result import judge, records
 from benchmarks.settings import RunSettings
 from benchmarks.worker import REPOSITORY
+from q2export.errors import Q2ExportError
 
 _PEERS_PYTHON = REPOSITORY / ".venv-peers" / "bin" / "python"
 
@@ -67,7 +75,9 @@ def run_case(name: str, settings: RunSettings, rounds: int | None = None) -> dic
         "kind": kind,
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "commit": commit(REPOSITORY),
-        "command": shlex.join(["python", "-m", "benchmarks", name, *([f"--rounds={rounds}"] if rounds else [])]),
+        "command": shlex.join(
+            ["python", "-m", "benchmarks", name, *([f"--rounds={rounds}"] if rounds else [])]
+        ),
         "machine": describe_machine(),
         "versions": library_versions(),
     }
@@ -77,15 +87,21 @@ def run_case(name: str, settings: RunSettings, rounds: int | None = None) -> dic
         from q2export.codec import from_plain
 
         spec = from_plain(OrtOpsSpec, data, source)
-        return {**result, "threads": spec.threads, "bars": [], "records": measure_ort_ops(spec, source, settings.work_dir)}
+        return {
+            **result,
+            "threads": spec.threads,
+            "bars": [],
+            "records": measure_ort_ops(spec, source, settings.work_dir),
+        }
     from benchmarks.commands import run_commands
     from benchmarks.generation import run_generation
 
     case = parse_case(kind, data, source)
+    bars: list[SpeedBar | LimitBar]
     if isinstance(case, GenerationCase):
-        outcome, bars = run_generation(case, settings), case.speed_bars
+        outcome, bars = run_generation(case, settings), [*case.speed_bars]
     else:
-        outcome, bars = run_commands(case, settings), (*case.speed_bars, *case.limit_bars)
+        outcome, bars = run_commands(case, settings), [*case.speed_bars, *case.limit_bars]
     return {
         **result,
         "title": case.title,
@@ -101,8 +117,12 @@ def run_case(name: str, settings: RunSettings, rounds: int | None = None) -> dic
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__, allow_abbrev=False)
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"default: all of {', '.join(case_names())}")
-    parser.add_argument("--work-dir", type=Path, default=Path("build/bench"), help="checkpoints and packages (GB)")
-    parser.add_argument("--output-dir", type=Path, default=Path("build/bench/results"), help="JSON, tables, plot")
+    parser.add_argument(
+        "--work-dir", type=Path, default=Path("build/bench"), help="checkpoints and packages (GB)"
+    )
+    parser.add_argument(
+        "--output-dir", type=Path, default=Path("build/bench/results"), help="JSON, tables, plot"
+    )
     parser.add_argument("--rounds", type=int, help="turns of every contestant, instead of the case file's")
     parser.add_argument("--strict", action="store_true", help="exit with 1 if a bar is not reached")
     parser.add_argument(

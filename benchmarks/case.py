@@ -44,7 +44,8 @@ class ModelSpec:
 
     Attributes:
         config: name of a file in ``cases/models``, used as ``config.json``.
-        weights: ``random`` bfloat16 values made from a fixed seed, or ``sparse`` files of zeros that take no disk.
+        weights: ``random`` bfloat16 values made from a fixed seed, or ``sparse`` files of zeros that take no
+            disk.
     """
 
     config: str
@@ -60,6 +61,7 @@ class Contestant:
         worker: module of ``benchmarks.workers``.
         dtype: of weights and activations.
         experts: ``experts_implementation`` of transformers, for mixture-of-experts models.
+        prefill: whether it takes part in the prefill; some code paths are made for single tokens only.
         tolerance: largest accepted difference of its logits from the reference's.
     """
 
@@ -67,6 +69,7 @@ class Contestant:
     worker: Literal["q2export_engine", "genai", "transformers_model"]
     dtype: Literal["float32", "bfloat16"]
     experts: Literal["eager", "grouped_mm", "batched_mm"] | None
+    prefill: bool
     tolerance: float
 
 
@@ -79,8 +82,8 @@ class GenerationCase:
         prompt_tokens: length of the prefill.
         decode_past: length of the prompt before decoding starts.
         decode_tokens: tokens decoded per turn.
-        rounds, load_rounds: turns of every contestant; a load round starts afresh and also gives the time to the
-            first token.
+        rounds, load_rounds: turns of every contestant; a load round starts afresh and also gives the time to
+            the first token.
         pause_seconds: before each turn, for the threads of the previous contestant to go to sleep.
     """
 
@@ -105,8 +108,8 @@ class Command:
 
     Attributes:
         name: how results call it.
-        arguments: with ``{q2export}`` (the command), ``{peers_python}``, ``{model}`` (the checkpoint), ``{output}``
-            (removed before each run) and ``{cache}`` (a scratch folder).
+        arguments: with ``{q2export}`` (the command), ``{peers_python}``, ``{model}`` (the checkpoint),
+            ``{output}`` (removed before each run) and ``{cache}`` (a scratch folder).
     """
 
     name: str

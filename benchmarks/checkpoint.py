@@ -1,4 +1,4 @@
-"""Checkpoints to measure on: random bfloat16 weights from a seed, or sparse files of zeros. Needs no torch."""
+"""Checkpoints to measure on: random bfloat16 weights from a seed, or sparse files of zeros."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from typing import BinaryIO
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from benchmarks.case import CASES, CaseError, ModelSpec
 from q2export.exporter.config import parse_config
 from q2export.exporter.parameters import EMBEDDING, expected_parameters
 from tests.helpers.checkpoints import header_bytes, make_header, write_json, write_sparse_checkpoint
-
-from benchmarks.case import CASES, CaseError, ModelSpec
 
 _BLOCK = 1 << 22  # values generated at once
 _LOGIT_STD = 2.0  # of a tied head, whose input has unit variance
@@ -48,8 +47,8 @@ def make_checkpoint(spec: ModelSpec, folder: Path) -> Path:
 def write_random_checkpoint(folder: Path, config: Mapping[str, object], seed: int = 0) -> None:
     """Write ``config.json`` and one bfloat16 ``model.safetensors``.
 
-    Matrices are uniform with the variance 1 / fan-in, so that activations keep their scale; norm weights are near 1,
-    biases small, and the embedding is scaled for logits of order 5.
+    Matrices are uniform with the variance 1 / fan-in, so that activations keep their scale; norm weights are
+    near 1, biases small, and the embedding is scaled for logits of order 5.
     """
     write_json(folder / "config.json", dict(config))
     parameters = list(expected_parameters(parse_config(config, "benchmark model")).items())
@@ -86,7 +85,7 @@ def _write_uniform(
     """Write ``count`` bfloat16 values of the given mean and standard deviation."""
     width = np.float32(2 * deviation * math.sqrt(3))
     for start in range(0, count, _BLOCK):
-        values = (rng.random(min(_BLOCK, count - start), dtype=np.float32) - np.float32(0.5)) * width + np.float32(
-            center
-        )
+        values = (
+            rng.random(min(_BLOCK, count - start), dtype=np.float32) - np.float32(0.5)
+        ) * width + np.float32(center)
         (values.view(np.uint32) >> 16).astype(np.uint16).tofile(file)

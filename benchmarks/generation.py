@@ -21,6 +21,7 @@ from benchmarks.worker import Worker, WorkerError
 
 _LOGITS_COMPARED = 4096
 _CHECK_TOKENS = 96
+_TOKEN_IDS = 256
 _PROMPT_SEED = 7
 
 DECODE, LOAD, FIRST_TOKEN, MEMORY = "decode", "load", "load and first token", "peak memory"
@@ -47,9 +48,12 @@ def run_generation(case: GenerationCase, settings: RunSettings) -> Outcome:
                 print(f"skipped {contestant.name}: {error}", file=sys.stderr)
                 continue
             outcome.versions[contestant.name] = workers[contestant.name].versions
-        outcome.samples = _measure(case, workers)
+        draw = random.Random(_PROMPT_SEED)
+        prompt = [draw.randrange(_TOKEN_IDS) for _ in range(case.prompt_tokens)]
+        outcome.samples = _measure_loads(case, workers, prompt[: case.decode_past])
         vocab_size = int(json.loads((checkpoint / "config.json").read_text())["vocab_size"])
-        outcome.checks = _check_logits(case, workers, vocab_size)
+        outcome.checks = _check_logits(case, workers, prompt[-_CHECK_TOKENS:], vocab_size)
+        outcome.samples |= _measure_steps(case, workers, prompt)
         outcome.samples[MEMORY] = {
             name: [[float(tree_rss_bytes(worker.pid))]] for name, worker in workers.items()
         }
@@ -83,22 +87,30 @@ def _start(contestant: Contestant, checkpoint: Path, case: GenerationCase, setti
     return Worker(python, contestant.worker, arguments, log, environment)
 
 
-def _measure(case: GenerationCase, workers: Mapping[str, Worker]) -> Samples:
-    """Loads first, so that every contestant is loaded for what follows; then prefill; then decode."""
-    draw = random.Random(_PROMPT_SEED)
-    prompt = [draw.randrange(256) for _ in range(case.prompt_tokens)]
-    short = prompt[: case.decode_past]
-    loads = interleave(
-        {name: partial(_load, worker, short) for name, worker in workers.items()}, case.load_rounds, case.pause_seconds
-    )
-    prefill = {name: partial(_prefill, worker, prompt) for name, worker in workers.items()}
-    decode = {name: partial(worker.decode, short, case.decode_tokens) for name, worker in workers.items()}
+def _measure_loads(case: GenerationCase, workers: Mapping[str, Worker], prompt: list[int]) -> Samples:
+    """Every contestant is loaded afterwards."""
+    _progress("load")
+    turns = {name: partial(_load, worker, prompt) for name, worker in workers.items()}
+    loads = interleave(turns, case.load_rounds, case.pause_seconds)
     return {
-        LOAD: {name: [[turn[0]] for turn in turns] for name, turns in loads.items()},
-        FIRST_TOKEN: {name: [[sum(turn)] for turn in turns] for name, turns in loads.items()},
-        f"prefill-{case.prompt_tokens}": interleave(prefill, case.rounds, case.pause_seconds),
-        DECODE: interleave(decode, case.rounds, case.pause_seconds),
+        LOAD: {name: [[turn[0]] for turn in rounds] for name, rounds in loads.items()},
+        FIRST_TOKEN: {name: [[sum(turn)] for turn in rounds] for name, rounds in loads.items()},
     }
+
+
+def _measure_steps(case: GenerationCase, workers: Mapping[str, Worker], prompt: list[int]) -> Samples:
+    short = prompt[: case.decode_past]
+    prefill = {
+        contestant.name: partial(_prefill, workers[contestant.name], prompt)
+        for contestant in case.contestants
+        if contestant.name in workers and contestant.prefill
+    }
+    decode = {name: partial(worker.decode, short, case.decode_tokens) for name, worker in workers.items()}
+    samples: Samples = {}
+    for metric, turns in ((f"prefill-{case.prompt_tokens}", prefill), (DECODE, decode)):
+        _progress(metric)
+        samples[metric] = interleave(turns, case.rounds, case.pause_seconds)
+    return samples
 
 
 def _load(worker: Worker, prompt: list[int]) -> list[float]:
@@ -110,21 +122,22 @@ def _prefill(worker: Worker, prompt: list[int]) -> list[float]:
     return [worker.prefill(prompt)]
 
 
-def _check_logits(case: GenerationCase, workers: Mapping[str, Worker], vocab_size: int) -> dict[str, float]:
-    """Largest difference of each contestant's logits from the reference's, on one prompt.
+def _check_logits(
+    case: GenerationCase, workers: Mapping[str, Worker], prompt: list[int], vocab_size: int
+) -> dict[str, float]:
+    """Largest difference of each contestant's logits from the reference's, after one prompt.
 
     Raises:
         WrongResultError: a difference beyond the contestant's tolerance.
     """
     if case.reference not in workers:
         return {}
-    draw = random.Random(_PROMPT_SEED + 1)
-    prompt = [draw.randrange(256) for _ in range(_CHECK_TOKENS)]
+    _progress("comparison of logits")
     indices = list(range(0, vocab_size, max(1, vocab_size // _LOGITS_COMPARED)))
     expected = workers[case.reference].logits(prompt, indices)
     differences = {}
     for contestant in case.contestants:
-        if contestant.name not in workers:
+        if contestant.name not in workers or contestant.name == case.reference:
             continue
         found = workers[contestant.name].logits(prompt, indices)
         difference = max(abs(a - b) for a, b in zip(found, expected, strict=True))
@@ -135,3 +148,7 @@ def _check_logits(case: GenerationCase, workers: Mapping[str, Worker], vocab_siz
             )
         differences[contestant.name] = difference
     return differences
+
+
+def _progress(phase: str) -> None:
+    print(f"measuring: {phase}", file=sys.stderr)

@@ -1,7 +1,7 @@
 """Interleaved timing and its summary.
 
-Contestants take turns (A, B, C, then B, C, A, ...), so that a change of the machine's speed during the run meets
-all of them alike; a speed ratio is the median of the ratios within the rounds.
+Contestants take turns (A, B, C, then B, C, A, ...), so that a change of the machine's speed during the run
+meets all of them alike; a speed ratio is the median of the ratios within the rounds.
 """
 
 from __future__ import annotations

@@ -25,7 +25,10 @@ def plot_speedups(results: Sequence[Mapping[str, Any]], path: Path) -> None:
         _draw(axis, result, rows)
     machine = results[0]["machine"]
     figure.suptitle("Speed of q2export over its peers (higher is better)", x=0.01, ha="left", weight="bold")
-    note = f"{machine['cpu']}, {machine['cores']} cores, {results[0]['threads']} threads; interleaved, median of paired ratios"
+    note = (
+        f"{machine['cpu']}, {machine['cores']} cores, {results[0]['threads']} threads; "
+        "interleaved, median of paired ratios"
+    )
     figure.text(0.01, 0.004, note, fontsize=7.5, color="#555555")
     figure.tight_layout(rect=(0, 0.02, 1, 1))
     figure.savefig(path, dpi=150)
@@ -39,7 +42,9 @@ def speed_rows(result: Mapping[str, Any]) -> list[tuple[str, float, float, bool]
         ratios = bar.get("speedup_over", {})
         for peer, ratio in ratios.items():
             decides = ratio == min(ratios.values())
-            rows.append((f"{bar['subject']}, {bar['metric']}\nover {peer}", ratio, float(bar["at_least"]), decides))
+            rows.append(
+                (f"{bar['subject']}, {bar['metric']}\nover {peer}", ratio, float(bar["at_least"]), decides)
+            )
     return rows
 
 

@@ -30,8 +30,9 @@ class Measured:
 def run_measured(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> Measured:
     """Run ``command`` to its end.
 
-    Memory is polled: per process the kernel's own high-water mark, or the sum over processes alive at the same time,
-    whichever is larger. (``getrusage`` would count the memory of the parent at the time of the fork.)
+    Memory is polled: per process the kernel's own high-water mark, or the sum over processes alive at the
+    same time, whichever is larger. (``getrusage`` would count the memory of the parent at the time of the
+    fork.)
 
     Raises:
         CommandError: the command cannot be started or exits with another code than 0.
@@ -41,7 +42,11 @@ def run_measured(command: Sequence[str], log: Path, environment: Mapping[str, st
         start = time.perf_counter()
         try:
             process = subprocess.Popen(
-                command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=dict(environment)
+                command,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env=dict(environment),
             )
         except OSError as error:
             raise CommandError(f"cannot run {command[0]}: {error.strerror}") from error
@@ -67,7 +72,7 @@ def tree_rss_bytes(pid: int) -> int:
 
 
 def folder_bytes(folder: Path) -> int:
-    """Disk space of the regular files of a folder, each hard-linked file counted only if it is linked nowhere else."""
+    """Disk space of the regular files of a folder, without those that are hard links to files elsewhere."""
     stats = [path.lstat() for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
     return sum(stat.st_blocks * 512 for stat in stats if stat.st_nlink == 1)
 
@@ -78,7 +83,9 @@ def _tree(pid: int) -> list[int]:
         try:
             tasks = os.listdir(f"/proc/{member}/task")
             for task in tasks:
-                members += [int(child) for child in Path(f"/proc/{member}/task/{task}/children").read_text().split()]
+                members += [
+                    int(child) for child in Path(f"/proc/{member}/task/{task}/children").read_text().split()
+                ]
         except OSError:
             continue  # it has just ended
     return members

@@ -24,7 +24,8 @@ def summary_lines(result: Result) -> Iterator[str]:
     for record in result["records"]:
         metric = record["metric"]
         span = f"{format_value(metric, record['min'])} .. {format_value(metric, record['max'])}"
-        yield f"  {metric:20} {record['contestant']:32} {format_value(metric, record['median']):>10}  ({span})"
+        median = format_value(metric, record["median"])
+        yield f"  {metric:20} {record['contestant']:32} {median:>10}  ({span})"
     for bar in result["bars"]:
         yield f"  {_verdict(bar['met'])}: {bar_text(bar)}"
     for name, reason in result["skipped"].items():
@@ -37,7 +38,8 @@ def bar_text(bar: Mapping[str, Any]) -> str:
         ratios = ", ".join(f"{ratio:.2f}x of {peer}" for peer, ratio in bar["speedup_over"].items())
         return f"{bar['metric']} of {bar['subject']}: {ratios or 'no peer'} (at least {bar['at_least']:g}x)"
     value = "not measured" if bar["value"] is None else format_value(bar["metric"], bar["value"])
-    return f"{bar['metric']} of {bar['subject']}: {value} (at most {format_value(bar['metric'], bar['at_most'])})"
+    limit = format_value(bar["metric"], bar["at_most"])
+    return f"{bar['metric']} of {bar['subject']}: {value} (at most {limit})"
 
 
 def ort_ops_page(result: Result) -> str:
@@ -47,11 +49,11 @@ def ort_ops_page(result: Result) -> str:
     lines = [
         "# Operator choices on ONNX Runtime CPU",
         "",
-        "Milliseconds, median (minimum) of interleaved runs; the fastest median of a row is bold. Every variant was",
-        "first compared with a numpy reference; the last row is its largest absolute error. Written by the runner.",
+        "Milliseconds, median (minimum) of interleaved runs; the fastest median of a row is bold. Every",
+        "variant was first compared with a numpy reference; the last row is its largest absolute error.",
         "",
-        f"{machine['cpu']} ({machine['vector_extensions']}), {machine['cores']} cores, {result['threads']} threads,",
-        f"load {machine['load_1min']} at the start; {versions};",
+        f"{machine['cpu']} ({machine['vector_extensions']}), {machine['cores']} cores,",
+        f"{result['threads']} threads, load {machine['load_1min']} at the start; {versions};",
         f"commit {result['commit']}, {result['date']}: `{result['command']}`",
     ]
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}

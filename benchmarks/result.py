@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from q2export.errors import Q2ExportError
-
 from benchmarks.case import LimitBar, SpeedBar
 from benchmarks.measure import Samples, paired_speedup, summarize
+from q2export.errors import Q2ExportError
 
 
 class WrongResultError(Q2ExportError):

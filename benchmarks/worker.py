@@ -34,7 +34,12 @@ class Worker:
     """
 
     def __init__(
-        self, python: str, module: str, settings: Mapping[str, object], log: Path, environment: Mapping[str, str]
+        self,
+        python: str,
+        module: str,
+        settings: Mapping[str, object],
+        log: Path,
+        environment: Mapping[str, str],
     ) -> None:
         self._name = f"{module} ({python})"
         self._log = log

@@ -1,7 +1,8 @@
 """Cached causal attention with rotary embedding: contrib ``GroupQueryAttention`` against standard ops.
 
-Every variant appends ``sequence`` new tokens per row to a key/value cache that is updated in place, and attends.
-Queries are ``[batch, sequence, heads * head_dim]``, caches ``[batch, kv_heads, capacity, head_dim]``.
+Every variant appends ``sequence`` new tokens per row to a key/value cache that is updated in place, and
+attends. Queries are ``[batch, sequence, heads * head_dim]``, caches ``[batch, kv_heads, capacity,
+head_dim]``.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ def attention_case(size: str, shape: AttentionShape, folder: Path) -> OpCase:
     """A chain of layers, the output of one being the query of the next."""
     folder.mkdir(parents=True, exist_ok=True)
     in_place = {
-        f"present_{kind}.{layer}": f"past_{kind}.{layer}" for layer in range(shape.layers) for kind in ("key", "value")
+        f"present_{kind}.{layer}": f"past_{kind}.{layer}"
+        for layer in range(shape.layers)
+        for kind in ("key", "value")
     }
     builders: dict[str, LayerBuilder] = {
         "gqa": gqa,
@@ -56,7 +59,11 @@ def attention_case(size: str, shape: AttentionShape, folder: Path) -> OpCase:
         for name, layer in builders.items()
     )
     return OpCase(
-        "attention", size, variants, lambda point: _feeds(point, shape), lambda feeds: _reference(feeds, shape)
+        "attention",
+        size,
+        variants,
+        lambda point: _feeds(point, shape),
+        lambda feeds: _reference(feeds, shape),
     )
 
 
@@ -137,7 +144,7 @@ def _model(path: Path, shape: AttentionShape, layer: LayerBuilder) -> Path:
     graph = GraphBuilder()
     for name, heads in (("query", shape.heads), ("key", shape.kv_heads), ("value", shape.kv_heads)):
         graph.input(name, TensorProto.FLOAT, ["batch", "sequence", heads * shape.head_dim])
-    cache = ["batch", shape.kv_heads, shape.capacity, shape.head_dim]
+    cache: list[int | str] = ["batch", shape.kv_heads, shape.capacity, shape.head_dim]
     for index in range(shape.layers):
         for kind in ("key", "value"):
             graph.input(f"past_{kind}.{index}", TensorProto.FLOAT, cache)
@@ -179,7 +186,7 @@ def scatter_attention(graph: GraphBuilder, query: str, index: int, shape: Attent
 
 
 def decomposed(graph: GraphBuilder, query: str, index: int, shape: AttentionShape) -> str:
-    """TensorScatter, then two products in which the query heads of one key/value head are rows of one matrix."""
+    """TensorScatter, then two products; the query heads of one key/value head are rows of one matrix."""
     group = shape.heads // shape.kv_heads
     heads = _heads_first(graph, _rotary_node(graph, query, shape.heads), shape.heads)
     packed = graph.op("Reshape", [heads, graph.ints([0, shape.kv_heads, -1, shape.head_dim])])
@@ -201,7 +208,14 @@ def decomposed(graph: GraphBuilder, query: str, index: int, shape: AttentionShap
 def _gqa_node(
     graph: GraphBuilder, query_key: list[str], index: int, shape: AttentionShape, rotary: bool
 ) -> str:
-    inputs = [*query_key, "value", f"past_key.{index}", f"past_value.{index}", "seqlens_k", "total_sequence_length"]
+    inputs = [
+        *query_key,
+        "value",
+        f"past_key.{index}",
+        f"past_value.{index}",
+        "seqlens_k",
+        "total_sequence_length",
+    ]
     attributes = {
         "num_heads": shape.heads,
         "kv_num_heads": shape.kv_heads,

@@ -57,7 +57,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class OpCase:
-    """One op at one size: its variants, the first being the baseline of the ratios, and what they must compute.
+    """One op at one size: its variants, the first being the baseline, and what they must compute.
 
     Attributes:
         feeds: inputs at a point; a variant takes those it declares.

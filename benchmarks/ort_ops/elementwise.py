@@ -38,7 +38,9 @@ def norm_case(size: str, shape: NormShape, folder: Path) -> OpCase:
     for layer, gamma in enumerate(gammas):
         file.add(f"gamma{layer}", gamma)
     names = ("skip-simplified-layer-norm", "add+rms-normalization", "add+simplified-layer-norm")
-    variants = tuple(Variant(name, _norm_graph(file, folder / f"{name}.onnx", layers, name)) for name in names)
+    variants = tuple(
+        Variant(name, _norm_graph(file, folder / f"{name}.onnx", layers, name)) for name in names
+    )
 
     def feeds(point: Point) -> Feeds:
         rng = np.random.default_rng(1)
@@ -59,7 +61,10 @@ def norm_case(size: str, shape: NormShape, folder: Path) -> OpCase:
 def _norm_graph(file: WeightFile, path: Path, layers: int, name: str) -> Path:
     graph = GraphBuilder(file)
     shape = ["batch", "sequence", "hidden"]
-    residual, branch = graph.input("x", TensorProto.FLOAT, shape), graph.input("branch", TensorProto.FLOAT, shape)
+    residual, branch = (
+        graph.input("x", TensorProto.FLOAT, shape),
+        graph.input("branch", TensorProto.FLOAT, shape),
+    )
     for layer in range(layers):
         gamma = graph.weight(f"gamma{layer}")
         if name == "skip-simplified-layer-norm":
@@ -81,7 +86,9 @@ def _norm_graph(file: WeightFile, path: Path, layers: int, name: str) -> Path:
 def swiglu_case(size: str, shape: SwigluShape, folder: Path) -> OpCase:
     """A chain of steps: x = silu(x) * up."""
     names = ("quick-gelu+mul", "sigmoid+mul+mul", "swish+mul")
-    variants = tuple(Variant(name, _swiglu_graph(folder / f"{name}.onnx", shape.layers, name)) for name in names)
+    variants = tuple(
+        Variant(name, _swiglu_graph(folder / f"{name}.onnx", shape.layers, name)) for name in names
+    )
 
     def feeds(point: Point) -> Feeds:
         rng = np.random.default_rng(1)

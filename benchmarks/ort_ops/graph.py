@@ -36,7 +36,11 @@ class WeightFile:
             np.ascontiguousarray(array, dtype=np.float32).tofile(file)
         tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, data_location=TensorProto.EXTERNAL)
         tensor.dims.extend(array.shape)
-        for key, value in (("location", self.path.name), ("offset", str(offset)), ("length", str(array.nbytes))):
+        for key, value in (
+            ("location", self.path.name),
+            ("offset", str(offset)),
+            ("length", str(array.nbytes)),
+        ):
             tensor.external_data.add(key=key, value=value)
         self._tensors[name] = tensor
 

@@ -1,7 +1,8 @@
 """Linear layers: how to multiply with a weight stored ``[out, in]``, as Hugging Face checkpoints do.
 
-``gemm`` maps the weight as it lies on disk. ``gemm-prepacked`` and ``matmul`` (weight transposed beforehand) pay a
-copy. ``gemm-flipped`` computes ``W x^T``, in which the weight is the left operand and needs no transposition.
+``gemm`` maps the weight as it lies on disk. ``gemm-prepacked`` and ``matmul`` (weight transposed beforehand)
+pay a copy. ``gemm-flipped`` computes ``W x^T``, in which the weight is the left operand and needs no
+transposition.
 """
 
 from __future__ import annotations
@@ -72,7 +73,8 @@ def head_case(size: str, shape: HeadShape, folder: Path) -> OpCase:
     )
 
     def reference(feeds: Feeds) -> Float32Array:
-        return feeds["x"].astype(np.float32) @ weight.T
+        logits: Float32Array = feeds["x"].astype(np.float32) @ weight.T
+        return logits
 
     return OpCase("head", size, variants, lambda point: _rows(point, shape.hidden), reference, weight.nbytes)
 
@@ -80,7 +82,8 @@ def head_case(size: str, shape: HeadShape, folder: Path) -> OpCase:
 def _weight(rng: np.random.Generator, rows: int, columns: int) -> Float32Array:
     """Uniform values that keep the scale of the activations through the layer."""
     bound = np.float32((3.0 / columns) ** 0.5)
-    return (rng.random((rows, columns), dtype=np.float32) * 2 - 1) * bound
+    values: Float32Array = (rng.random((rows, columns), dtype=np.float32) * 2 - 1) * bound
+    return values
 
 
 def _rows(point: Point, hidden: int) -> Feeds:

@@ -1,13 +1,14 @@
 """Routed experts: the contrib ``MoE`` op against standard ops that dispatch tokens to per-expert Gemms.
 
-``moe-contrib`` takes the experts stacked and gate/up interleaved, so every weight is copied once at build time. Its
-CPU kernel returns zeros when its input buffer dies at the node; the ``Where`` that reads the input after it prevents
-that. ``split`` keeps every expert where it lies in the checkpoint: tokens sorted by expert, one Split, per-expert
-Gemms, and the inverse order gathered back.
+``moe-contrib`` takes the experts stacked and gate/up interleaved, so every weight is copied once at build
+time. Its CPU kernel returns zeros when its input buffer dies at the node; the ``Where`` that reads the input
+after it prevents that. ``split`` keeps every expert where it lies in the checkpoint: tokens sorted by
+expert, one Split, per-expert Gemms, and the inverse order gathered back.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,7 +39,7 @@ class _Layer:
 
 
 def moe_case(size: str, shape: MoeShape, folder: Path) -> OpCase:
-    """Layers of x += MoE(x), softmax over all experts, top-k, not renormalised (as Qwen2-MoE checkpoints are)."""
+    """Layers of x += MoE(x): softmax over all experts, top-k, not renormalised (as in Qwen2-MoE)."""
     rng = np.random.default_rng(0)
     layers = [_random_layer(rng, shape) for _ in range(shape.layers)]
     stacked, separate = WeightFile(folder / "stacked.bin"), WeightFile(folder / "separate.bin")
@@ -65,7 +66,8 @@ def moe_case(size: str, shape: MoeShape, folder: Path) -> OpCase:
 def _random_layer(rng: np.random.Generator, shape: MoeShape) -> _Layer:
     def uniform(*dims: int) -> Float32Array:
         bound = np.float32((3.0 / dims[-1]) ** 0.5)
-        return (rng.random(dims, dtype=np.float32) * 2 - 1) * bound
+        values: Float32Array = (rng.random(dims, dtype=np.float32) * 2 - 1) * bound
+        return values
 
     experts, inner, hidden = shape.experts, shape.intermediate, shape.hidden
     return _Layer(
@@ -114,7 +116,7 @@ def _model(file: WeightFile, path: Path, shape: MoeShape, split: bool) -> Path:
 
 
 def _contrib_layer(graph: GraphBuilder, x: str, logits: str, index: int, shape: MoeShape) -> str:
-    attributes = {
+    attributes: dict[str, int | float | str | Sequence[int]] = {
         "k": shape.top_k,
         "activation_type": "swiglu",
         "swiglu_fusion": 1,
@@ -135,7 +137,9 @@ def _split_layer(graph: GraphBuilder, x: str, logits: str, index: int, shape: Mo
     _, order = graph.add("TopK", [flat, size], {"largest": 0, "axis": 0}, outputs=2)
     one_hot = graph.op("Equal", [graph.op("Unsqueeze", [flat, graph.ints([1])]), _expert_ids(graph, shape)])
     counts = graph.op(
-        "ReduceSum", [graph.op("Cast", [one_hot], {"to": TensorProto.INT64}), graph.ints([0])], {"keepdims": 0}
+        "ReduceSum",
+        [graph.op("Cast", [one_hot], {"to": TensorProto.INT64}), graph.ints([0])],
+        {"keepdims": 0},
     )
     token = graph.op("Div", [order, graph.constant(np.array(shape.top_k, dtype=np.int64))])
     sorted_rows = graph.op("Gather", [x, token])

@@ -12,8 +12,6 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from q2export.codec import Source, from_plain
-from q2export.errors import Q2ExportError
 
 from benchmarks.measure import interleave, paired_speedup, summarize
 from benchmarks.ort_ops.attention import AttentionShape, attention_case
@@ -21,6 +19,8 @@ from benchmarks.ort_ops.case import LoadedVariant, OpCase, Point
 from benchmarks.ort_ops.elementwise import NormShape, SwigluShape, norm_case, swiglu_case
 from benchmarks.ort_ops.linear import HeadShape, LinearShape, head_case, linear_case
 from benchmarks.ort_ops.moe import MoeShape, moe_case
+from q2export.codec import Source, from_plain
+from q2export.errors import Q2ExportError
 
 Record = dict[str, Any]
 
@@ -104,21 +104,26 @@ def _measure(case: OpCase, points: Sequence[Point], spec: OrtOpsSpec) -> list[Re
         for name, error in errors.items():
             if not error <= spec.tolerance * scale:
                 raise WrongResultError(
-                    f"{case.op} {case.size} {point.label}: {name} is off by {error:.3g} at values up to {scale:.3g}"
+                    f"{case.op} {case.size} {point.label}: {name} is off by {error:.3g}, "
+                    f"accepted are {spec.tolerance:g} of values up to {scale:.3g}"
                 )
         records += _time(case, point, running, spec, errors)
     return records
 
 
 def _time(
-    case: OpCase, point: Point, running: Sequence[LoadedVariant], spec: OrtOpsSpec, errors: Mapping[str, float]
+    case: OpCase,
+    point: Point,
+    running: Sequence[LoadedVariant],
+    spec: OrtOpsSpec,
+    errors: Mapping[str, float],
 ) -> list[Record]:
     turns = {
         variant.variant.name: partial(_turn, variant, max(1, int(spec.turn_seconds / variant.run())))
         for variant in running
     }
     samples = interleave(turns, spec.rounds)
-    baseline = samples[case.variants[0].name] if case.variants[0].name in samples else None
+    baseline = samples.get(case.variants[0].name)
     records = []
     for variant in running:
         name = variant.variant.name
@@ -127,7 +132,7 @@ def _time(
             "size": case.size,
             "point": point.label,
             "variant": name,
-            **{key: value for key, value in summarize(samples[name]).as_dict().items()},
+            **summarize(samples[name]).as_dict(),
             "speedup_over_first": paired_speedup(samples[name], baseline) if baseline else None,
             "max_abs_error": errors[name],
             "load_seconds": variant.load_seconds,

@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import onnxruntime_genai as og
+import onnxruntime_genai as og  # type: ignore[import-not-found]  # of the peers' interpreter
 
 from benchmarks.workers.serve import Settings, serve
 

@@ -13,6 +13,7 @@ logits                tokens, indices                                 logits
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
@@ -24,7 +25,7 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True)
 class Settings:
-    """What a contestant is to run: the folder (checkpoint or built model), threads, dtype, experts' code path."""
+    """What a contestant runs: the folder (checkpoint or built model), threads, dtype, experts' code path."""
 
     model: str
     threads: int
@@ -91,7 +92,7 @@ def _measure(model: Model, action: str, request: dict[str, Any]) -> dict[str, ob
     count = 1 if action == "prefill" else request["new_tokens"] + 1
     times = [time.perf_counter()]
     times += [time.perf_counter() for _ in model.tokens(prompt, count)]
-    seconds = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    seconds = [later - earlier for earlier, later in itertools.pairwise(times)]
     if len(seconds) != count:
         raise RuntimeError(f"asked for {count} tokens, got {len(seconds)}")
     return {"seconds": seconds[0] if action == "prefill" else seconds[1:]}

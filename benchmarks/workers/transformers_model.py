@@ -1,4 +1,4 @@
-"""transformers: the checkpoint itself in PyTorch, eager, with a key/value cache and logits of the last token only."""
+"""transformers: the checkpoint itself in PyTorch, with a key/value cache and logits of the last token."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ class LoadedModel:
     def logits(self, prompt: Sequence[int]) -> Sequence[float]:
         """Logits after the prompt."""
         with torch.inference_mode():
-            last: list[float] = self._model(torch.tensor([list(prompt)]), logits_to_keep=1).logits[0, -1].tolist()
+            last: list[float] = (
+                self._model(torch.tensor([list(prompt)]), logits_to_keep=1).logits[0, -1].tolist()
+            )
         return last
 
 
@@ -53,7 +55,7 @@ class Transformers:
             model = transformers.AutoModelForCausalLM.from_pretrained(
                 self._settings.model, dtype=dtype, experts_implementation=self._settings.experts
             )
-        return LoadedModel(model.eval())
+        return LoadedModel(model.train(False))
 
 
 if __name__ == "__main__":
