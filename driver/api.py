@@ -286,12 +286,17 @@ def _export_profile(target: str, capacity: int) -> Profile:
     return base
 
 
-def load(package: str | Path, *, threads: int | None = None, check: Check = "fast") -> Engine:
+def load(
+    package: str | Path, *, threads: int | None = None, prepack: bool | None = None, check: Check = "fast"
+) -> Engine:
     """Load a package for generation. Needs neither PyTorch nor onnx.
 
     Args:
         package: folder made by :func:`build`.
         threads: CPU threads; None is what the profile says (0: one per core).
+        prepack: keep a copy of the matrices in the layout of the kernels: decodes faster, loads slower, takes
+            the memory once more. None is what the profile says (``auto``: only if the weights had to be
+            converted).
         check: how much of the package is checked first, see :func:`q2export.package_reader.read_package`.
 
     Raises:
@@ -299,7 +304,7 @@ def load(package: str | Path, *, threads: int | None = None, check: Check = "fas
     """
     from q2export import runtime
 
-    return runtime.load(package, threads=threads, check=check)
+    return runtime.load(package, threads=threads, prepack=prepack, check=check)
 
 
 def verify(

@@ -23,6 +23,7 @@ from q2export.suggest import nearest
 Target = Literal["onnxruntime", "tensorrt", "portable"]
 Device = Literal["cpu", "cuda"]
 Dtype = Literal["float32", "float16", "bfloat16"]
+Prepack = Literal["auto", "always", "never"]
 Origin = Literal["default", "profile", "command line", "lowered to fit"]
 
 COMMAND_LINE: Literal["command line"] = "command line"
@@ -89,6 +90,8 @@ class Profile:
         quantization: of the weights; none is implemented yet.
         workspace_mib: scratch memory the engine builder may use, in MiB; None is the builder's default.
         threads: CPU threads; 0 is one per core.
+        prepack: whether ONNX Runtime keeps its own, faster copy of the matrices in memory. ``auto``: where
+            the weights were converted anyway; those of an fp32 checkpoint stay mapped.
         origin: where each value (dotted key) came from; not part of the profile's identity.
     """
 
@@ -108,6 +111,7 @@ class Profile:
     quantization: str | None = None
     workspace_mib: int | None = None
     threads: int = 0
+    prepack: Prepack = "auto"
     origin: Mapping[str, Origin] = field(
         default_factory=dict, compare=False, repr=False, metadata={"plain": False}
     )

@@ -14,6 +14,7 @@ from q2export.exporter.bind import BindingPlan, plan_binding
 from q2export.exporter.checkpoint import Checkpoint, open_checkpoint
 from q2export.exporter.config import ModelConfig, load_config
 from q2export.exporter.parameters import check_parameters, expected_parameters
+from q2export.suggest import nearest
 
 Target = Literal["portable", "onnxruntime", "tensorrt"]
 
@@ -66,8 +67,11 @@ def target_dtype(source: Source, target: Target, dtype: str | None) -> str:
     """Return the type of the graph: what was asked for, or the checkpoint's own where the target takes it.
 
     Raises:
-        ExportError: the target does not run in the type asked for.
+        ExportError: there is no such type, or the target does not run in it.
     """
+    known = DTYPE_NAMES.values()
+    if dtype is not None and dtype not in known:
+        raise ExportError(f"dtype {dtype!r} is not implemented{nearest(dtype, known)}")
     if target == "onnxruntime":
         if dtype not in (None, *_ONNX_RUNTIME_TYPES):
             raise ExportError(
@@ -110,7 +114,8 @@ def planned_bytes(source: Source, dtype: str) -> tuple[int, int]:
     """Return the bytes of weights a graph of ``dtype`` would read in place, and those after conversion."""
     in_place = converted = 0
     itemsize = 4 if dtype == "float32" else 2
-    for ref in source.checkpoint.tensors.values():
+    for name in expected_parameters(source.config):  # without the copy of a tied head that some checkpoints hold
+        ref = source.checkpoint.tensors[name]
         if DTYPE_NAMES[ref.dtype] == dtype:
             in_place += ref.nbytes
         else:

@@ -25,12 +25,17 @@ __all__ = ["load"]
 _log = logging.getLogger(__name__)
 
 
-def load(package: Path | str, *, threads: int | None = None, check: Check = "fast") -> Engine:
+def load(
+    package: Path | str, *, threads: int | None = None, prepack: bool | None = None, check: Check = "fast"
+) -> Engine:
     """Open an engine package.
 
     Args:
         package: the folder that ``q2export build`` wrote.
         threads: CPU threads of the engine; 0 is one per core, None is what the package's profile says.
+        prepack: keep a copy of the matrices in memory in the kernels' own layout, which decodes faster and
+            loads slower; None is what the package's profile says (``auto``: only if the weights had to be
+            converted).
         check: how much of the package is checked first, see :func:`q2export.package_reader.read_package`.
 
     Raises:
@@ -61,8 +66,11 @@ def load(package: Path | str, *, threads: int | None = None, check: Check = "fas
     if threads is None:
         from_profile = manifest.profile.get("threads")
         threads = from_profile if isinstance(from_profile, int) else 0
+    if prepack is None:
+        asked = manifest.profile.get("prepack", "auto")
+        prepack = asked == "always" or (asked == "auto" and manifest.weights.converted_bytes > 0)
     return Engine(
-        OnnxRuntimeBackend(folder, manifest.engine, threads=threads),
+        OnnxRuntimeBackend(folder, manifest.engine, threads=threads, prepack=prepack),
         tokenizer=tokenizer,
         defaults=defaults,
         chat_template=load_chat_template(folder, special_tokens),

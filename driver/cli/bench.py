@@ -43,6 +43,7 @@ class Measurement:
 @click.option("--repeat", type=click.IntRange(min=1), default=5, show_default=True, help="Measured runs.")
 @click.option("--warmup", type=click.IntRange(min=0), default=1, show_default=True, help="Runs before those.")
 @options.threads
+@options.prepack
 @options.json_output
 def command(
     package: Path,
@@ -52,6 +53,7 @@ def command(
     repeat: int,
     warmup: int,
     threads: int | None,
+    prepack: bool | None,
     as_json: bool,
 ) -> None:
     """Measure prefill and decode speed of an engine.
@@ -62,7 +64,7 @@ def command(
     from q2export import api
 
     start = time.perf_counter()
-    engine = api.load(package, threads=threads)
+    engine = api.load(package, threads=threads, prepack=prepack)
     load_seconds = time.perf_counter() - start
     prompts = _random_prompts(engine.backend.vocab_size, batch, prompt_tokens)
     runs = [_run(engine, prompts, new_tokens) for _ in range(warmup + repeat)][warmup:]

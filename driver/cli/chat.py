@@ -29,6 +29,7 @@ _COMMANDS = {
 @click.option("--system", metavar="TEXT", help="System message.")
 @sampling_options
 @options.threads
+@options.prepack
 def command(
     package: Path,
     system: str | None,
@@ -41,6 +42,7 @@ def command(
     repetition_penalty: float | None,
     seed: int | None,
     threads: int | None,
+    prepack: bool | None,
 ) -> None:
     """Talk to a model, with its own chat template.
 
@@ -50,7 +52,7 @@ def command(
     sampling = Sampling(max_new_tokens, greedy, temperature, top_k, top_p, min_p, repetition_penalty, seed)
     from q2export import api
 
-    conversation = Conversation(api.load(package, threads=threads), sampling, system)
+    conversation = Conversation(api.load(package, threads=threads, prepack=prepack), sampling, system)
     interactive = sys.stdin.isatty()
     if interactive:
         import readline  # noqa: F401 - gives input() its line editing and history

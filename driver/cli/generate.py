@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     help="Print the text as it comes.  [default: unless --json is given]",
 )
 @options.threads
+@options.prepack
 @options.json_output
 def command(
     package: Path,
@@ -53,6 +54,7 @@ def command(
     ignore_eos: bool,
     stream: bool | None,
     threads: int | None,
+    prepack: bool | None,
     as_json: bool,
 ) -> None:
     """Generate text from a prompt.
@@ -67,7 +69,7 @@ def command(
 
     from q2export import api
 
-    engine = api.load(package, threads=threads)
+    engine = api.load(package, threads=threads, prepack=prepack)
     tokens = engine.chat_prompt([{"role": "user", "content": text}]) if chat else text
     events = sampling.stream(engine, tokens, stop=stop, ignore_eos=ignore_eos)
     result = _run(events, show=stream is not False and not as_json)

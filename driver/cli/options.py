@@ -19,6 +19,12 @@ weights = click.option(
 )
 overwrite = click.option("--overwrite", is_flag=True, help="Replace an existing output of q2export.")
 json_output = click.option("--json", "as_json", is_flag=True, help="Write the result as JSON to stdout.")
+prepack = click.option(
+    "--prepack/--no-prepack",
+    default=None,
+    help="Keep a copy of the matrices in the kernels' own layout: faster, for their memory once more."
+    "  [default: the profile's]",
+)
 threads = click.option(
     "--threads", type=click.IntRange(min=0), help="CPU threads; 0 is one per core.  [default: the profile's]"
 )

@@ -13,7 +13,6 @@ from q2export.exporter.passes.fuse_rotary_attention import FuseRotaryAttention
 from q2export.exporter.passes.inline_functions import InlineFunctions
 from q2export.exporter.passes.merge_reshapes import MergeReshapes
 from q2export.exporter.passes.ort_attention import LowerAttentionToOnnxRuntime
-from q2export.exporter.passes.ort_head import FlipHead
 from q2export.exporter.passes.ort_moe_traps import RefuseMoeTraps
 from q2export.exporter.passes.ort_silu import FuseSilu
 from q2export.exporter.passes.ort_skip_norm import FuseSkipNormalization
@@ -29,7 +28,6 @@ def passes(max_positions: int) -> list[Pass]:
         InlineFunctions(),
         FuseSilu(),
         FuseSkipNormalization(),
-        FlipHead(),
         RemoveUnused(),
         RefuseMoeTraps(),
     ]

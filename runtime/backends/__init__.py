@@ -1,1 +1,1 @@
-"""TODO"""
+"""Backends: what runs a built engine. Each implements ``base.Backend``."""

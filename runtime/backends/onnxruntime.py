@@ -21,13 +21,16 @@ _WARNING_SEVERITY = 3  # errors only: ORT warns of every name it meets twice
 
 
 def open_session(
-    model: Path | bytes, *, threads: int = 0, weights_folder: Path | None = None
+    model: Path | bytes, *, threads: int = 0, prepack: bool = False, weights_folder: Path | None = None
 ) -> onnxruntime.InferenceSession:
     """Open an ONNX file with its weights mapped from disk.
 
     Args:
         model: path of the file, or its bytes.
         threads: CPU threads; 0 is one per core.
+        prepack: copy every matrix into memory in the layout the kernels like best. Decoding is then about a
+            fifth faster (docs/performance.md), loading takes a second per 2 GB, and the copy takes as much memory
+            as the weights; without it they are read where they are mapped.
         weights_folder: for bytes, the folder that external data are relative to.
 
     Raises:
@@ -41,8 +44,7 @@ def open_session(
     # The lowering has already chosen every op. What is left for ORT's own passes is constant folding, which
     # would copy weights, and fusions that would only cost time at each load.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    # Prepacking copies every matrix once more; without it they are read where they are mapped.
-    options.add_session_config_entry("session.disable_prepacking", "1")
+    options.add_session_config_entry("session.disable_prepacking", "0" if prepack else "1")
     if weights_folder is not None:
         options.add_session_config_entry(
             "session.model_external_initializers_file_folder_path", str(weights_folder)
@@ -84,19 +86,20 @@ class OnnxRuntimeCache:
 class OnnxRuntimeBackend:
     """A :class:`~q2export.runtime.backends.base.Backend` over an ONNX Runtime session."""
 
-    def __init__(self, folder: Path, engine: EngineInfo, *, threads: int = 0) -> None:
+    def __init__(self, folder: Path, engine: EngineInfo, *, threads: int = 0, prepack: bool = False) -> None:
         """Load the engine of a package.
 
         Args:
             folder: the package.
             engine: from its manifest.
             threads: CPU threads; 0 is one per core.
+            prepack: see :func:`open_session`.
 
         Raises:
             PackageError: the engine file cannot be loaded, or is not the engine the manifest describes.
         """
         self._engine = engine
-        self._session = open_session(folder / engine.file, threads=threads)
+        self._session = open_session(folder / engine.file, threads=threads, prepack=prepack)
         expected = {*_STEP_INPUTS, *_cache_names("past", engine.num_hidden_layers)}
         found = {value.name for value in self._session.get_inputs()}
         if found != expected:

@@ -35,7 +35,7 @@ class TimedEngine:
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> TimedEngine:
     fake = TimedEngine()
-    monkeypatch.setattr("q2export.api.load", lambda package, threads: fake)
+    monkeypatch.setattr("q2export.api.load", lambda package, threads, prepack: fake)
     return fake
 
 

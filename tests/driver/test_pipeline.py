@@ -200,8 +200,8 @@ def test_full_size_export_is_bounded(tmp_path: Path, kind: str) -> None:
     if kind == "moe":
         config |= {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
         "num_attention_heads": 28,
-                   "num_key_value_heads": 4, "vocab_size": 151936, "model_type": "qwen2_moe", "num_experts": 64,
-                   "num_experts_per_tok": 8, "moe_intermediate_size": 2560, "norm_topk_prob": False,
+                   "num_key_value_heads": 4, "vocab_size": 151936, "model_type": "qwen2_moe",
+                   "num_experts": 64, "num_experts_per_tok": 8, "moe_intermediate_size": 2560, "norm_topk_prob": False,
                    "shared_expert_intermediate_size": 20480, "decoder_sparse_step": 1}  # fmt: skip
     model = write_sparse_checkpoint(tmp_path / "model", tiny_config(**config))
     command = [sys.executable, "-c", EXPORT, str(model), str(tmp_path / "out")]

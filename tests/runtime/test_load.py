@@ -17,18 +17,28 @@ from tests.runtime.fakes import END, FakeBackend, byte_tokenizer
 @pytest.fixture
 def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A package folder without an engine; ``opened`` records how reader and backend were called."""
-    record: dict[str, Any] = {"folder": tmp_path, "target": "onnxruntime"}
+    record: dict[str, Any] = {
+        "folder": tmp_path,
+        "target": "onnxruntime",
+        "prepack": "auto",
+        "converted_bytes": 0,
+    }
 
     def read_package(folder: Path, check: str) -> object:
         record["check"] = check
         return SimpleNamespace(
             folder=folder,
-            manifest=SimpleNamespace(target=record["target"], engine="engine info", profile={"threads": 3}),
+            manifest=SimpleNamespace(
+                target=record["target"],
+                engine="engine info",
+                profile={"threads": 3, "prepack": record["prepack"]},
+                weights=SimpleNamespace(converted_bytes=record["converted_bytes"]),
+            ),
             rebuild_command=lambda: "q2export build",
         )
 
-    def backend(folder: Path, engine: object, *, threads: int) -> FakeBackend:
-        record.update(engine=engine, threads=threads)
+    def backend(folder: Path, engine: object, *, threads: int, prepack: bool) -> FakeBackend:
+        record.update(engine=engine, threads=threads, prepacked=prepack)
         return FakeBackend(vocab_size=300)
 
     monkeypatch.setattr(package_reader, "read_package", read_package)
@@ -71,3 +81,22 @@ def test_package_for_another_target_is_refused(opened: dict[str, Any]) -> None:
     opened["target"] = "tensorrt"
     with pytest.raises(PackageError, match=r"made for target 'tensorrt'.*q2export build"):
         load(opened["folder"])
+
+
+@pytest.mark.parametrize(
+    ("profile", "converted_bytes", "argument", "expected"),
+    [
+        ("auto", 0, None, False),
+        ("auto", 4, None, True),
+        ("always", 0, None, True),
+        ("never", 4, None, False),
+        ("never", 4, True, True),
+        ("always", 4, False, False),
+    ],
+)
+def test_weights_of_an_fp32_checkpoint_stay_mapped_unless_asked(
+    opened: dict[str, Any], profile: str, converted_bytes: int, argument: bool | None, expected: bool
+) -> None:
+    opened.update(prepack=profile, converted_bytes=converted_bytes)
+    load(opened["folder"], prepack=argument)
+    assert opened["prepacked"] is expected
