@@ -156,7 +156,8 @@ def build(
         dtype = target_dtype(source, resolved.target, resolved.dtype)
         graph = build_graph(source, resolved.target, dtype, pipeline.max_capacity(source, resolved))
     with PackageWriter(Path(output), overwrite) as writer:
-        written = pipeline.write_graph(writer, graph, value_scan=value_scan, placement=weights, watch=watch)
+        scan: pipeline.Scan = "all" if value_scan else "none"
+        written = pipeline.write_graph(writer, graph, scan=scan, placement=weights, watch=watch)
         pipeline.copy_texts(writer, source.folder)
         engine = pipeline.engine_info(source, resolved, dtype)
         summary, skipped = None, "not asked for (--no-parity)"
@@ -229,6 +230,8 @@ def export(
 ) -> ExportResult:
     """Write the ONNX graph of a checkpoint; no weight is read that need not be converted.
 
+    Values that are converted are checked as in :func:`build`; those used in place are not.
+
     Args:
         model: checkpoint folder or hub id.
         output: folder to make.
@@ -253,7 +256,7 @@ def export(
         chosen = target_dtype(source, target, dtype)
         graph = build_graph(source, target, chosen, pipeline.max_capacity(source, profile))
     with PackageWriter(Path(output), overwrite) as writer:
-        written = pipeline.write_graph(writer, graph, value_scan=False, placement=weights, watch=watch)
+        written = pipeline.write_graph(writer, graph, scan="converted", placement=weights, watch=watch)
         pipeline.copy_texts(writer, source.folder)
         described = pipeline.manifest(
             writer,

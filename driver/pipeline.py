@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from q2export import opspec
 from q2export.errors import ExportError, ParityError
@@ -76,8 +76,12 @@ class Written:
     onnx_bytes: int
 
 
+Scan = Literal["all", "converted", "none"]
+"""Which weights are checked for NaN, infinities and overflow: all, those read anyway to be converted, none."""
+
+
 def write_graph(
-    writer: PackageWriter, graph: Graph, *, value_scan: bool, placement: PlacementMode, watch: Stopwatch
+    writer: PackageWriter, graph: Graph, *, scan: Scan, placement: PlacementMode, watch: Stopwatch
 ) -> Written:
     """Place and convert the weights, attach them to the graph and write the ONNX file.
 
@@ -93,7 +97,7 @@ def write_graph(
     with watch.stage("weights in place"):
         for shard in plan.shards:
             sha256 = None
-            if value_scan:
+            if scan == "all":
                 with progress_bar(f"checking {shard.name}", shard.stat().st_size) as advance:
                     sha256 = scan_shard(plan, shard, advance)
             name = f"{SHARD_FOLDER}/{shard.relative_to(plan.checkpoint.folder).as_posix()}"
@@ -106,7 +110,7 @@ def write_graph(
                 progress_bar("converting weights", plan.converted_bytes) as advance,
                 writer.open_hashed(CONVERTED_FILE) as sink,
             ):
-                write_converted(plan, sink, scan=value_scan, advance=advance)
+                write_converted(plan, sink, scan=scan != "none", advance=advance)
             sources = sorted({binding.source.file.name for binding in plan.converted})
             size = writer.files[CONVERTED_FILE].bytes
             files.append(WeightFile(CONVERTED_FILE, "converted", tuple(sources), size))
@@ -114,7 +118,8 @@ def write_graph(
         attach(graph.model, plan, locations, CONVERTED_FILE if plan.converted else None)
         data = serialize(graph)
         writer.add_bytes(ONNX_FILE, data)
-    return Written(_weights_info(plan, files, value_scan), len(data))
+    checked = scan == "all" or (scan == "converted" and not plan.in_place)
+    return Written(_weights_info(plan, files, checked), len(data))
 
 
 def serialize(graph: Graph) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import onnx_ir as ir
 
@@ -67,11 +67,11 @@ def target_dtype(source: Source, target: Target, dtype: str | None) -> str:
     """Return the type of the graph: what was asked for, or the checkpoint's own where the target takes it.
 
     Raises:
-        ExportError: there is no such type, or the target does not run in it.
+        ExportError: there is no such target or type, or the target does not run in the type.
     """
-    known = DTYPE_NAMES.values()
-    if dtype is not None and dtype not in known:
-        raise ExportError(f"dtype {dtype!r} is not implemented{nearest(dtype, known)}")
+    for name, value, valid in (("target", target, get_args(Target)), ("dtype", dtype, DTYPE_NAMES.values())):
+        if value is not None and value not in valid:
+            raise ExportError(f"{name} {value!r} is not implemented{nearest(value, valid)}")
     if target == "onnxruntime":
         if dtype not in (None, *_ONNX_RUNTIME_TYPES):
             raise ExportError(
@@ -114,7 +114,7 @@ def planned_bytes(source: Source, dtype: str) -> tuple[int, int]:
     """Return the bytes of weights a graph of ``dtype`` would read in place, and those after conversion."""
     in_place = converted = 0
     itemsize = 4 if dtype == "float32" else 2
-    for name in expected_parameters(source.config):  # without the copy of a tied head that some checkpoints hold
+    for name in expected_parameters(source.config):  # without the copy of a tied head some checkpoints hold
         ref = source.checkpoint.tensors[name]
         if DTYPE_NAMES[ref.dtype] == dtype:
             in_place += ref.nbytes

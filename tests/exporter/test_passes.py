@@ -26,7 +26,6 @@ from q2export.exporter.passes.fuse_rotary_attention import FuseRotaryAttention
 from q2export.exporter.passes.inline_functions import InlineFunctions
 from q2export.exporter.passes.merge_reshapes import MergeReshapes
 from q2export.exporter.passes.ort_attention import LowerAttentionToOnnxRuntime
-from q2export.exporter.passes.ort_head import FlipHead
 from q2export.exporter.passes.ort_silu import FuseSilu
 from q2export.exporter.passes.ort_skip_norm import FuseSkipNormalization
 from q2export.exporter.passes.remove_unused import RemoveUnused
@@ -323,17 +322,6 @@ def test_fuse_skip_normalization() -> None:
     check_same(before, run(model, feed))
 
 
-def test_flip_head() -> None:
-    model = parse("""g (float[n,8] x, float[8,8] v, float[5,8] w) => (float[n,5] y) {
-        h = Gemm <transB = 1> (x, v)
-        ["lm_head/Gemm"] y = Gemm <transB = 1> (h, w) }""")
-    feed = {"x": normal(3, 8), "v": normal(8, 8, seed=1), "w": normal(5, 8, seed=2)}
-    before = run(model, feed)
-    assert FlipHead()(model).matched == 1
-    assert op_types(model) == ["Gemm", "Transpose", "Gemm", "Transpose"]
-    check_same(before, run(model, feed), 1e-5)
-
-
 def test_remove_unused() -> None:
     model = parse("""g (float[2] x, float[2] unread) => (float[2] y)
         <float[2] w = {1, 2}, float[2] dead = {3, 4}> {
@@ -425,11 +413,11 @@ def step(config: ModelConfig, past: int = 0) -> dict[str, Array]:
 
 ORT_COUNTS = {
     "dense": {"FuseRotaryAttention": 3, "LowerAttentionToOnnxRuntime": 3, "MergeReshapes": 12,
-              "InlineFunctions": 0, "FuseSilu": 3, "FuseSkipNormalization": 5, "FlipHead": 1},
+              "InlineFunctions": 0, "FuseSilu": 3, "FuseSkipNormalization": 5},
     "moe": {"FuseRotaryAttention": 3, "LowerAttentionToOnnxRuntime": 3, "MergeReshapes": 12,
-            "InlineFunctions": 2, "FuseSilu": 1 + 2 * 7, "FuseSkipNormalization": 5, "FlipHead": 1},
+            "InlineFunctions": 2, "FuseSilu": 1 + 2 * 7, "FuseSkipNormalization": 5},
     "small-heads": {"FuseRotaryAttention": 2, "LowerAttentionToOnnxRuntime": 0, "MergeReshapes": 0,
-                    "InlineFunctions": 2, "FuseSilu": 2, "FuseSkipNormalization": 3, "FlipHead": 1},
+                    "InlineFunctions": 2, "FuseSilu": 2, "FuseSkipNormalization": 3},
 }  # fmt: skip
 
 
