@@ -92,4 +92,7 @@ class Backend(Protocol[CacheT]):
         Returns:
             float32 logits ``[rows, n, vocab_size]``, valid until the next call (the backend may reuse the
             memory).
+
+        Raises:
+            GenerationError: a row would hold more tokens than the cache's capacity; nothing is changed then.
         """

@@ -159,6 +159,13 @@ class OnnxRuntimeBackend:
         logits_indices: Int64Array,
     ) -> Float32Array:
         """See :meth:`q2export.runtime.backends.base.Backend.forward`."""
+        totals = past_lengths + query_lengths
+        if totals.max() > cache.capacity:
+            row = int(totals.argmax())
+            raise GenerationError(
+                f"row {row}: {past_lengths[row]} tokens cached and {query_lengths[row]} more exceed the "
+                f"cache's capacity of {cache.capacity}"
+            )
         longest = int(query_lengths.max())
         ids = input_ids[:, :longest]
         logits = np.empty((*logits_indices.shape, self.vocab_size), dtype=np.float32)
