@@ -183,6 +183,31 @@ def test_plan_writes_nothing_and_counts_bytes(tmp_path: Path) -> None:
     assert planned["origin"]["threads"] == "command line"
 
 
+DENSE_72B = {
+    "hidden_size": 8192,
+    "intermediate_size": 29568,
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "vocab_size": 152064,
+    "tie_word_embeddings": False,
+}
+MOE_57B = {
+    "model_type": "qwen2_moe",
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "vocab_size": 151936,
+    "tie_word_embeddings": False,
+    "num_experts": 64,
+    "num_experts_per_tok": 8,
+    "moe_intermediate_size": 2560,
+    "shared_expert_intermediate_size": 20480,
+    "norm_topk_prob": False,
+    "decoder_sparse_step": 1,
+}
 EXPORT = """
 import sys
 from q2export import api
@@ -194,15 +219,7 @@ print(result.peak_rss_bytes, result.manifest.weights.in_place_bytes, result.mani
 @pytest.mark.parametrize("kind", ["dense", "moe"])
 def test_full_size_export_is_bounded(tmp_path: Path, kind: str) -> None:
     """Sparse files in the shape of Qwen2-72B and Qwen2-57B-A14B: bounded memory, next to nothing written."""
-    config = {"hidden_size": 8192, "intermediate_size": 29568, "num_hidden_layers": 80, "num_attention_heads":
-    64,
-              "num_key_value_heads": 8, "vocab_size": 152064, "tie_word_embeddings": False}  # fmt: skip
-    if kind == "moe":
-        config |= {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
-        "num_attention_heads": 28,
-                   "num_key_value_heads": 4, "vocab_size": 151936, "model_type": "qwen2_moe",
-                   "num_experts": 64, "num_experts_per_tok": 8, "moe_intermediate_size": 2560, "norm_topk_prob": False,
-                   "shared_expert_intermediate_size": 20480, "decoder_sparse_step": 1}  # fmt: skip
+    config = DENSE_72B if kind == "dense" else MOE_57B
     model = write_sparse_checkpoint(tmp_path / "model", tiny_config(**config))
     command = [sys.executable, "-c", EXPORT, str(model), str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
