@@ -82,6 +82,7 @@ def _start(contestant: Contestant, checkpoint: Path, case: GenerationCase, setti
         "threads": case.threads,
         "dtype": contestant.dtype,
         "experts": contestant.experts,
+        "prepack": contestant.prepack,
     }
     log = settings.work_dir / "logs" / f"worker-{name}.log"
     return Worker(python, contestant.worker, arguments, log, environment)

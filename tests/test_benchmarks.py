@@ -233,7 +233,7 @@ serve(Library)
     )
     (tmp_path / "script.py").write_text(script)
     (tmp_path / "python").chmod(0o755)
-    settings = {"model": "m", "threads": 3, "dtype": "float32", "experts": None}
+    settings = {"model": "m", "threads": 3, "dtype": "float32", "experts": None, "prepack": None}
     with Worker(str(tmp_path / "python"), "any", settings, tmp_path / "log", ENVIRONMENT) as worker:
         assert worker.versions == {"threads": "3"}
         assert worker.load() >= 0

@@ -41,7 +41,8 @@ class Q2Export:
 
     def load(self) -> LoadedEngine:
         """``q2export.load``."""
-        return LoadedEngine(q2export.load(self._settings.model, threads=self._settings.threads))
+        settings = self._settings
+        return LoadedEngine(q2export.load(settings.model, threads=settings.threads, prepack=settings.prepack))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 ====================  ==============================================  =========================
 action                arguments                                       answer
 ====================  ==============================================  =========================
-start (first)         model, threads, dtype, experts                  versions
+start (first)         model, threads, dtype, experts, prepack         versions
 load                                                                  seconds
 prefill               tokens                                          seconds
 decode                tokens, new_tokens                              seconds (one per token)
@@ -25,12 +25,13 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True)
 class Settings:
-    """What a contestant runs: the folder (checkpoint or built model), threads, dtype, experts' code path."""
+    """What a contestant runs: a checkpoint or built model, and how (see the contestants of a case)."""
 
     model: str
     threads: int
     dtype: str
     experts: str | None
+    prepack: bool | None
 
 
 class Model(Protocol):

@@ -29,8 +29,8 @@ def open_session(
         model: path of the file, or its bytes.
         threads: CPU threads; 0 is one per core.
         prepack: copy every matrix into memory in the layout the kernels like best. Decoding is then about a
-            fifth faster (docs/performance.md), loading takes a second per 2 GB, and the copy takes as much memory
-            as the weights; without it they are read where they are mapped.
+            fifth faster (docs/performance.md), loading takes a second per 2 GB, and the copy takes as much
+            memory as the weights; without it they are read where they are mapped.
         weights_folder: for bytes, the folder that external data are relative to.
 
     Raises:
@@ -44,8 +44,8 @@ def open_session(
     # The lowering has already chosen every op. What is left for ORT's own passes is constant folding, which
     # would copy weights, and fusions that would only cost time at each load.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    # Planning which buffers to reuse takes time quadratic in the nodes: 4 s for 8 layers of 60 experts. Without
-    # it, buffers go back to the arena after their last use, which reuses them as well.
+    # Planning which buffers to reuse takes time quadratic in the nodes: 4 s for 8 layers of 60 experts. The
+    # arena, where buffers go after their last use, reuses them as well.
     options.enable_mem_reuse = False
     options.add_session_config_entry("session.disable_prepacking", "0" if prepack else "1")
     if weights_folder is not None:

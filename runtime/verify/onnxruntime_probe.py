@@ -139,7 +139,7 @@ class OnnxRuntimeProbe:
 def _op(producers: Mapping[str, onnx.NodeProto], value: str) -> str:
     """Op type of what computes ``value``, looking through the reshapes that only rename it."""
     node = producers[value]
-    while node.op_type in ("Reshape", "Transpose", "Cast") and node.input[0] in producers:
+    while node.op_type in ("Reshape", "Transpose", "Cast", "CastLike") and node.input[0] in producers:
         node = producers[node.input[0]]
     return str(node.op_type)
 
