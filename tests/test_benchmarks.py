@@ -258,10 +258,12 @@ def _result(ratio: float) -> dict[str, object]:
 
 def test_the_plot_shows_speed_bars_only(tmp_path: Path) -> None:
     rows = speed_rows(_result(0.8))
-    assert [(round(ratio, 1), at_least, decides) for _, ratio, at_least, decides in rows] == [
-        (0.8, 1.0, True),
-        (3.0, 1.0, False),
+    assert [(row.peer, row.ratio, row.at_least, row.decides) for row in rows] == [
+        ("a", 0.8, 1.0, True),
+        ("b", 3.0, 1.0, False),
     ]
+    reached = speed_rows(_result(1.2))[0].color
+    assert len({rows[0].color, rows[1].color, reached}) == 3
     plot_speedups([_result(0.8), _result(1.2)], tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
