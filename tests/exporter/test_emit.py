@@ -362,13 +362,14 @@ def test_builder_refuses_an_undefined_dimension_and_numbers_names() -> None:
 
 
 LARGE = """
-import json, resource, sys, time
+import json, sys, time
 from q2export.exporter.config import parse_config
 from q2export.exporter.emit import emit
+from q2export.pipeline import peak_rss_bytes
 config = parse_config(json.loads(sys.argv[1]), "large")
 start = time.perf_counter()
 model = emit(config, "bfloat16")
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+peak = peak_rss_bytes()
 print(json.dumps([time.perf_counter() - start, peak, len(model.graph), len(model.graph.initializers)]))
 """
 
