@@ -17,8 +17,8 @@ import pytest
 CHECKPOINTS = Path(__file__).parents[1] / "data" / "checkpoints"
 FOLDERS = ["qwen2-tiny", "qwen2-moe-tiny"]
 MAX_BYTES = 4_000_000
-# Perplexity per token of the first 512 tokens of held_out.txt; an untrained model has about 1536.
-PERPLEXITY_BOUND = {"qwen2-tiny": 60.0, "qwen2-moe-tiny": 60.0}
+# Perplexity per token of the first 512 tokens of held_out.txt: 35.25 and 39.42; untrained, about 1536.
+PERPLEXITY_BOUND = {"qwen2-tiny": 36.0, "qwen2-moe-tiny": 40.0}
 
 
 @pytest.fixture(scope="module")

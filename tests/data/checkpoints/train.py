@@ -16,7 +16,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,21 +44,22 @@ PRETOKENIZE = (
 
 @dataclass(frozen=True)
 class Recipe:
-    """Hyper-parameters of one training run; one step sees ``batch * length`` tokens."""
+    """Hyper-parameters of one training run; one step sees ``batch * length`` tokens.
 
-    steps: int
-    learning_rate: float
+    The text is small (107,000 tokens) and soon learned by heart: the held-out loss came out higher with less
+    dropout and decay, and with more steps.
+    """
+
+    steps: int = 1000
+    learning_rate: float = 2e-3
     batch: int = 8
     length: int = 512
     warmup: int = 60
-    weight_decay: float = 0.1
-    dropout: float = 0.1  # on the output of every attention and feed-forward block, in training only
+    weight_decay: float = 0.5
+    dropout: float = 0.25  # on the output of every attention and feed-forward block, in training only
     balance: float = 0.01  # weight of the loss that spreads tokens over the experts
     seed: int = 20240607
     evaluate_every: int = 100
-
-
-RECIPES = {"dense": Recipe(steps=2000, learning_rate=2e-3), "moe": Recipe(steps=2000, learning_rate=2e-3)}
 
 
 @dataclass(frozen=True)
@@ -308,9 +309,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.evaluate:
         print(evaluate(options.evaluate))
         return 0
-    recipe = RECIPES[options.model]
-    if options.steps is not None:
-        recipe = replace(recipe, steps=options.steps)
+    recipe = Recipe() if options.steps is None else Recipe(steps=options.steps)
     torch.manual_seed(recipe.seed)
     documents = training_documents(read_topics())
     tokenizer = train_tokenizer(documents)
