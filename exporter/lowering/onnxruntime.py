@@ -15,7 +15,6 @@ from q2export.exporter.passes.merge_reshapes import MergeReshapes
 from q2export.exporter.passes.ort_attention import LowerAttentionToOnnxRuntime
 from q2export.exporter.passes.ort_moe_traps import RefuseMoeTraps
 from q2export.exporter.passes.ort_silu import FuseSilu
-from q2export.exporter.passes.ort_skip_norm import FuseSkipNormalization
 from q2export.exporter.passes.remove_unused import RemoveUnused
 
 
@@ -27,7 +26,6 @@ def passes(max_positions: int) -> list[Pass]:
         MergeReshapes(),
         InlineFunctions(),
         FuseSilu(),
-        FuseSkipNormalization(),
         RemoveUnused(),
         RefuseMoeTraps(),
     ]

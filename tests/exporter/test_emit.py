@@ -367,10 +367,10 @@ from q2export.exporter.config import parse_config
 from q2export.exporter.emit import emit
 from q2export.pipeline import peak_rss_bytes
 config = parse_config(json.loads(sys.argv[1]), "large")
-start = time.perf_counter()
+start = time.process_time()
 model = emit(config, "bfloat16")
 peak = peak_rss_bytes()
-print(json.dumps([time.perf_counter() - start, peak, len(model.graph), len(model.graph.initializers)]))
+print(json.dumps([time.process_time() - start, peak, len(model.graph), len(model.graph.initializers)]))
 """
 
 
@@ -382,7 +382,7 @@ def test_a_72b_model_is_emitted_without_its_weights() -> None:
     command = [sys.executable, "-c", LARGE, json.dumps(config)]
     answer = subprocess.run(command, capture_output=True, text=True, check=True)
     seconds, peak, nodes, initializers = json.loads(answer.stdout)
-    assert seconds < 30  # 2 s on an idle machine
+    assert seconds < 30  # of CPU time; 2 s on an idle machine
     assert peak < 700e6  # of 145 GB
     assert nodes > 80 * 20
     assert initializers >= 3 + 80 * 12

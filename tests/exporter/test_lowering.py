@@ -61,11 +61,11 @@ def step(config: ModelConfig, past: int = 0) -> dict[str, Array]:
 
 ORT_COUNTS = {
     "dense": {"FuseRotaryAttention": 3, "LowerAttentionToOnnxRuntime": 3, "MergeReshapes": 12,
-              "InlineFunctions": 0, "FuseSilu": 3, "FuseSkipNormalization": 5},
+              "InlineFunctions": 0, "FuseSilu": 3},
     "moe": {"FuseRotaryAttention": 3, "LowerAttentionToOnnxRuntime": 3, "MergeReshapes": 12,
-            "InlineFunctions": 2, "FuseSilu": 1 + 2 * 7, "FuseSkipNormalization": 5},
+            "InlineFunctions": 2, "FuseSilu": 1 + 2 * 7},
     "small-heads": {"FuseRotaryAttention": 2, "LowerAttentionToOnnxRuntime": 0, "MergeReshapes": 0,
-                    "InlineFunctions": 2, "FuseSilu": 2, "FuseSkipNormalization": 3},
+                    "InlineFunctions": 2, "FuseSilu": 2},
 }  # fmt: skip
 
 

@@ -12,7 +12,6 @@ from q2export.errors import ExportError
 from q2export.exporter.passes.base import Pass, PassResult, nodes_of
 from q2export.exporter.passes.merge_reshapes import MergeReshapes
 from q2export.exporter.passes.ort_silu import FuseSilu
-from q2export.exporter.passes.ort_skip_norm import FuseSkipNormalization
 from q2export.exporter.passes.remove_unused import RemoveUnused
 from tests.helpers.onnx_graphs import check_same, normal, op_types, parse, run
 
@@ -82,33 +81,6 @@ def test_fuse_silu() -> None:
     before = run(model, feed)
     assert FuseSilu()(model).matched == 2
     assert Counter(op_types(model)) == {"QuickGelu": 2, "Sigmoid": 2, "Mul": 2, "Add": 1}
-    check_same(before, run(model, feed))
-
-
-def test_fuse_skip_normalization() -> None:
-    """The sum is still there for the residual stream; a broadcasting sum is left alone, with the reason."""
-    model = parse("""g (float[n,8] x, float[n,8] y, float[8] row)
-        => (float[n,8] a, float[n,8] b, float[n,8] c)
-        <float[8] w = {1, 2, 3, 4, 5, 6, 7, 8}> {
-        sum = Add (x, y)
-        ["layer.norm/RMSNormalization"] a = RMSNormalization <axis = -1, epsilon = 0.01> (sum, w)
-        b = Neg (sum)
-        shifted = Add (x, row)
-        ["other/RMSNormalization"] c = RMSNormalization <axis = -1, epsilon = 0.01> (shifted, w) }""")
-    for name in ("sum", "shifted"):
-        value = next(v for node in model.graph for v in node.outputs if v.name == name)
-        value.shape, value.type = ir.Shape(["n", 8]), ir.TensorType(ir.DataType.FLOAT)
-    feed = {"x": normal(3, 8), "y": normal(3, 8, seed=1), "row": normal(8, seed=2)}
-    before = run(model, feed)
-    result = FuseSkipNormalization()(model)
-    assert result.matched == 1
-    assert result.refused == ["other/RMSNormalization: the sum broadcasts or its shapes are unknown"]
-    assert Counter(op_types(model)) == {
-        "SkipSimplifiedLayerNormalization": 1,
-        "Neg": 1,
-        "Add": 1,
-        "RMSNormalization": 1,
-    }
     check_same(before, run(model, feed))
 
 

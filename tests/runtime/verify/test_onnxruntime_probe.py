@@ -87,7 +87,7 @@ def test_points(built: Built) -> None:
     assert [(point.name, point.layer) for point in points] == expected
     ops = {point.name: point.op for point in points}
     assert ops["model.embed_tokens"] == "Gather"
-    assert ops["model.layers.1.input_layernorm"] == "SkipSimplifiedLayerNormalization"
+    assert ops["model.layers.1.input_layernorm"] == "RMSNormalization"
     assert ops["model.layers.1.self_attn.q_proj"] == ops["model.layers.1.mlp"] == ops["lm_head"] == "Gemm"
     attention = "MatMul" if built.name == "function-body" else "GroupQueryAttention"
     assert ops["model.layers.2.self_attn.attention"] == attention
@@ -232,9 +232,7 @@ FAULTS = {
     "one weight of the head": Fault("dense", None, "lm_head", "Gemm", ("lm_head.weight", 56 * 130 + 3, 0.05)),
     "rope of one layer": Fault("dense", 2, "self_attn.attention", "GroupQueryAttention", edit=other_rope),
     "window of one layer": Fault("dense", 1, "self_attn.attention", "GroupQueryAttention", edit=short_window),
-    "epsilon of one norm": Fault(
-        "dense", 3, "input_layernorm", "SkipSimplifiedLayerNormalization", edit=other_epsilon
-    ),
+    "epsilon of one norm": Fault("dense", 3, "input_layernorm", "RMSNormalization", edit=other_epsilon),
     "keys and values swapped": Fault("dense", 1, "self_attn.k_proj", "Gemm", edit=swapped_projections),
     "one weight of a router": Fault(
         "moe", 2, "mlp.gate", "Gemm", ("model.layers.2.mlp.gate.weight", 60, 0.2)
