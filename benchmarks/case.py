@@ -62,16 +62,14 @@ class Contestant:
         dtype: of weights and activations.
         experts: ``experts_implementation`` of transformers, for mixture-of-experts models.
         prepack: argument of ``q2export.load``; null is what the package says.
-        prefill: whether it takes part in the prefill; some code paths are made for single tokens only.
         tolerance: largest accepted difference of its logits from the reference's.
     """
 
     name: str
     worker: Literal["q2export_engine", "genai", "transformers_model"]
     dtype: Literal["float32", "bfloat16"]
-    experts: Literal["eager", "grouped_mm", "batched_mm"] | None
+    experts: Literal["eager", "grouped_mm"] | None
     prepack: bool | None
-    prefill: bool
     tolerance: float
 
 

@@ -101,11 +101,7 @@ def _measure_loads(case: GenerationCase, workers: Mapping[str, Worker], prompt: 
 
 def _measure_steps(case: GenerationCase, workers: Mapping[str, Worker], prompt: list[int]) -> Samples:
     short = prompt[: case.decode_past]
-    prefill = {
-        contestant.name: partial(_prefill, workers[contestant.name], prompt)
-        for contestant in case.contestants
-        if contestant.name in workers and contestant.prefill
-    }
+    prefill = {name: partial(_prefill, worker, prompt) for name, worker in workers.items()}
     decode = {name: partial(worker.decode, short, case.decode_tokens) for name, worker in workers.items()}
     samples: Samples = {}
     for metric, turns in ((f"prefill-{case.prompt_tokens}", prefill), (DECODE, decode)):

@@ -79,7 +79,8 @@ class Worker:
             line = ""
         if not line:
             tail = "\n".join(self._log.read_text(errors="replace").splitlines()[-_SHOWN_LINES:])
-            raise WorkerError(f"{self._name} ended during {action!r}:\n{tail}")
+            code = self._process.wait()
+            raise WorkerError(f"{self._name} ended with {code} during {action!r}:\n{tail}")
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise WorkerError(f"{self._name}: {answer['error']}")

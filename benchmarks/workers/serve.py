@@ -13,6 +13,7 @@ logits                tokens, indices                                 logits
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import os
@@ -71,6 +72,7 @@ def serve(make: type[Any]) -> None:
             elif action == "load":
                 assert library is not None
                 model = None  # before the new one, so that memory is not held twice
+                gc.collect()
                 start = time.perf_counter()
                 model = library.load()
                 answer = {"seconds": time.perf_counter() - start}
