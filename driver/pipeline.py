@@ -119,7 +119,7 @@ def write_graph(
                 writer.open_hashed(CONVERTED_FILE) as sink,
             ):
                 write_converted(plan, sink, scan=scan != "none", advance=advance)
-            sources = sorted({binding.source.file.name for binding in plan.converted})
+            sources = sorted({ref.file.name for binding in plan.converted for ref in binding.sources})
             size = writer.files[CONVERTED_FILE].bytes
             files.append(WeightFile(CONVERTED_FILE, "converted", tuple(sources), size))
     with watch.stage("onnx"):

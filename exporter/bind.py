@@ -9,21 +9,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import onnx_ir as ir
 
 from q2export.errors import CheckpointError, ExportError
 from q2export.exporter.checkpoint import Checkpoint, RawBits, TensorRef, read_blocks
 from q2export.exporter.safetensors_header import ITEMSIZE
+from q2export.exporter.stack import META_KEY, Stack
 from q2export.exporter.values import check_block, convert_block
 from q2export.progress import Advance, silent
 
 SAFETENSORS_TYPES = {ir.DataType.FLOAT: "F32", ir.DataType.FLOAT16: "F16", ir.DataType.BFLOAT16: "BF16"}
+_BLOCK_BYTES = 8 << 20
 _ALIGNMENT = 64
 """The data of a file we write start on a cache line; every tensor of a real model keeps that alignment."""
 
@@ -40,24 +44,33 @@ class Binding:
     """Where the data of one initializer come from.
 
     Attributes:
-        name: of the initializer and of the tensor.
-        source: the tensor on disk.
+        name: of the initializer.
+        sources: the tensors on disk; more than one for a :class:`~q2export.exporter.stack.Stack`.
+        shape: of the initializer.
         dtype: what the graph wants: F32, F16 or BF16.
+        interleaved: see :class:`~q2export.exporter.stack.Stack`.
     """
 
     name: str
-    source: TensorRef
+    sources: tuple[TensorRef, ...]
+    shape: tuple[int, ...]
     dtype: str
+    interleaved: bool = False
+
+    @property
+    def source(self) -> TensorRef:
+        """The tensor of a binding that has one."""
+        return self.sources[0]
 
     @property
     def in_place(self) -> bool:
         """Whether the graph takes the tensor as it lies on disk."""
-        return self.source.dtype == self.dtype
+        return len(self.sources) == 1 and self.source.dtype == self.dtype
 
     @property
     def nbytes(self) -> int:
         """Size in the graph's type."""
-        return self.source.nbytes // ITEMSIZE[self.source.dtype] * ITEMSIZE[self.dtype]
+        return math.prod(self.shape) * ITEMSIZE[self.dtype]
 
 
 @dataclass(frozen=True)
@@ -111,20 +124,34 @@ def plan_binding(model: ir.Model, checkpoint: Checkpoint, parameters: Collection
     for name, value in model.graph.initializers.items():
         if value.const_value is not None:
             continue
-        source = checkpoint.tensors.get(name)
-        shape = tuple(value.shape.numpy()) if value.shape is not None else None
-        if source is None or source.shape != shape or value.dtype not in SAFETENSORS_TYPES:
-            found = "no such tensor" if source is None else f"{source.dtype} {source.shape}"
-            raise ExportError(
-                f"initializer {name!r} ({value.dtype} {shape}) has no tensor to read: found {found}"
-            )
-        bindings.append(Binding(name, source, SAFETENSORS_TYPES[value.dtype]))
-    unread = sorted(set(parameters) - {binding.name for binding in bindings})
+        bindings.append(_bind(name, value, checkpoint))
+    unread = sorted(set(parameters) - {ref.name for binding in bindings for ref in binding.sources})
     if unread:
         raise ExportError(
             f"the graph does not read {len(unread)} parameter(s) of the model, first {unread[0]!r}"
         )
     return BindingPlan(checkpoint, tuple(bindings))
+
+
+def _bind(name: str, value: ir.Value, checkpoint: Checkpoint) -> Binding:
+    stack = value.meta.get(META_KEY, Stack((name,)))
+    sources = tuple(checkpoint.tensors[tensor] for tensor in stack.tensors if tensor in checkpoint.tensors)
+    shape = tuple(int(size) for size in value.shape.numpy()) if value.shape is not None else ()
+    complete = len(sources) == len(stack.tensors)
+    if not complete or value.dtype not in SAFETENSORS_TYPES or not _same_elements(sources, shape):
+        found = ", ".join(f"{ref.dtype} {ref.shape}" for ref in sources[:2]) or "no such tensor"
+        raise ExportError(
+            f"initializer {name!r} ({value.dtype} {shape}) has no tensor to read: found {found}"
+        )
+    return Binding(name, sources, shape, SAFETENSORS_TYPES[value.dtype], stack.interleaved)
+
+
+def _same_elements(sources: tuple[TensorRef, ...], shape: tuple[int, ...]) -> bool:
+    """Whether the tensors fill the shape: one by one exactly, several by their common shape and number."""
+    if len(sources) == 1:
+        return sources[0].shape == shape
+    same = len({ref.shape for ref in sources}) == 1
+    return same and sum(math.prod(ref.shape) for ref in sources) == math.prod(shape)
 
 
 def write_converted(plan: BindingPlan, sink: BinarySink, *, scan: bool, advance: Advance = silent) -> None:
@@ -155,11 +182,30 @@ def write_converted(plan: BindingPlan, sink: BinarySink, *, scan: bool, advance:
 
 def _converted_blocks(bindings: tuple[Binding, ...], scan: bool) -> Iterator[RawBits]:
     for binding in bindings:
-        source = binding.source
-        for start, raw in read_blocks(source):
-            if scan:
-                check_block(raw, source.dtype, binding.dtype, source, start)
-            yield convert_block(raw, source.dtype, binding.dtype)
+        if binding.interleaved:
+            for first, second in zip(binding.sources[0::2], binding.sources[1::2], strict=True):
+                yield from _interleaved_blocks(first, second, binding.dtype, scan)
+        else:
+            for source in binding.sources:
+                yield from _blocks(source, binding.dtype, scan)
+
+
+def _blocks(source: TensorRef, dtype: str, scan: bool, block_bytes: int = _BLOCK_BYTES) -> Iterator[RawBits]:
+    """One tensor, checked and converted, block by block."""
+    for start, raw in read_blocks(source, block_bytes):
+        if scan:
+            check_block(raw, source.dtype, dtype, source, start)
+        yield convert_block(raw, source.dtype, dtype)
+
+
+def _interleaved_blocks(first: TensorRef, second: TensorRef, dtype: str, scan: bool) -> Iterator[RawBits]:
+    """Two matrices of one shape and type with their rows alternating."""
+    columns = first.shape[1]
+    row_bytes = columns * max(ITEMSIZE[first.dtype], ITEMSIZE[second.dtype])
+    rows = max(1, _BLOCK_BYTES // 2 // row_bytes)
+    sides = [_blocks(ref, dtype, scan, rows * columns * ITEMSIZE[ref.dtype]) for ref in (first, second)]
+    for one, other in zip(*sides, strict=True):
+        yield np.stack((one.reshape(-1, columns), other.reshape(-1, columns)), axis=1).reshape(-1)
 
 
 def _header(bindings: tuple[Binding, ...]) -> bytes:
@@ -170,7 +216,7 @@ def _header(bindings: tuple[Binding, ...]) -> bytes:
         end = offset + binding.nbytes
         entries[binding.name] = {
             "dtype": binding.dtype,
-            "shape": list(binding.source.shape),
+            "shape": list(binding.shape),
             "data_offsets": [offset, end],
         }
         offset = end
@@ -242,6 +288,6 @@ def attach(model: ir.Model, plan: BindingPlan, locations: Mapping[Path, str], co
             where,
             binding.nbytes,
             value.dtype or ir.DataType.FLOAT,
-            shape=ir.Shape(list(binding.source.shape)),
+            shape=ir.Shape(binding.shape),
             name=binding.name,
         )

@@ -102,7 +102,7 @@ def build_graph(source: Source, target: Target, dtype: str, max_positions: int) 
     model = emit(source.config, dtype)
     lowerings = {
         "portable": [],
-        "onnxruntime": onnxruntime.passes(max_positions),
+        "onnxruntime": onnxruntime.passes(max_positions, stack_experts=dtype != source.dtype),
         "tensorrt": tensorrt.passes(),
     }
     results = run_passes(model, lowerings[target])

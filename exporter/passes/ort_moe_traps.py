@@ -2,14 +2,14 @@
 
 Two traps of its CPU kernels, pinned by ``tests/exporter/test_ort_moe_traps.py``:
 
-- ``com.microsoft.MoE`` writes its output into its input's buffer when nothing reads the input afterwards, and
-then
-  computes from what it has overwritten: zeros. A reader that waits for the MoE's own output keeps the buffer
-  alive.
+- ``com.microsoft.MoE`` writes its output into its input's buffer when nothing reads the input afterwards,
+  and then computes from what it has overwritten: zeros. A reader that waits for the MoE's own output keeps
+  the buffer alive.
 - ``com.microsoft.QMoE`` ignores ``normalize_routing_weights = 0``; the full softmax has to be passed as its
   ``router_weights``.
 
-Today's lowering makes neither op. The check stands at its end so that a later one cannot make them unguarded.
+``ort_moe`` makes the first op with its guard, nothing makes the second. The check stands at the end of the
+lowering so that no pass can make them unguarded.
 """
 
 from __future__ import annotations

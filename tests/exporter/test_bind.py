@@ -87,7 +87,7 @@ def bits(tensor: torch.Tensor) -> bytes:
         (torch.bfloat16, {"a.weight", "c.weight"}),
         (torch.float16, {"b.weight"}),
     ],
-    ids=str,
+    ids=["fp32", "bf16", "fp16"],  # a set has no order to name a test by
 )
 def test_what_is_bound_in_place(tmp_path: Path, dtype: torch.dtype, in_place: set[str]) -> None:
     tensors = mixed_tensors()
