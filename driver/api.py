@@ -132,7 +132,8 @@ def build(
         profile: name of a packaged profile, or path of a profile file.
         overrides: dotted profile keys that take precedence over the file.
         revision: of a hub id.
-        parity: compare the finished engine with PyTorch on a few prompts before the package is put in place.
+        parity: compare the finished engine with PyTorch on a few prompts before the package is put in place,
+            and keep golden inputs and outputs. Without it the engine is never run while building.
         value_scan: read every weight and refuse NaN, infinities and values beyond the target's type.
         weights: how weights used in place get into the package: linked, copied, or linked where possible.
         overwrite: replace an existing package.
@@ -166,10 +167,10 @@ def build(
                 report = _smoke_check(writer.folder, found, source, resolved, engine)
                 writer.add_text("parity.json", report.to_json() + "\n")
                 summary, skipped = pipeline.parity_summary(report), ""
-        with watch.stage("golden"):
-            write_golden(writer.folder, engine)
-            for name in GOLDEN_FILES:
-                writer.add_written(name)
+            with watch.stage("golden"):
+                write_golden(writer.folder, engine)
+                for name in GOLDEN_FILES:
+                    writer.add_written(name)
         described = pipeline.manifest(
             writer,
             source,

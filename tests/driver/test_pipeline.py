@@ -124,6 +124,7 @@ def test_values_are_scanned(tmp_path: Path, bits: bytes) -> None:
     assert not list(tmp_path.glob("*package*"))
     result = api.build(model, tmp_path / "package", value_scan=False, parity=False)
     assert not result.manifest.weights.value_scan
+    assert "golden/inputs.json" not in result.manifest.files, "the engine is not to be run"
     assert result.manifest.parity is None and result.manifest.parity_skipped
 
 
