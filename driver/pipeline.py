@@ -77,7 +77,7 @@ class Written:
 
 
 Scan = Literal["all", "converted", "none"]
-"""Which weights are checked for NaN, infinities and overflow: all, those read anyway to be converted, none."""
+"""Weights checked for NaN, infinities and overflow: all, those read anyway to be converted, none."""
 
 
 def write_graph(
