@@ -1,4 +1,4 @@
-"""Check the plugin nodes of an ONNX file before TensorRT parses it, which would drop and cut attributes silently."""
+"""Check the plugin nodes of an ONNX file before TensorRT, which drops and cuts attributes silently, parses it."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def check_onnx(path: Path) -> int:
         Their number: as many layers of the parsed network must be plugins.
 
     Raises:
-        ExportError: an attribute is wrong, or the node does not name our plugin, so that another definition of
-            the op would be taken for it.
+        ExportError: an attribute is wrong, or the node does not name our plugin, so that another definition
+            of the op would be taken.
     """
     import onnx
 
@@ -38,8 +38,8 @@ def check_onnx(path: Path) -> int:
         ):
             if values.get(name) != expected.encode():
                 raise ExportError(
-                    f"{path}: node {node.name!r} ({spec.name}): attribute {name!r} must be {expected!r}, found "
-                    f"{values.get(name, 'none')!r}; export the model again"
+                    f"{path}: node {node.name!r} ({spec.name}): attribute {name!r} must be {expected!r}, "
+                    f"found {values.get(name)!r}; export the model again"
                 )
         found += 1
     return found

@@ -15,8 +15,7 @@ _FLOAT32 = 4
 _ALIGNMENT = 256  # Q2EXPORT_WORKSPACE_ALIGNMENT
 _SLACK = 16 * _ALIGNMENT  # of the buffers a workspace is divided into
 _ROUTING = 64  # bytes for each pair of token and expert: logit, rank, position, weight
-_MAX_SPLITS = 64
-_SPLIT_ROWS = 128
+_SPLIT_TASKS = 4096  # (row, key/value head, part of the cache): more rows than that need no splitting
 
 
 def reserved_bytes(spec: opspec.OpSpec, sizes: Mapping[str, int], attributes: Attributes) -> int:
@@ -35,6 +34,7 @@ def reserved_bytes(spec: opspec.OpSpec, sizes: Mapping[str, int], attributes: At
         rows = sizes["B"] * sizes["S"]
         rotated = rows * (sizes["Hq"] + sizes["Hkv"]) * sizes["D"] * _FLOAT32
         # Partial outputs with their maximum and sum, where few rows are spread over the whole device.
-        partials = min(rows, _SPLIT_ROWS) * sizes["Hq"] * _MAX_SPLITS * (sizes["D"] + 2) * _FLOAT32
+        group = sizes["Hq"] // sizes["Hkv"]
+        partials = _SPLIT_TASKS * group * (sizes["D"] + 2) * _FLOAT32
         return rotated + partials + _SLACK
     return 0
