@@ -1,4 +1,4 @@
-"""Check the plugin nodes of an ONNX file before TensorRT, which drops and cuts attributes silently, parses it."""
+"""Check the plugin nodes of an ONNX file before TensorRT parses it and cuts and drops attributes in silence."""
 
 from __future__ import annotations
 
