@@ -1,4 +1,4 @@
-"""Check the plugin nodes of an ONNX file before TensorRT parses it and cuts and drops attributes in silence."""
+"""Check the plugin nodes of an ONNX file before TensorRT parses, cutting and dropping attributes silently."""
 
 from __future__ import annotations
 
