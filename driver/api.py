@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from q2export import pipeline
+from q2export import engine_build, pipeline
 from q2export.errors import ExportError, PackageError, ParityError
-from q2export.manifest import Manifest
+from q2export.manifest import GRAPH_FILE, Manifest
+from q2export.memory import CacheShape
 from q2export.model_source import ModelSource, resolve_model
 from q2export.package import PackageWriter, check_output
 from q2export.package_reader import Check, read_package
@@ -89,11 +90,15 @@ def plan(
     resolved = load_profile(profile, overrides)
     found = resolve_model(model, revision)
     source = load_source(found.folder)
-    dtype = target_dtype(source, resolved.target, resolved.dtype)
+    dtype = target_dtype(source, resolved.target, resolved.graph_dtype)
     in_place, converted = planned_bytes(source, dtype)
     config = source.config
     capacity = pipeline.max_capacity(source, resolved)
-    kv_bytes = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
+    cache = CacheShape(config.num_hidden_layers, config.num_key_value_heads, config.head_dim, dtype)
+    engine = None
+    if resolved.target == "tensorrt":
+        trt = engine_build.select_builder(resolved)
+        engine = engine_build.plan_engine(trt, source, resolved, dtype, capacity).describe()
     return {
         "model": {
             "id": found.id,
@@ -105,7 +110,8 @@ def plan(
         "dtype": dtype,
         "max_capacity": capacity,
         "weights": {"in_place_bytes": in_place, "converted_bytes": converted},
-        "kv_cache_bytes_per_token": kv_bytes,
+        "kv_cache_bytes_per_token": cache.bytes_per_token,
+        "tensorrt": engine,
         "profile": resolved.to_dict(),
         "origin": dict(resolved.origin),
         "warnings": list(config.warnings),
@@ -122,6 +128,7 @@ def build(
     parity: bool = True,
     value_scan: bool = True,
     weights: PlacementMode = "auto",
+    timing_cache: Path | None = None,
     overwrite: bool = False,
 ) -> BuildResult:
     """Build an engine package: load, export, lower, package, check parity.
@@ -135,6 +142,8 @@ def build(
         parity: compare the finished engine with PyTorch on a few prompts before the package is put in place.
         value_scan: read every weight and refuse NaN, infinities and values beyond the target's type.
         weights: how weights used in place get into the package: linked, copied, or linked where possible.
+        timing_cache: file of kernels the full TensorRT has measured, read and updated; it speeds up the next
+            build.
         overwrite: replace an existing package.
 
     Raises:
@@ -144,32 +153,40 @@ def build(
 
     watch = Stopwatch()
     resolved = load_profile(profile, overrides)
-    if resolved.target != "onnxruntime":
-        raise ExportError(
-            f"building engines for target {resolved.target!r} is not implemented yet; use 'q2export export'"
-        )
+    if resolved.target == "portable":
+        raise ExportError("target 'portable' has no engine; use 'q2export export --target portable'")
     check_output(Path(output).absolute(), overwrite)
+    trt = engine_build.select_builder(resolved) if resolved.target == "tensorrt" else None
     with watch.stage("load"):
         found = resolve_model(model, revision)
         source = load_source(found.folder)
+    dtype = target_dtype(source, resolved.target, resolved.graph_dtype)
+    capacity = pipeline.max_capacity(source, resolved)
+    engine_plan = None
+    if trt is not None:
+        engine_plan = engine_build.plan_engine(trt, source, resolved, dtype, capacity)
+        engine_build.announce(engine_plan)
     with watch.stage("trace and lower"):
-        dtype = target_dtype(source, resolved.target, resolved.dtype)
-        graph = build_graph(source, resolved.target, dtype, pipeline.max_capacity(source, resolved))
+        graph = build_graph(source, resolved.target, dtype, capacity)
     with PackageWriter(Path(output), overwrite) as writer:
         scan: pipeline.Scan = "all" if value_scan else "none"
         written = pipeline.write_graph(writer, graph, scan=scan, placement=weights, watch=watch)
         pipeline.copy_texts(writer, source.folder)
         engine = pipeline.engine_info(source, resolved, dtype)
-        summary, skipped = None, "not asked for (--no-parity)"
-        if parity:
+        if engine_plan is not None:
+            with watch.stage("engine"):
+                engine = engine_build.build_engine(writer, engine_plan, engine, resolved, timing_cache)
+        summary, skipped = None, engine_build.NOT_COMPARED if engine_plan else "not asked for (--no-parity)"
+        if parity and engine_plan is None:
             with watch.stage("parity"):
                 report = _smoke_check(writer.folder, found, source, resolved, engine)
                 writer.add_text("parity.json", report.to_json() + "\n")
                 summary, skipped = pipeline.parity_summary(report), ""
-        with watch.stage("golden"):
-            write_golden(writer.folder, engine)
-            for name in GOLDEN_FILES:
-                writer.add_written(name)
+        if engine_plan is None:
+            with watch.stage("golden"):
+                write_golden(writer.folder, engine)
+                for name in GOLDEN_FILES:
+                    writer.add_written(name)
         described = pipeline.manifest(
             writer,
             source,
@@ -274,7 +291,7 @@ def export(
         writer.write_manifest(described)
     return ExportResult(
         writer.output,
-        writer.output / pipeline.ONNX_FILE,
+        writer.output / GRAPH_FILE,
         described,
         source.config.warnings,
         graph.passes,

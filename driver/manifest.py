@@ -25,6 +25,8 @@ from q2export.hashing import FileDigest
 from q2export.strict_json import parse_object, shown
 
 MANIFEST_NAME = "manifest.json"
+GRAPH_FILE = "model.onnx"
+"""The ONNX file of every package: the engine, or what a TensorRT engine was built from."""
 SCHEMA_VERSION = 2
 TOOL_NAME = "q2export"
 ALWAYS_HASHED_BYTES = 64 << 20

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from q2export import opspec
 from q2export.errors import ExportError, ParityError
 from q2export.manifest import (
+    GRAPH_FILE,
     EngineInfo,
     Manifest,
     ModelInfo,
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from q2export.runtime.verify.contracts import ReferenceRun
     from q2export.runtime.verify.results import ParityReport
 
-ONNX_FILE = "model.onnx"
 CONVERTED_FILE = "weights.safetensors"
 SHARD_FOLDER = "weights"
 _COPIED = (
@@ -117,7 +117,7 @@ def write_graph(
     with watch.stage("onnx"):
         attach(graph.model, plan, locations, CONVERTED_FILE if plan.converted else None)
         data = serialize(graph)
-        writer.add_bytes(ONNX_FILE, data)
+        writer.add_bytes(GRAPH_FILE, data)
     checked = scan == "all" or (scan == "converted" and not plan.in_place)
     return Written(_weights_info(plan, files, checked), len(data))
 
@@ -164,7 +164,7 @@ def engine_info(source: Source, profile: Profile, dtype: str) -> EngineInfo:
     config = source.config
     return EngineInfo(
         format="onnx",
-        file=ONNX_FILE,
+        file=GRAPH_FILE,
         dtype=dtype,  # type: ignore[arg-type]
         kv_dtype=dtype,  # type: ignore[arg-type]
         num_hidden_layers=config.num_hidden_layers,

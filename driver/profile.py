@@ -169,6 +169,11 @@ class Profile:
         if self.threads < 0:
             raise ProfileError(f"threads must be 0 (all cores) or more, found {self.threads}")
 
+    @property
+    def graph_dtype(self) -> str | None:
+        """The type asked for; None for the checkpoint's own."""
+        return None if self.dtype == "auto" else self.dtype
+
     def step_ranges(self, max_capacity: int) -> tuple[StepRanges, StepRanges]:
         """What the prefill and the decode profile of an engine of at most ``max_capacity`` tokens take."""
         capacity = _clipped(self.capacity, max_capacity)
