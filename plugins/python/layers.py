@@ -44,7 +44,8 @@ def _layers(network: Network) -> Iterator[Layer]:
         outputs = [layer.get_output(i) for i in range(layer.num_outputs)]
         input_names = tuple("" if tensor is None else str(tensor.name) for tensor in inputs)
         output_names = tuple(str(tensor.name) for tensor in outputs)
-        plugin, aliases, weight_bytes = None, (), 0
+        plugin, weight_bytes = None, 0
+        aliases: tuple[tuple[str, str], ...] = ()
         if kind == trt.LayerType.PLUGIN_V3:
             layer.__class__ = trt.IPluginV3Layer  # the binding's own way to a derived layer
             plugin = str(layer.plugin.plugin_name)
