@@ -25,6 +25,7 @@ def plugin_class(trt: ModuleType) -> type[GenericPlugin]:
     """Return the class for one TensorRT module: :class:`GenericPlugin` over the interfaces of that module."""
     interfaces = tuple(getattr(trt, name) for name in _INTERFACES)
     made: type[GenericPlugin] = new_class("Q2ExportPlugin", (GenericPlugin, *interfaces))
+    made.__module__ = __name__
     return made
 
 

@@ -52,6 +52,7 @@ class GenericCreator:
 @cache
 def _creator_class(trt: ModuleType) -> type[GenericCreator]:
     made: type[GenericCreator] = new_class("Q2ExportCreator", (GenericCreator, trt.IPluginCreatorV3One))
+    made.__module__ = __name__
     return made
 
 
