@@ -242,6 +242,7 @@ def export(
     dtype: str | None = None,
     revision: str | None = None,
     weights: PlacementMode = "auto",
+    golden: bool = False,
     overwrite: bool = False,
     max_capacity: int | None = None,
 ) -> ExportResult:
@@ -254,6 +255,7 @@ def export(
         output: folder to make.
         target: ``portable`` is the canonical graph; the others are lowered.
         dtype: type of the graph; None is the checkpoint's own where the target takes it.
+        golden: also write inputs for one step and what ONNX Runtime computes from them, for polygraphy.
         revision, weights, overwrite: as in :func:`build`.
         max_capacity: tokens the rotary tables of target ``onnxruntime`` cover; None is what the model was
             made for.
@@ -275,11 +277,17 @@ def export(
     with PackageWriter(Path(output), overwrite) as writer:
         written = pipeline.write_graph(writer, graph, scan="converted", placement=weights, watch=watch)
         pipeline.copy_texts(writer, source.folder)
+        engine = pipeline.engine_info(source, profile, chosen)
+        if golden:
+            with watch.stage("golden"):
+                write_golden(writer.folder, engine)
+                for name in GOLDEN_FILES:
+                    writer.add_written(name)
         described = pipeline.manifest(
             writer,
             source,
             written,
-            pipeline.engine_info(source, profile, chosen),
+            engine,
             model_id=found.id,
             revision=found.revision,
             target=target,
@@ -365,7 +373,7 @@ def verify(
         )
     found = resolve_model(model, revision)
     source = load_source(found.folder)
-    _check_same_model(opened.manifest, source)
+    check_same_model(opened.manifest, source)
     profile = Profile.from_dict(dict(opened.manifest.profile), str(opened.folder / "manifest.json"))
     if threads is not None:
         profile = dataclasses.replace(profile, threads=threads)
@@ -390,7 +398,7 @@ def verify(
     return result
 
 
-def _check_same_model(manifest: Manifest, source: Any) -> None:
+def check_same_model(manifest: Manifest, source: Any) -> None:
     """Refuse a checkpoint of another shape: comparing it would only say that it is another model."""
     engine, config = manifest.engine, source.config
     pairs = {

@@ -1,4 +1,4 @@
-"""The TensorRT-targeted file in float16 and bfloat16: through its functions against transformers, and plugins.
+"""The TensorRT-targeted file in float16 and bfloat16: its functions against transformers, and its plugins.
 
 The bar (flash-attention's rule): measured from transformers in float32, with the same rounded weights, the
 error is at most twice that of transformers' own run in the low precision.

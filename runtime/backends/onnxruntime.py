@@ -29,8 +29,8 @@ def open_session(
         model: path of the file, or its bytes.
         threads: CPU threads; 0 is one per core.
         prepack: copy every matrix into memory in the layout the kernels like best. Decoding is then about a
-            fifth faster (docs/performance.md), loading takes a second per 2 GB, and the copy takes as much memory
-            as the weights; without it they are read where they are mapped.
+            fifth faster (docs/performance.md), loading takes a second per 2 GB, and the copy takes as much
+            memory as the weights; without it they are read where they are mapped.
         weights_folder: for bytes, the folder that external data are relative to.
 
     Raises:
@@ -44,8 +44,8 @@ def open_session(
     # The lowering has already chosen every op. What is left for ORT's own passes is constant folding, which
     # would copy weights, and fusions that would only cost time at each load.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    # Planning which buffers to reuse takes time quadratic in the nodes: 4 s for 8 layers of 60 experts. Buffers
-    # freed after their last use go back to the arena, which reuses them as well.
+    # Planning which buffers to reuse takes time quadratic in the nodes: 4 s for 8 layers of 60 experts.
+    # Buffers freed after their last use go back to the arena, which reuses them as well.
     options.enable_mem_reuse = False
     options.add_session_config_entry("session.disable_prepacking", "0" if prepack else "1")
     if weights_folder is not None:
@@ -206,12 +206,14 @@ def _cache_names(prefix: str, layers: int) -> list[str]:
 def step_inputs(
     engine: EngineInfo, tokens: Sequence[int], positions: Int64Array
 ) -> dict[str, npt.NDArray[Any]]:
-    """Inputs of one step over ``tokens`` from an empty cache, asking for the logits at ``positions``."""
+    """Inputs of one step over ``tokens`` from an empty cache, asking for the logits at ``positions``.
+
+    NumPy has no bfloat16: caches of that type are returned as float32.
+    """
     length = len(tokens)
     shape = (1, engine.num_key_value_heads, length, engine.head_dim)
-    caches = {
-        name: np.zeros(shape, dtype=np.float32) for name in _cache_names("past", engine.num_hidden_layers)
-    }
+    dtype = np.float16 if engine.kv_dtype == "float16" else np.float32
+    caches = {name: np.zeros(shape, dtype=dtype) for name in _cache_names("past", engine.num_hidden_layers)}
     return {
         "input_ids": np.array([tokens], dtype=np.int64),
         "past_lengths": np.zeros(1, dtype=np.int64),

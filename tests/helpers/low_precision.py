@@ -1,10 +1,10 @@
 """Running a float16 or bfloat16 graph where the kernels for it are missing, or round less than it says.
 
-ONNX Runtime's CPU provider has no arithmetic in bfloat16, and NumPy, which onnx.reference leaves products to,
-has none either. In float16 it inserts casts to float32 around what it has no kernel for, and then drops those
-between two such nodes. So every node is run in float32 between casts of our own: its inputs are widened, which
-is exact, and each output is rounded at once. That is what a kernel does that accumulates in float32 and stores
-16 bits; no rounding of the graph is left out, moved or added.
+ONNX Runtime's CPU provider has no arithmetic in bfloat16, and NumPy, which onnx.reference leaves products
+to, has none either. In float16 it inserts casts to float32 around what it has no kernel for, and then drops
+those between two such nodes: there, (1 + 2^-12) - 1 is 2^-12. So every node is run in float32 between casts
+of our own: its inputs are widened, which is exact, and each output is rounded at once. That is what a kernel
+does that accumulates in float32 and stores 16 bits; no rounding of the graph is left out, moved or added.
 """
 
 from __future__ import annotations
