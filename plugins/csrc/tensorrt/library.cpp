@@ -51,13 +51,13 @@ bool const registered = guarded("registering the plugins", false, register_creat
 } // namespace
 } // namespace q2export
 
-extern "C" TENSORRTAPI nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& nbCreators)
+extern "C" Q2EXPORT_API nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& nbCreators)
 {
     nbCreators = q2export::kCreatorCount;
     return q2export::creators().data();
 }
 
-extern "C" TENSORRTAPI void setLoggerFinder(nvinfer1::ILoggerFinder* finder)
+extern "C" Q2EXPORT_API void setLoggerFinder(nvinfer1::ILoggerFinder* finder)
 {
     q2export::set_logger_finder(finder);
 }

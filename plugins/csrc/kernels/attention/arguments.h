@@ -16,7 +16,7 @@ inline q2export_status check_attention(char const* op, q2export_attention_desc c
     Q2EXPORT_TRY(check_range(op, "capacity", desc->capacity, 0, INT32_MAX));
     Q2EXPORT_TRY(check_range(op, "num_heads", desc->num_heads, 1, INT32_MAX));
     Q2EXPORT_TRY(check_range(op, "num_kv_heads", desc->num_kv_heads, 1, INT32_MAX));
-    Q2EXPORT_TRY(check_range(op, "num_heads % num_kv_heads", desc->num_heads % desc->num_kv_heads, 0, 0));
+    Q2EXPORT_TRY(check_multiple(op, "num_heads", desc->num_heads, desc->num_kv_heads));
     Q2EXPORT_TRY(check_range(op, "head_dim", desc->head_dim, 1, Q2EXPORT_MAX_HEAD_DIM));
     Q2EXPORT_TRY(check_range(op, "sliding_window", desc->sliding_window, 0, INT32_MAX));
     Q2EXPORT_TRY(check_elements(op, "query", desc->batch, desc->sequence, desc->num_heads, desc->head_dim));

@@ -17,7 +17,7 @@ constexpr char kOp[] = "rotary_attention";
 q2export_status check_desc(q2export_attention_desc const* desc)
 {
     Q2EXPORT_TRY(check_attention(kOp, desc));
-    return check_range(kOp, "head_dim % 2", desc->head_dim % 2, 0, 0);
+    return check_multiple(kOp, "head_dim", desc->head_dim, 2);
 }
 
 struct Workspace

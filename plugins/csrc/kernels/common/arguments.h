@@ -24,6 +24,17 @@ inline q2export_status check_range(char const* op, char const* name, int64_t val
         static_cast<long long>(value), static_cast<long long>(minimum), static_cast<long long>(maximum));
 }
 
+// Refuses a `value` that is no multiple of `divisor`.
+inline q2export_status check_multiple(char const* op, char const* name, int64_t value, int64_t divisor)
+{
+    if (value % divisor == 0)
+    {
+        return Q2EXPORT_SUCCESS;
+    }
+    return fail(Q2EXPORT_INVALID_ARGUMENT, "%s: %s is %lld, expected a multiple of %lld", op, name,
+        static_cast<long long>(value), static_cast<long long>(divisor));
+}
+
 inline q2export_status check_dtype(char const* op, q2export_dtype dtype)
 {
     return check_range(op, "dtype", dtype, Q2EXPORT_FLOAT32, Q2EXPORT_BFLOAT16);

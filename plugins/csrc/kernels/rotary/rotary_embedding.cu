@@ -18,7 +18,7 @@ q2export_status check(q2export_rotary_desc const* desc)
     Q2EXPORT_TRY(check_range(kOp, "sequence", desc->sequence, 0, INT32_MAX));
     Q2EXPORT_TRY(check_range(kOp, "num_heads", desc->num_heads, 1, INT32_MAX));
     Q2EXPORT_TRY(check_range(kOp, "head_dim", desc->head_dim, 2, INT32_MAX));
-    Q2EXPORT_TRY(check_range(kOp, "head_dim % 2", desc->head_dim % 2, 0, 0));
+    Q2EXPORT_TRY(check_multiple(kOp, "head_dim", desc->head_dim, 2));
     return check_elements(kOp, "x", desc->batch, desc->sequence, desc->num_heads, desc->head_dim);
 }
 

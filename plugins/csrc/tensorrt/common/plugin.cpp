@@ -55,6 +55,19 @@ void* aligned(void* workspace)
     return static_cast<unsigned char*>(workspace) + (kAlignment - address % kAlignment) % kAlignment;
 }
 
+// What is known of a shape while the network is defined; the rest is unknown.
+Dims known_dims(nvinfer1::DimsExprs const& shape)
+{
+    Dims dims{};
+    dims.nbDims = shape.nbDims;
+    for (int32_t axis = 0; axis < shape.nbDims; ++axis)
+    {
+        nvinfer1::IDimensionExpr const& size = *shape.d[axis];
+        dims.d[axis] = size.isConstant() ? size.getConstantValue() : Sizes::kUnknown;
+    }
+    return dims;
+}
+
 // The expression of a symbol, from the first input that has it.
 nvinfer1::IDimensionExpr const* expression(OpSpec const& spec, nvinfer1::DimsExprs const* inputs, Symbol symbol)
 {
@@ -143,10 +156,9 @@ int32_t Plugin::getOutputShapes(nvinfer1::DimsExprs const* inputs, int32_t nbInp
 {
     return guarded(subject_.c_str(), kFailure, [&] {
         check_counts(nbInputs, nbOutputs);
-        for (int32_t i = 0; i < nbInputs; ++i)
-        {
-            check_rank(input_spec(op_.spec, i), input_name(op_.spec, i), inputs[i].nbDims);
-        }
+        std::vector<Dims> known(nbInputs);
+        std::transform(inputs, inputs + nbInputs, known.begin(), known_dims);
+        checked_sizes([&](int32_t i) -> Dims const& { return known[i]; });
         for (int32_t i = 0; i < nbOutputs; ++i)
         {
             TensorSpec const& tensor = op_.spec.outputs[i];

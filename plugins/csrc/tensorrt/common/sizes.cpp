@@ -4,17 +4,10 @@
 
 namespace q2export
 {
-
-std::string input_name(OpSpec const& spec, int32_t index)
+namespace
 {
-    std::string name = input_spec(spec, index).name;
-    if (index >= spec.inputs.size())
-    {
-        name += "_" + std::to_string((index - spec.inputs.size()) / spec.repeated.size());
-    }
-    return name;
-}
 
+// Throws Refusal where a tensor has another rank than its specification.
 void check_rank(TensorSpec const& tensor, std::string const& name, int32_t rank)
 {
     if (rank == tensor.rank)
@@ -27,6 +20,18 @@ void check_rank(TensorSpec const& tensor, std::string const& name, int32_t rank)
         shape += (i == 0 ? "" : ", ") + std::string(symbol_name(tensor.shape[i]));
     }
     throw Refusal("input " + name + " has " + std::to_string(rank) + " dimensions, expected [" + shape + "]");
+}
+
+} // namespace
+
+std::string input_name(OpSpec const& spec, int32_t index)
+{
+    std::string name = input_spec(spec, index).name;
+    if (index >= spec.inputs.size())
+    {
+        name += "_" + std::to_string((index - spec.inputs.size()) / spec.repeated.size());
+    }
+    return name;
 }
 
 void unify(int64_t& expected, int64_t found, std::string const& what)

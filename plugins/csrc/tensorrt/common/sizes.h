@@ -41,9 +41,6 @@ private:
 // Name of an input; repeated ones are numbered, e.g. "gate_3".
 std::string input_name(OpSpec const& spec, int32_t index);
 
-// Throws Refusal where a tensor has another rank than its specification.
-void check_rank(TensorSpec const& tensor, std::string const& name, int32_t rank);
-
 // Throws Refusal where two known sizes differ. `expected` stays unknown only if both are.
 void unify(int64_t& expected, int64_t found, std::string const& what);
 
