@@ -50,6 +50,33 @@ def test_every_op_has_a_creator_and_registering_again_adds_none(trt: ModuleType)
     assert len(registry.all_creators) == count
 
 
+class Registry:
+    """One that knows some creators already, and takes others or not."""
+
+    def __init__(self, known: Sequence[str], takes: bool) -> None:
+        self.known, self.takes, self.added = set(known), takes, list[str]()
+
+    def get_creator(self, name: str, version: str, namespace: str) -> object:
+        return object() if name in self.known else None
+
+    def register_creator(self, creator: GenericCreator, namespace: str) -> bool:
+        self.added.append(creator.name)
+        return self.takes
+
+
+def test_creators_of_a_loaded_library_stay_and_a_refusal_is_an_error(trt: ModuleType) -> None:
+    fake = ModuleType("fake_tensorrt")
+    for name in ("IPluginCreatorV3One", "PluginField", "PluginFieldCollection", "PluginFieldType"):
+        setattr(fake, name, getattr(trt, name))
+    registry = Registry(["Q2MoE", "Q2RotaryEmbedding"], takes=True)
+    fake.get_plugin_registry = lambda: registry
+    register(fake)
+    assert registry.added == ["Q2GroupQueryAttention", "Q2RotaryAttention"]
+    registry = Registry([], takes=False)
+    with pytest.raises(ExportError, match="fake_tensorrt refuses a plugin creator for Q2RotaryEmbedding"):
+        register(fake)
+
+
 @BY_NAME
 def test_clones_and_capabilities(trt: ModuleType, spec: opspec.OpSpec) -> None:
     plugin = make_plugin(trt, spec)
@@ -292,7 +319,9 @@ def test_without_kernels_an_engine_says_what_to_build(
     plugin = make_plugin(trt, opspec.ROTARY)
     shapes = [(2, 5, 6, 8), (2, 5), (4,)]
     described = [SimpleNamespace(dims=shape, type=trt.float16) for shape in shapes]
-    with pytest.raises(MissingDependencyError, match=r"libq2export_kernels\.so is absent; build it: cmake"):
+    with pytest.raises(
+        MissingDependencyError, match=r"libq2export_kernels\.so is absent; in the source tree: cmake"
+    ):
         plugin.enqueue(described, described[:1], [0, 0, 0], [0], 0, 0)
     described[1].dims = (2, 4)
     with pytest.raises(ExportError, match="S is 4 in input 'position_ids'"):
