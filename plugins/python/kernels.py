@@ -84,6 +84,7 @@ _SYMBOLS = {
     "batch": "B",
     "sequence": "S",
     "capacity": "C",
+    "num_heads": "Hq",  # an attribute as well, but not of Q2RotaryEmbedding
     "head_dim": "D",
     "num_tokens": "T",
     "hidden_size": "H",
@@ -115,7 +116,7 @@ def describe(call: Call) -> ctypes.Structure:
     """Return the description of a call, as the C function wants it."""
     kind = _DESCRIPTIONS[call.spec.name]
     values: dict[str, int | float] = {name: call.sizes[s] for name, s in _SYMBOLS.items() if s in call.sizes}
-    values |= {"num_heads": call.sizes.get("Hq", 0), "dtype": DTYPES[call.dtype], **call.attributes}
+    values |= {"dtype": DTYPES[call.dtype], **call.attributes}
     return kind(*(values[field[0]] for field in kind._fields_))
 
 
