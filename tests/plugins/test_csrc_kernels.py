@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import math
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -72,7 +69,7 @@ class TestRotary:
         assert empty.shape == none.shape
 
     def test_odd_head_dim_is_refused(self, kernels: HostKernels) -> None:
-        with pytest.raises(KernelError, match=r"invalid argument: rotary_embedding: head_dim is 5, expected a multiple of 2"):
+        with pytest.raises(KernelError, match=r"invalid argument: .*head_dim is 5, expected a multiple of 2"):
             kernels.rotary_embedding(torch.randn(1, 1, 2, 5), torch.zeros(1, 1).long(), frequencies(4), 1.0)
 
 

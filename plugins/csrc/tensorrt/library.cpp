@@ -29,8 +29,9 @@ std::array<IPluginCreatorInterface*, kCreatorCount> const& creators()
     return all;
 }
 
-// Registers the creators with every TensorRT that is loaded.
-bool register_creators()
+// Calls action(registry, creator) for every TensorRT that is loaded.
+template <typename Action>
+bool for_each_registry(Action const& action)
 {
     for (void* const function : loaded_functions("getPluginRegistry"))
     {
@@ -39,20 +40,40 @@ bool register_creators()
         {
             if (registry != nullptr)
             {
-                registry->registerCreator(*creator, kPluginNamespace);
+                action(*registry, *creator);
             }
         }
     }
     return true;
 }
 
-bool const registered = guarded("registering the plugins", false, register_creators);
+// True from loading the file until load_library takes over. The linker keeps the library in memory (-z nodelete),
+// because a registry may hold its creators even after TensorRT has unloaded it.
+bool registered = guarded("registering the plugins", false, [] {
+    return for_each_registry([](nvinfer1::IPluginRegistry& registry, IPluginCreatorInterface& creator) {
+        registry.registerCreator(creator, kPluginNamespace);
+    });
+});
+
+// load_library refuses a library whose creators its registry has already, so they leave before they come.
+void make_way() noexcept
+{
+    if (registered)
+    {
+        registered = !guarded("handing the plugins over", false, [] {
+            return for_each_registry([](nvinfer1::IPluginRegistry& registry, IPluginCreatorInterface& creator) {
+                registry.deregisterCreator(creator);
+            });
+        });
+    }
+}
 
 } // namespace
 } // namespace q2export
 
 extern "C" Q2EXPORT_API nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& nbCreators)
 {
+    q2export::make_way();
     nbCreators = q2export::kCreatorCount;
     return q2export::creators().data();
 }
