@@ -155,6 +155,12 @@ def test_a_wrong_attribute_is_refused_by_node(plugins: Path, models: Path) -> No
     assert f"node {node.name}: invalid argument: moe: top_k is 99" in done.stderr + done.stdout
 
 
+def test_loaded_before_tensorrt_it_says_so(plugins: Path) -> None:
+    done = run_script("import ctypes, sys; ctypes.CDLL(sys.argv[1])", plugins)
+    assert done.returncode == 0
+    assert "q2export: plugins are not registered: no TensorRT is loaded in this process" in done.stderr
+
+
 def test_only_the_entry_points_are_exported(plugins: Path) -> None:
     done = subprocess.run(
         ["nm", "-D", "--defined-only", str(plugins)], capture_output=True, text=True, check=True

@@ -1,6 +1,8 @@
 // How TensorRT finds the plugins: through the two functions that its load_library calls, or by nothing but loading
 // the file, after TensorRT itself (polygraphy --plugins, ctypes.CDLL).
 #include <array>
+#include <stdexcept>
+#include <vector>
 
 #include <NvInferRuntime.h>
 
@@ -29,19 +31,43 @@ std::array<IPluginCreatorInterface*, kCreatorCount> const& creators()
     return all;
 }
 
-// Calls action(registry, creator) for every TensorRT that is loaded.
-template <typename Action>
-bool for_each_registry(Action const& action)
+std::vector<nvinfer1::IPluginRegistry*> registries()
 {
+    std::vector<nvinfer1::IPluginRegistry*> found;
     for (void* const function : loaded_functions("getPluginRegistry"))
     {
-        nvinfer1::IPluginRegistry* const registry = reinterpret_cast<decltype(&getPluginRegistry)>(function)();
+        if (nvinfer1::IPluginRegistry* const registry = reinterpret_cast<decltype(&getPluginRegistry)>(function)())
+        {
+            found.push_back(registry);
+        }
+    }
+    return found;
+}
+
+bool register_creators()
+{
+    std::vector<nvinfer1::IPluginRegistry*> const found = registries();
+    if (found.empty())
+    {
+        throw std::runtime_error("no TensorRT is loaded in this process; load it before this library");
+    }
+    for (nvinfer1::IPluginRegistry* const registry : found)
+    {
         for (IPluginCreatorInterface* const creator : creators())
         {
-            if (registry != nullptr)
-            {
-                action(*registry, *creator);
-            }
+            registry->registerCreator(*creator, kPluginNamespace);
+        }
+    }
+    return true;
+}
+
+bool deregister_creators()
+{
+    for (nvinfer1::IPluginRegistry* const registry : registries())
+    {
+        for (IPluginCreatorInterface* const creator : creators())
+        {
+            registry->deregisterCreator(*creator);
         }
     }
     return true;
@@ -49,22 +75,14 @@ bool for_each_registry(Action const& action)
 
 // True from loading the file until load_library takes over. The linker keeps the library in memory (-z nodelete),
 // because a registry may hold its creators even after TensorRT has unloaded it.
-bool registered = guarded("registering the plugins", false, [] {
-    return for_each_registry([](nvinfer1::IPluginRegistry& registry, IPluginCreatorInterface& creator) {
-        registry.registerCreator(creator, kPluginNamespace);
-    });
-});
+bool registered = guarded("plugins are not registered", false, register_creators);
 
 // load_library refuses a library whose creators its registry has already, so they leave before they come.
 void make_way() noexcept
 {
     if (registered)
     {
-        registered = !guarded("handing the plugins over", false, [] {
-            return for_each_registry([](nvinfer1::IPluginRegistry& registry, IPluginCreatorInterface& creator) {
-                registry.deregisterCreator(creator);
-            });
-        });
+        registered = !guarded("plugins are not handed over", false, deregister_creators);
     }
 }
 
