@@ -215,14 +215,15 @@ def _smoke_check(
     folder: Path, found: ModelSource, source: Any, profile: Profile, engine: Any
 ) -> ParityReport:
     """Compare the engine with PyTorch before it is put in place; a difference ends the build."""
+    command = f"q2export verify PACKAGE --model {shlex.quote(found.id)}"
     report = pipeline.parity_report(
-        folder,
-        engine,
+        folder.name,
+        pipeline.engine_probe(folder, engine, threads=profile.threads, rebuild_command=command),
         source,
         profile,
         smoke_prompts(folder, engine),
         model_id=found.id,
-        command=f"q2export verify PACKAGE --model {shlex.quote(found.id)}",
+        command=command,
         greedy_tokens=min(SMOKE_GREEDY_TOKENS, engine.max_capacity // 2),
     )
     if not report.passed:
@@ -367,9 +368,11 @@ def verify(
     from q2export.exporter.export import load_source
 
     opened = read_package(package)
-    if opened.manifest.target != "onnxruntime":
+    engine = opened.manifest.engine
+    if opened.manifest.target != "onnxruntime" and engine.tensorrt is None:
         raise PackageError(
-            f"{opened.folder}: built for {opened.manifest.target}; verify runs onnxruntime packages only"
+            f"{opened.folder}: holds a graph for target {opened.manifest.target!r}, no engine; compare it "
+            "with --runner polygraphy, or build an engine"
         )
     found = resolve_model(model, revision)
     source = load_source(found.folder)
@@ -377,11 +380,13 @@ def verify(
     profile = Profile.from_dict(dict(opened.manifest.profile), str(opened.folder / "manifest.json"))
     if threads is not None:
         profile = dataclasses.replace(profile, threads=threads)
-    engine = opened.manifest.engine
+    probe = pipeline.engine_probe(
+        opened.folder, engine, threads=profile.threads, rebuild_command=opened.rebuild_command()
+    )
     chosen = parity_prompts(opened.folder, engine, prompts, text, greedy_tokens)
     result = pipeline.parity_report(
-        opened.folder,
-        engine,
+        opened.folder.name,
+        probe,
         source,
         profile,
         chosen.prompts,

@@ -32,7 +32,7 @@ from q2export.progress import progress_bar
 if TYPE_CHECKING:
     from q2export.exporter.bind import BindingPlan
     from q2export.exporter.export import Graph, Source, Target
-    from q2export.runtime.verify.contracts import ReferenceRun
+    from q2export.runtime.verify.contracts import EngineProbe, ReferenceRun
     from q2export.runtime.verify.results import ParityReport
 
 CONVERTED_FILE = "weights.safetensors"
@@ -233,9 +233,32 @@ class StreamedReference:
         return ReferenceRun(result.logits, result.captures)
 
 
+def engine_probe(folder: Path, engine: EngineInfo, *, threads: int, rebuild_command: str) -> EngineProbe:
+    """The engine in ``folder``, to be compared.
+
+    Args:
+        folder: a package, perhaps not yet complete.
+        engine: what it holds.
+        threads: CPU threads of an ONNX Runtime engine; 0 is one per core.
+        rebuild_command: for messages.
+
+    Raises:
+        PackageError: a TensorRT engine cannot run here, for want of a GPU, say.
+    """
+    from q2export.runtime.verify.backend_probe import BackendProbe
+    from q2export.runtime.verify.onnxruntime_probe import OnnxRuntimeProbe
+
+    if engine.tensorrt is None:
+        return OnnxRuntimeProbe(folder, engine, threads=threads)
+    from q2export.runtime.backends.tensorrt.session import open_backend
+
+    backend = open_backend(folder, engine, engine.tensorrt, rebuild_command)
+    return BackendProbe(lambda: backend)
+
+
 def parity_report(
-    folder: Path,
-    engine: EngineInfo,
+    name: str,
+    probe: EngineProbe,
     source: Source,
     profile: Profile,
     prompts: Sequence[Sequence[int]],
@@ -246,15 +269,14 @@ def parity_report(
     text_tokens: Sequence[int] | None = None,
     decode: Callable[[Sequence[int]], str] | None = None,
 ) -> ParityReport:
-    """Compare the engine in ``folder`` with the PyTorch reference of the checkpoint."""
+    """Compare an engine, called ``name`` in the report, with the PyTorch reference of the checkpoint."""
     from q2export.runtime.verify.compare import compare
-    from q2export.runtime.verify.onnxruntime_probe import OnnxRuntimeProbe
     from q2export.runtime.verify.results import RunInfo
 
-    info = RunInfo(folder.name, model_id, command, installed_versions(_LIBRARIES))
+    info = RunInfo(name, model_id, command, installed_versions(_LIBRARIES))
     return compare(
         StreamedReference(source),
-        OnnxRuntimeProbe(folder, engine, threads=profile.threads),
+        probe,
         prompts,
         profile.parity,
         info=info,

@@ -146,7 +146,9 @@ def test_fewer_rows_lie_at_the_same_addresses() -> None:
 
 
 def test_a_row_is_moved_head_by_head() -> None:
-    layout = KVLayout(num_hidden_layers=2, batch=3, num_key_value_heads=2, capacity=5, head_dim=64, itemsize=2)
+    layout = KVLayout(
+        num_hidden_layers=2, batch=3, num_key_value_heads=2, capacity=5, head_dim=64, itemsize=2
+    )
     arena = np.random.default_rng(0).integers(0, 255, layout.bytes, np.uint8)
     slabs = arena.reshape(4, layout.slab_bytes)[:, : 3 * 2 * 5 * 128]
     expected = slabs.reshape(4, 3, 2, 5, 128).copy()
