@@ -176,8 +176,10 @@ def build(
         if engine_plan is not None:
             with watch.stage("engine"):
                 engine = engine_build.build_engine(writer, engine_plan, engine, resolved, timing_cache)
-        summary, skipped = None, engine_build.NOT_COMPARED if engine_plan else "not asked for (--no-parity)"
-        if parity and engine_plan is None:
+        summary, skipped = None, "not asked for (--no-parity)"
+        if parity and engine_plan is not None:
+            skipped = engine_build.why_not_run(resolved)
+        if parity and (engine_plan is None or not skipped):
             with watch.stage("parity"):
                 report = _smoke_check(writer.folder, found, source, resolved, engine)
                 writer.add_text("parity.json", report.to_json() + "\n")

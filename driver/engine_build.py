@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 ENGINE_FILE = "rank0.engine"
 """One engine per GPU of a tensor-parallel group; there is one GPU."""
 
-NOT_COMPARED = "a TensorRT engine is compared by 'q2export verify', on a machine with its GPU"
-
 _log = logging.getLogger(__name__)
 
 
@@ -111,6 +109,18 @@ def announce(plan: EnginePlan) -> None:
         )
     else:
         _log.info("building needs about %.1f GiB of RAM", needed / (1 << 30))
+
+
+def why_not_run(profile: Profile) -> str:
+    """Why this machine cannot run an engine of the profile; empty where it can."""
+    present = [gpu.compute_capability for gpu in gpus()]
+    wanted = profile.compute_capability
+    if wanted in present:
+        return ""
+    found = f"only {', '.join(present)}" if present else "no GPU"
+    return (
+        f"needs a GPU of compute capability {wanted}, {found} here; run 'q2export verify' on such a machine"
+    )
 
 
 def build_engine(

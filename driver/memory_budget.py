@@ -1,8 +1,8 @@
 """Whether a model fits a GPU, and what building it takes: computed from shapes alone, before any work.
 
 Three parts live in GPU memory: the weights; the KV cache of the largest batch and capacity; and activations,
-which TensorRT reserves for the largest step of all profiles. What the driver, the context and the kernels
-take besides is a fixed reserve.
+which TensorRT reserves for the largest step of all profiles, with the scratch memory of the plugins. What the
+driver, the context and the kernels take besides is a fixed reserve.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from q2export import opspec
 from q2export.errors import ProfileError
 from q2export.memory import CacheShape
+from q2export.plugins.python.workspace import reserved_bytes
 from q2export.profile import Profile
 
 if TYPE_CHECKING:
@@ -27,8 +29,8 @@ HOST_BASE_BYTES = 512 << 20
 HOST_BYTES_PER_WEIGHT_BYTE = 1.75
 """RAM a build takes: PyTorch and the libraries, and TensorRT's copies of the weights (docs/tensorrt.md).
 
-Measured with TensorRT-RTX 1.7.1: 1.6 bytes per byte of weights, dense and mixture of experts. The mapped files
-of the checkpoint count as resident memory too, but the system takes them back when it needs to.
+Measured with TensorRT-RTX 1.7.1: 1.6 bytes per byte of weights, dense and mixture of experts. The mapped
+files of the checkpoint count as resident memory too, but the system takes them back when it needs to.
 """
 
 
@@ -77,21 +79,31 @@ class MemoryBudget:
         """Bytes alive at once in the largest step: within a layer, or in the head, whichever is more."""
         config, itemsize = self.config, _ITEMSIZE[self.dtype]
         tokens = batch * sequence
-        heads = config.num_attention_heads + 2 * config.num_key_value_heads
-        attention = (heads + config.num_attention_heads) * config.head_dim
-        widest = max(attention, *(self._mlp_width(layer) for layer in _kinds(config)))
+        heads = 2 * config.num_attention_heads + 2 * config.num_key_value_heads  # q, k, v and the output
+        widest = max(heads * config.head_dim, *(self._mlp_width(layer) for layer in _kinds(config)))
         residual = 3 * config.hidden_size  # the stream, its sum with a block, and the normalised copy
+        layer = tokens * (residual + widest) * itemsize + self._workspace(batch, sequence)
         rows = batch * min(self.logits, sequence)
         head = rows * config.vocab_size * (itemsize + _ITEMSIZE["float32"])
-        return max(tokens * (residual + widest) * itemsize, tokens * config.hidden_size * itemsize + head)
+        return max(layer, tokens * config.hidden_size * itemsize + head)
 
     def _mlp_width(self, layer: int) -> int:
-        """Elements per token alive in the MLP of one layer: gate, up and their product, per expert used."""
+        """Elements per token alive in the MLP of one layer, those in a plugin's scratch memory apart."""
         config, moe = self.config, self.config.moe
         if moe is None or not config.is_moe_layer(layer):
             return 3 * config.intermediate_size
-        routed = moe.num_experts_per_tok * (3 * moe.moe_intermediate_size + 2 * config.hidden_size)
-        return routed + 3 * moe.shared_expert_intermediate_size + moe.num_experts
+        return config.hidden_size + 3 * moe.shared_expert_intermediate_size + moe.num_experts
+
+    def _workspace(self, batch: int, sequence: int) -> int:
+        """Scratch memory of the greediest plugin; layers run one after the other and share it."""
+        config, moe = self.config, self.config.moe
+        heads = {"Hq": config.num_attention_heads, "Hkv": config.num_key_value_heads, "D": config.head_dim}
+        attention = reserved_bytes(opspec.ROTARY_ATTENTION, {"B": batch, "S": sequence, **heads}, {})
+        if moe is None:
+            return attention
+        sizes = {"T": batch * sequence, "H": config.hidden_size}
+        sizes |= {"E": moe.num_experts, "I": moe.moe_intermediate_size}
+        return max(attention, reserved_bytes(opspec.MOE, sizes, {"top_k": moe.num_experts_per_tok}))
 
     def largest_capacity(self, batch: int, most: int, available: int) -> int:
         """Largest capacity up to ``most`` that fits ``available`` bytes; 0 if none does."""

@@ -50,12 +50,15 @@ def test_cache_and_weights_in_closed_form() -> None:
 
 
 def test_activations_in_closed_form() -> None:
-    dense = MemoryBudget(SEVEN_B, "float16", 0, chunk=512, logits=1)
     tokens = 3 * 512
-    assert dense.activations(3, 512) == tokens * (3 * 3584 + 3 * 18944) * 2
+    attention = (
+        tokens * (28 + 4) * 128 * 4 + 4096 * 7 * (128 + 2) * 4 + 4096
+    )  # as in plugins/python/workspace.py
+    dense = MemoryBudget(SEVEN_B, "float16", 0, chunk=512, logits=1)
+    assert dense.activations(3, 512) == tokens * (3 * 3584 + 3 * 18944) * 2 + attention
     moe = MemoryBudget(MOE_57B, "float16", 0, chunk=512, logits=1)
-    mlp = 8 * (3 * 2560 + 2 * 3584) + 3 * 20480 + 64
-    assert moe.activations(3, 512) == tokens * (3 * 3584 + mlp) * 2
+    experts = 8 * tokens * (2 * 2560 + 3584) * 4 + (tokens * 64 + 8 * tokens + 64) * 64 + 4096
+    assert moe.activations(3, 512) == tokens * (3 * 3584 + 3584 + 3 * 20480 + 64) * 2 + experts
     head = MemoryBudget(SEVEN_B, "float16", 0, chunk=512, logits=512)
     assert head.activations(3, 512) == tokens * 3584 * 2 + tokens * 152064 * (2 + 4)
 
