@@ -87,7 +87,7 @@ def _runners(manifest: Manifest) -> tuple[str, ...]:
     Raises:
         PackageError: neither is left.
     """
-    found = () if manifest.engine.dtype == "bfloat16" else ("onnxrt",)
+    found: tuple[str, ...] = () if manifest.engine.dtype == "bfloat16" else ("onnxrt",)
     found += ("trt",) if manifest.engine.tensorrt is not None else ()
     if not found:
         raise PackageError(

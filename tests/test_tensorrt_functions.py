@@ -6,9 +6,11 @@ error is at most twice that of transformers' own run in the low precision.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,10 @@ from onnx import TensorProto, helper
 
 import q2export
 from q2export import opspec
+from q2export.plugins.python.builder import BuildOptions, Network
+from q2export.plugins.python.layers import list_layers
+from q2export.plugins.python.loader import import_tensorrt
+from q2export.ranges import Range, StepRanges
 from tests.helpers.checkpoints import tiny_config, write_checkpoint
 from tests.helpers.low_precision import rounded_at_every_node
 from tests.helpers.transformers_models import Float32Array, load_model, reference_logits
@@ -39,6 +45,14 @@ CONFIGS: dict[str, dict[str, object]] = {
     "moe-norm": {**MOE, "norm_topk_prob": True, "mlp_only_layers": [1]},
 }
 LENGTHS = (40, 23)
+CAPACITY, ONE = Range(1, 64, 256), Range(1, 1, 1)
+OPTIONS = BuildOptions(
+    "8.0",
+    (
+        StepRanges(Range(1, 1, 4), Range(1, 16, 32), Range(1, 1, 8), CAPACITY),
+        StepRanges(Range(1, 1, 4), ONE, ONE, CAPACITY),
+    ),
+)
 STEPS = ((27, 13), (9, 1), (1, 6), (1, 1), (1, 1), (1, 1))
 
 
@@ -170,29 +184,22 @@ def test_the_helper_rounds_at_every_node(dtype: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def trt() -> Any:
+def trt() -> ModuleType:
     pytest.importorskip("tensorrt_rtx_bindings", reason="tensorrt_rtx_bindings is not installed")
-    from q2export.plugins.python.loader import import_tensorrt
-    from q2export.plugins.python.registry import register
-
-    module = import_tensorrt("rtx")
-    register(module)
-    return module
+    return import_tensorrt("rtx")
 
 
-def test_the_same_file_goes_to_plugins(exported: Exported, trt: Any) -> None:
-    """Every custom op becomes one plugin layer: none of its function body is left in the network."""
-    builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, trt.Logger(trt.Logger.ERROR))
-    assert parser.parse_from_file(str(exported.onnx)), [
-        parser.get_error(i).desc() for i in range(parser.num_errors)
-    ]
+def test_the_same_file_builds_with_plugins(exported: Exported, trt: ModuleType) -> None:
+    """Every custom op is one plugin layer, none of its function body is left, and an engine comes out."""
+    network = Network(trt, exported.onnx)
+    layers = list_layers(network)
     graph = onnx.load(exported.onnx, load_external_data=False).graph
-    custom = sorted(node.name for node in graph.node if node.domain == opspec.DOMAIN)
-    layers = [network.get_layer(index) for index in range(network.num_layers)]
-    plugins = sorted(layer.name for layer in layers if layer.type == trt.LayerType.PLUGIN_V3)
-    assert plugins == custom
-    assert len(custom) == exported.layers + sum("Q2MoE" in name for name in custom)
+    custom = sorted((node.name, node.op_type) for node in graph.node if node.domain == opspec.DOMAIN)
+    assert sorted((layer.name, layer.plugin) for layer in layers if layer.plugin) == custom
+    assert sum(op == opspec.ROTARY_ATTENTION.name for _, op in custom) == exported.layers
+    assert any(op == opspec.MOE.name for _, op in custom) == exported.is_moe
     # Kinds of layers that the function bodies make and the graph around them does not.
-    assert not [layer.name for layer in layers if layer.type in (trt.LayerType.TOPK, trt.LayerType.SOFTMAX)]
+    assert {layer.kind for layer in layers}.isdisjoint({"TOPK", "SOFTMAX"})
+    sink = io.BytesIO()
+    network.build(OPTIONS, sink)
+    assert sink.tell() > 100_000
