@@ -21,7 +21,7 @@ venv: $(STAMP)
 
 $(STAMP): pyproject.toml setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[export,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[export,rtx,dev]'
 	touch $@
 
 $(PEERS_STAMP): benchmarks/requirements-peers.txt

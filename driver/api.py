@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from q2export import pipeline
+from q2export import engine_build, pipeline
 from q2export.errors import ExportError, PackageError, ParityError
-from q2export.manifest import Manifest
+from q2export.manifest import GRAPH_FILE, Manifest
+from q2export.memory import CacheShape
 from q2export.model_source import ModelSource, resolve_model
 from q2export.package import PackageWriter, check_output
 from q2export.package_reader import Check, read_package
@@ -19,53 +19,13 @@ from q2export.parity import GOLDEN_FILES, parity_prompts, smoke_prompts, write_g
 from q2export.pipeline import Stopwatch
 from q2export.placement import PlacementMode
 from q2export.profile import Profile, load_profile
+from q2export.results import BuildResult, ExportResult
 
 if TYPE_CHECKING:
     from q2export.runtime.engine import Engine
     from q2export.runtime.verify.results import ParityReport
 
 SMOKE_GREEDY_TOKENS = 16
-
-
-@dataclass(frozen=True)
-class BuildResult:
-    """What :func:`build` made.
-
-    Attributes:
-        package: the package folder.
-        manifest: its manifest.
-        warnings: what deserves attention, one sentence each.
-        passes: (pass, places rewritten, reasons for places left alone), in order.
-        seconds: per stage, in order.
-        peak_rss_bytes: largest resident set of this process until the build ended.
-    """
-
-    package: Path
-    manifest: Manifest
-    warnings: tuple[str, ...]
-    passes: tuple[tuple[str, int, tuple[str, ...]], ...]
-    seconds: Mapping[str, float]
-    peak_rss_bytes: int
-
-
-@dataclass(frozen=True)
-class ExportResult:
-    """What :func:`export` made.
-
-    Attributes:
-        folder: the output folder, an engine package without an engine check.
-        onnx: the ONNX file in it.
-        manifest: its manifest.
-        warnings, passes, seconds, peak_rss_bytes: as in :class:`BuildResult`.
-    """
-
-    folder: Path
-    onnx: Path
-    manifest: Manifest
-    warnings: tuple[str, ...]
-    passes: tuple[tuple[str, int, tuple[str, ...]], ...]
-    seconds: Mapping[str, float]
-    peak_rss_bytes: int
 
 
 def plan(
@@ -89,11 +49,15 @@ def plan(
     resolved = load_profile(profile, overrides)
     found = resolve_model(model, revision)
     source = load_source(found.folder)
-    dtype = target_dtype(source, resolved.target, resolved.dtype)
+    dtype = target_dtype(source, resolved.target, resolved.graph_dtype)
     in_place, converted = planned_bytes(source, dtype)
     config = source.config
     capacity = pipeline.max_capacity(source, resolved)
-    kv_bytes = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
+    cache = CacheShape(config.num_hidden_layers, config.num_key_value_heads, config.head_dim, dtype)
+    engine = None
+    if resolved.target == "tensorrt":
+        trt = engine_build.select_builder(resolved)
+        engine = engine_build.plan_engine(trt, source, resolved, dtype, capacity).describe()
     return {
         "model": {
             "id": found.id,
@@ -105,7 +69,8 @@ def plan(
         "dtype": dtype,
         "max_capacity": capacity,
         "weights": {"in_place_bytes": in_place, "converted_bytes": converted},
-        "kv_cache_bytes_per_token": kv_bytes,
+        "kv_cache_bytes_per_token": cache.bytes_per_token,
+        "tensorrt": engine,
         "profile": resolved.to_dict(),
         "origin": dict(resolved.origin),
         "warnings": list(config.warnings),
@@ -122,6 +87,7 @@ def build(
     parity: bool = True,
     value_scan: bool = True,
     weights: PlacementMode = "auto",
+    timing_cache: Path | None = None,
     overwrite: bool = False,
 ) -> BuildResult:
     """Build an engine package: load, export, lower, package, check parity.
@@ -136,6 +102,8 @@ def build(
             and keep golden inputs and outputs. Without it the engine is never run while building.
         value_scan: read every weight and refuse NaN, infinities and values beyond the target's type.
         weights: how weights used in place get into the package: linked, copied, or linked where possible.
+        timing_cache: file of kernels the full TensorRT has measured, read and updated; it speeds up the next
+            build.
         overwrite: replace an existing package.
 
     Raises:
@@ -145,28 +113,38 @@ def build(
 
     watch = Stopwatch()
     resolved = load_profile(profile, overrides)
-    if resolved.target != "onnxruntime":
-        raise ExportError(
-            f"building engines for target {resolved.target!r} is not implemented yet; use 'q2export export'"
-        )
+    if resolved.target == "portable":
+        raise ExportError("target 'portable' has no engine; use 'q2export export --target portable'")
     check_output(Path(output).absolute(), overwrite)
+    trt = engine_build.select_builder(resolved) if resolved.target == "tensorrt" else None
     with watch.stage("load"):
         found = resolve_model(model, revision)
         source = load_source(found.folder)
+    dtype = target_dtype(source, resolved.target, resolved.graph_dtype)
+    capacity = pipeline.max_capacity(source, resolved)
+    engine_plan = None
+    if trt is not None:
+        engine_plan = engine_build.plan_engine(trt, source, resolved, dtype, capacity)
+        engine_build.announce(engine_plan)
     with watch.stage("trace and lower"):
-        dtype = target_dtype(source, resolved.target, resolved.dtype)
-        graph = build_graph(source, resolved.target, dtype, pipeline.max_capacity(source, resolved))
+        graph = build_graph(source, resolved.target, dtype, capacity)
     with PackageWriter(Path(output), overwrite) as writer:
         scan: pipeline.Scan = "all" if value_scan else "none"
         written = pipeline.write_graph(writer, graph, scan=scan, placement=weights, watch=watch)
         pipeline.copy_texts(writer, source.folder)
         engine = pipeline.engine_info(source, resolved, dtype)
+        if engine_plan is not None:
+            with watch.stage("engine"):
+                engine = engine_build.build_engine(writer, engine_plan, engine, resolved, timing_cache)
         summary, skipped = None, "not asked for (--no-parity)"
-        if parity:
+        if parity and engine_plan is not None:
+            skipped = engine_build.why_not_run(resolved)
+        if parity and (engine_plan is None or not skipped):
             with watch.stage("parity"):
                 report = _smoke_check(writer.folder, found, source, resolved, engine)
                 writer.add_text("parity.json", report.to_json() + "\n")
                 summary, skipped = pipeline.parity_summary(report), ""
+        if parity and engine_plan is None:
             with watch.stage("golden"):
                 write_golden(writer.folder, engine)
                 for name in GOLDEN_FILES:
@@ -199,14 +177,15 @@ def _smoke_check(
     folder: Path, found: ModelSource, source: Any, profile: Profile, engine: Any
 ) -> ParityReport:
     """Compare the engine with PyTorch before it is put in place; a difference ends the build."""
+    command = f"q2export verify PACKAGE --model {shlex.quote(found.id)}"
     report = pipeline.parity_report(
-        folder,
-        engine,
+        folder.name,
+        pipeline.engine_probe(folder, engine, threads=profile.threads, rebuild_command=command),
         source,
         profile,
         smoke_prompts(folder, engine),
         model_id=found.id,
-        command=f"q2export verify PACKAGE --model {shlex.quote(found.id)}",
+        command=command,
         greedy_tokens=min(SMOKE_GREEDY_TOKENS, engine.max_capacity // 2),
     )
     if not report.passed:
@@ -226,6 +205,7 @@ def export(
     dtype: str | None = None,
     revision: str | None = None,
     weights: PlacementMode = "auto",
+    golden: bool = False,
     overwrite: bool = False,
     max_capacity: int | None = None,
 ) -> ExportResult:
@@ -238,6 +218,7 @@ def export(
         output: folder to make.
         target: ``portable`` is the canonical graph; the others are lowered.
         dtype: type of the graph; None is the checkpoint's own where the target takes it.
+        golden: also write inputs for one step and what ONNX Runtime computes from them, for polygraphy.
         revision, weights, overwrite: as in :func:`build`.
         max_capacity: tokens the rotary tables of target ``onnxruntime`` cover; None is what the model was
             made for.
@@ -259,11 +240,17 @@ def export(
     with PackageWriter(Path(output), overwrite) as writer:
         written = pipeline.write_graph(writer, graph, scan="converted", placement=weights, watch=watch)
         pipeline.copy_texts(writer, source.folder)
+        engine = pipeline.engine_info(source, profile, chosen)
+        if golden:
+            with watch.stage("golden"):
+                write_golden(writer.folder, engine)
+                for name in GOLDEN_FILES:
+                    writer.add_written(name)
         described = pipeline.manifest(
             writer,
             source,
             written,
-            pipeline.engine_info(source, profile, chosen),
+            engine,
             model_id=found.id,
             revision=found.revision,
             target=target,
@@ -275,7 +262,7 @@ def export(
         writer.write_manifest(described)
     return ExportResult(
         writer.output,
-        writer.output / pipeline.ONNX_FILE,
+        writer.output / GRAPH_FILE,
         described,
         source.config.warnings,
         graph.passes,
@@ -343,21 +330,25 @@ def verify(
     from q2export.exporter.export import load_source
 
     opened = read_package(package)
-    if opened.manifest.target != "onnxruntime":
+    engine = opened.manifest.engine
+    if opened.manifest.target != "onnxruntime" and engine.tensorrt is None:
         raise PackageError(
-            f"{opened.folder}: built for {opened.manifest.target}; verify runs onnxruntime packages only"
+            f"{opened.folder}: holds a graph for target {opened.manifest.target!r}, no engine; compare it "
+            "with --runner polygraphy, or build an engine"
         )
     found = resolve_model(model, revision)
     source = load_source(found.folder)
-    _check_same_model(opened.manifest, source)
+    check_same_model(opened.manifest, source)
     profile = Profile.from_dict(dict(opened.manifest.profile), str(opened.folder / "manifest.json"))
     if threads is not None:
         profile = dataclasses.replace(profile, threads=threads)
-    engine = opened.manifest.engine
+    probe = pipeline.engine_probe(
+        opened.folder, engine, threads=profile.threads, rebuild_command=opened.rebuild_command()
+    )
     chosen = parity_prompts(opened.folder, engine, prompts, text, greedy_tokens)
     result = pipeline.parity_report(
-        opened.folder,
-        engine,
+        opened.folder.name,
+        probe,
         source,
         profile,
         chosen.prompts,
@@ -374,7 +365,7 @@ def verify(
     return result
 
 
-def _check_same_model(manifest: Manifest, source: Any) -> None:
+def check_same_model(manifest: Manifest, source: Any) -> None:
     """Refuse a checkpoint of another shape: comparing it would only say that it is another model."""
     engine, config = manifest.engine, source.config
     pairs = {

@@ -92,7 +92,7 @@ def examine() -> Environment:
         available_memory_bytes=memory.get("MemAvailable"),
         packages=packages,
         providers=providers,
-        gpus=_gpus(),
+        gpus=gpus(),
         capabilities=tuple(_capabilities(packages, providers)),
         problems=(*provider_problem, *_conflicts(packages)),
     )
@@ -127,7 +127,7 @@ def _providers() -> tuple[tuple[str, ...], tuple[str, ...]]:
     return tuple(onnxruntime.get_available_providers()), ()
 
 
-def _gpus() -> tuple[Gpu, ...]:
+def gpus() -> tuple[Gpu, ...]:
     """The GPUs that ``nvidia-smi`` lists; none where there is no driver."""
     program = shutil.which("nvidia-smi")
     if program is None:
@@ -162,6 +162,11 @@ def _processor() -> str:
         return platform.machine()
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.machine())
+
+
+def available_memory_bytes() -> int | None:
+    """RAM that could be used without swapping, in bytes; None where it is not known."""
+    return _meminfo().get("MemAvailable")
 
 
 def _meminfo() -> dict[str, int]:

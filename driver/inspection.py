@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from q2export.codec import to_plain
 from q2export.errors import Q2ExportError
-from q2export.manifest import MANIFEST_NAME, Manifest
+from q2export.manifest import GRAPH_FILE, MANIFEST_NAME, Manifest
 from q2export.memory import CacheShape, MemoryNeed, memory_table
 from q2export.onnx_summary import OnnxSummary, TensorInfo, summarise_onnx
 from q2export.package_reader import read_package
@@ -52,7 +52,8 @@ class Inspection:
     """What :func:`inspect` found; what does not apply to the kind is None.
 
     Attributes:
-        graph: None for a checkpoint, and for a package where the package ``onnx`` is not installed.
+        graph: of a TensorRT package, what the engine was built from. None for a checkpoint, and for a package
+            where the package ``onnx`` is not installed.
         memory: None for an ONNX file without a KV cache.
     """
 
@@ -94,7 +95,7 @@ def _package(path: Path) -> Inspection:
     weight_bytes = weights.in_place_bytes + weights.converted_bytes
     memory = _memory(cache, weight_bytes, engine.max_batch, engine.max_capacity)
     try:
-        graph = summarise_onnx(package.path(engine.file))
+        graph = summarise_onnx(package.path(engine.file if engine.format == "onnx" else GRAPH_FILE))
     except ModuleNotFoundError:
         graph = None
     return Inspection("package", path, manifest, None, graph, memory)

@@ -25,7 +25,9 @@ from q2export.hashing import FileDigest
 from q2export.strict_json import parse_object, shown
 
 MANIFEST_NAME = "manifest.json"
-SCHEMA_VERSION = 1
+GRAPH_FILE = "model.onnx"
+"""The ONNX file of every package: the engine, or what a TensorRT engine was built from."""
+SCHEMA_VERSION = 2
 TOOL_NAME = "q2export"
 ALWAYS_HASHED_BYTES = 64 << 20
 """Files up to this size are hashed whole whenever a package is opened."""
@@ -116,17 +118,41 @@ class ModelInfo:
 
 
 @dataclass(frozen=True)
+class TensorRTInfo:
+    """What made a TensorRT engine; it must match what loads it.
+
+    Attributes:
+        builder: the library: the full TensorRT or TensorRT-RTX. builder_version: ``"1.7.1.116"``.
+        compute_capability: of the GPUs the engine is for, ``"8.0"``.
+        plugin_contract_version: version of the custom ops' inputs, outputs and attributes it was built with.
+        version_compatible, weight_streaming: as in the profile.
+    """
+
+    builder: Literal["tensorrt", "rtx"]
+    builder_version: str
+    compute_capability: str
+    plugin_contract_version: int
+    version_compatible: bool
+    weight_streaming: bool
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "plugin_contract_version")
+
+
+@dataclass(frozen=True)
 class EngineInfo:
     """What a backend must know to load the engine and allocate its KV cache.
 
     Attributes:
+        format: ``onnx``: a graph with external weights; ``tensorrt``: a serialized TensorRT engine.
         file: the engine, a path of the package. dtype: of activations. kv_dtype: of the KV cache.
         max_batch: sequences per step. max_capacity: tokens per sequence the cache may hold.
         prefill_chunk: longest ``input_ids`` of one step, in tokens.
         context_length: tokens the model was made for (``max_position_embeddings``, after YaRN).
+        tensorrt: of a TensorRT engine, None for others.
     """
 
-    format: Literal["onnx"]
+    format: Literal["onnx", "tensorrt"]
     file: str
     dtype: Literal["float32", "float16", "bfloat16"]
     kv_dtype: Literal["float32", "float16", "bfloat16"]
@@ -138,8 +164,12 @@ class EngineInfo:
     max_capacity: int
     prefill_chunk: int
     context_length: int
+    tensorrt: TensorRTInfo | None = None
 
     def __post_init__(self) -> None:
+        if (self.format == "tensorrt") != (self.tensorrt is not None):
+            problem = "needs a" if self.tensorrt is None else "has no"
+            raise PackageError(f"format {self.format!r} {problem} section 'tensorrt'")
         _check_positive(
             self, "num_hidden_layers", "num_key_value_heads", "head_dim", "vocab_size", "max_batch"
         )

@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from q2export.errors import ParityError
 from q2export.manifest import EngineInfo
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 PROMPTS = (
     "The quick brown fox jumps over the lazy dog, and then",
@@ -90,20 +95,33 @@ def _fixed_ids(engine: EngineInfo, count: int, length: int) -> list[list[int]]:
 GOLDEN_FILES = ("golden/inputs.json", "golden/outputs.json")
 
 
+def golden_step(engine: EngineInfo) -> tuple[list[int], npt.NDArray[np.int64]]:
+    """The token ids of the golden step and the positions whose logits it asks for."""
+    import numpy as np
+
+    tokens = _fixed_ids(engine, 1, min(GOLDEN_TOKENS, engine.max_capacity))[0]
+    return tokens, np.arange(len(tokens), dtype=np.int64)[-GOLDEN_LOGITS:]
+
+
 def write_golden(folder: Path, engine: EngineInfo) -> None:
     """Write :data:`GOLDEN_FILES`: inputs for one step of the engine and its answer, in polygraphy's format.
 
     ``polygraphy run model.onnx --onnxrt --load-inputs golden/inputs.json --load-outputs golden/outputs.json``
     repeats the step and compares. The cache is short, and logits are those of the last few positions, to keep
     the files small.
-    """
-    import numpy as np
 
+    Raises:
+        ParityError: the engine is one ONNX Runtime cannot run on the CPU.
+    """
     from q2export.runtime.backends.onnxruntime import open_session, step_inputs
     from q2export.runtime.verify.golden import save_inputs, save_outputs
 
-    tokens = _fixed_ids(engine, 1, min(GOLDEN_TOKENS, engine.max_capacity))[0]
-    positions = np.arange(len(tokens), dtype=np.int64)[-GOLDEN_LOGITS:]
+    if engine.dtype == "bfloat16":
+        raise ParityError(
+            "golden files are computed by ONNX Runtime, which has no bfloat16 arithmetic on the CPU; leave "
+            "them out, or take float16 or float32"
+        )
+    tokens, positions = golden_step(engine)
     feed = step_inputs(engine, tokens, positions)
     session = open_session(folder / engine.file, threads=1)
     (logits,) = session.run(["logits"], feed)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from q2export import opspec
 from q2export.errors import ExportError, ParityError
 from q2export.manifest import (
+    GRAPH_FILE,
     EngineInfo,
     Manifest,
     ModelInfo,
@@ -31,10 +32,9 @@ from q2export.progress import progress_bar
 if TYPE_CHECKING:
     from q2export.exporter.bind import BindingPlan
     from q2export.exporter.export import Graph, Source, Target
-    from q2export.runtime.verify.contracts import ReferenceRun
+    from q2export.runtime.verify.contracts import EngineProbe, ReferenceRun
     from q2export.runtime.verify.results import ParityReport
 
-ONNX_FILE = "model.onnx"
 CONVERTED_FILE = "weights.safetensors"
 SHARD_FOLDER = "weights"
 _COPIED = (
@@ -125,7 +125,7 @@ def write_graph(
     with watch.stage("onnx"):
         attach(graph.model, plan, locations, CONVERTED_FILE if plan.converted else None)
         data = serialize(graph)
-        writer.add_bytes(ONNX_FILE, data)
+        writer.add_bytes(GRAPH_FILE, data)
     checked = scan == "all" or (scan == "converted" and not plan.in_place)
     return Written(_weights_info(plan, files, checked), len(data))
 
@@ -172,7 +172,7 @@ def engine_info(source: Source, profile: Profile, dtype: str) -> EngineInfo:
     config = source.config
     return EngineInfo(
         format="onnx",
-        file=ONNX_FILE,
+        file=GRAPH_FILE,
         dtype=dtype,  # type: ignore[arg-type]
         kv_dtype=dtype,  # type: ignore[arg-type]
         num_hidden_layers=config.num_hidden_layers,
@@ -241,9 +241,32 @@ class StreamedReference:
         return ReferenceRun(result.logits, result.captures)
 
 
+def engine_probe(folder: Path, engine: EngineInfo, *, threads: int, rebuild_command: str) -> EngineProbe:
+    """The engine in ``folder``, to be compared.
+
+    Args:
+        folder: a package, perhaps not yet complete.
+        engine: what it holds.
+        threads: CPU threads of an ONNX Runtime engine; 0 is one per core.
+        rebuild_command: for messages.
+
+    Raises:
+        PackageError: a TensorRT engine cannot run here, for want of a GPU, say.
+    """
+    from q2export.runtime.verify.backend_probe import BackendProbe
+    from q2export.runtime.verify.onnxruntime_probe import OnnxRuntimeProbe
+
+    if engine.tensorrt is None:
+        return OnnxRuntimeProbe(folder, engine, threads=threads)
+    from q2export.runtime.backends.tensorrt.session import open_backend
+
+    backend = open_backend(folder, engine, engine.tensorrt, rebuild_command)
+    return BackendProbe(lambda: backend)
+
+
 def parity_report(
-    folder: Path,
-    engine: EngineInfo,
+    name: str,
+    probe: EngineProbe,
     source: Source,
     profile: Profile,
     prompts: Sequence[Sequence[int]],
@@ -254,15 +277,14 @@ def parity_report(
     text_tokens: Sequence[int] | None = None,
     decode: Callable[[Sequence[int]], str] | None = None,
 ) -> ParityReport:
-    """Compare the engine in ``folder`` with the PyTorch reference of the checkpoint."""
+    """Compare an engine, called ``name`` in the report, with the PyTorch reference of the checkpoint."""
     from q2export.runtime.verify.compare import compare
-    from q2export.runtime.verify.onnxruntime_probe import OnnxRuntimeProbe
     from q2export.runtime.verify.results import RunInfo
 
-    info = RunInfo(folder.name, model_id, command, installed_versions(_LIBRARIES))
+    info = RunInfo(name, model_id, command, installed_versions(_LIBRARIES))
     return compare(
         StreamedReference(source),
-        OnnxRuntimeProbe(folder, engine, threads=profile.threads),
+        probe,
         prompts,
         profile.parity,
         info=info,

@@ -17,31 +17,18 @@ from typing import Any, Literal
 
 from q2export.codec import Source, decode, fields_of, from_plain, join, to_plain
 from q2export.errors import ProfileError
+from q2export.ranges import Range, StepRanges
 from q2export.strict_yaml import parse_yaml, read_yaml
 from q2export.suggest import nearest
 
 Target = Literal["onnxruntime", "tensorrt", "portable"]
 Device = Literal["cpu", "cuda"]
-Dtype = Literal["float32", "float16", "bfloat16"]
+Dtype = Literal["auto", "float32", "float16", "bfloat16"]
+Builder = Literal["auto", "tensorrt", "rtx"]
 Prepack = Literal["auto", "always", "never"]
 Origin = Literal["default", "profile", "command line", "lowered to fit"]
 
 COMMAND_LINE: Literal["command line"] = "command line"
-
-
-@dataclass(frozen=True)
-class Range:
-    """Smallest, expected and largest value of a dynamic dimension; the engine is tuned for ``opt``."""
-
-    min: int
-    opt: int
-    max: int
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.min <= self.opt <= self.max:
-            raise ProfileError(
-                f"a range needs 1 <= min <= opt <= max, found min {self.min}, opt {self.opt}, max {self.max}"
-            )
 
 
 @dataclass(frozen=True)
@@ -79,14 +66,20 @@ class Profile:
         name: how the profile is called, ``cpu``.
         target: what runs the engine; ``portable`` is the canonical ONNX file itself.
         device: where it runs.
-        dtype: of weights and activations. kv_dtype: of the KV cache.
+        dtype: of weights and activations; ``auto`` is the checkpoint's own where the target takes it.
+        kv_dtype: of the KV cache; ``auto`` is ``dtype``.
         batch: sequences per step.
         prompt: tokens of one prompt.
         capacity: tokens of one sequence, prompt and generated, the KV cache holds.
         prefill_chunk: longest piece of a prompt given to the engine in one step, in tokens.
         parity: thresholds of ``verify`` and of the check after ``build``.
         description: one line for people.
-        gpu: marketing name of the GPU, ``A100``. compute_capability: ``"8.0"``.
+        gpu: marketing name of the GPU, ``A100``. compute_capability: ``"8.0"``. memory_mib: its memory, in
+            MiB; what cannot fit is refused before it is built. None: not checked.
+        builder: which TensorRT builds the engine; ``auto`` is the full one where it and a GPU are at hand.
+        max_logits: positions per sequence whose logits one step of a TensorRT engine can return.
+        version_compatible: whether newer TensorRT versions may load the engine.
+        weight_streaming: whether weights may stay in host memory and be streamed to the GPU while it runs.
         quantization: of the weights; none is implemented yet.
         workspace_mib: scratch memory the engine builder may use, in MiB; None is the builder's default.
         threads: CPU threads; 0 is one per core.
@@ -109,6 +102,11 @@ class Profile:
     gpu: str | None = None
     compute_capability: str | None = None
     quantization: str | None = None
+    memory_mib: int | None = None
+    builder: Builder = "auto"
+    max_logits: int = 64
+    version_compatible: bool = False
+    weight_streaming: bool = False
     workspace_mib: int | None = None
     threads: int = 0
     prepack: Prepack = "auto"
@@ -131,12 +129,26 @@ class Profile:
             raise ProfileError("device 'cpu' takes neither gpu nor compute_capability; leave them null")
         if self.compute_capability is not None and not re.fullmatch(r"\d{1,2}\.\d", self.compute_capability):
             raise ProfileError(f'compute_capability must look like "8.0", found {self.compute_capability!r}')
+        if self.target == "tensorrt":
+            self._check_tensorrt()
         if self.target == "onnxruntime" and self.device == "cpu":
             for name, dtype in (("dtype", self.dtype), ("kv_dtype", self.kv_dtype)):
                 if dtype != "float32":
                     raise ProfileError(
                         f"{name} {dtype!r} is not implemented for ONNX Runtime on cpu; use 'float32'"
                     )
+
+    def _check_tensorrt(self) -> None:
+        if self.compute_capability is None:
+            raise ProfileError("target 'tensorrt' needs a compute_capability such as \"8.0\", found null")
+        if self.dtype == "float32":
+            raise ProfileError(
+                "dtype 'float32' is not implemented for TensorRT; use float16, bfloat16 or auto"
+            )
+        if self.kv_dtype not in ("auto", self.dtype):
+            raise ProfileError(
+                f"kv_dtype {self.kv_dtype!r} beside dtype {self.dtype!r} is not implemented; use 'auto'"
+            )
 
     def _check_sizes(self) -> None:
         if self.prompt.max > self.capacity.max:
@@ -148,10 +160,29 @@ class Profile:
             raise ProfileError(
                 f"prefill_chunk must be from 1 to prompt.max {self.prompt.max}, found {self.prefill_chunk}"
             )
-        if self.workspace_mib is not None and self.workspace_mib < 1:
-            raise ProfileError(f"workspace_mib must be at least 1, or null, found {self.workspace_mib}")
+        for name in ("workspace_mib", "memory_mib"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ProfileError(f"{name} must be at least 1, or null, found {value}")
+        if self.max_logits < 1:
+            raise ProfileError(f"max_logits must be at least 1, found {self.max_logits}")
         if self.threads < 0:
             raise ProfileError(f"threads must be 0 (all cores) or more, found {self.threads}")
+
+    @property
+    def graph_dtype(self) -> str | None:
+        """The type asked for; None for the checkpoint's own."""
+        return None if self.dtype == "auto" else self.dtype
+
+    def step_ranges(self, max_capacity: int) -> tuple[StepRanges, StepRanges]:
+        """What the prefill and the decode profile of an engine of at most ``max_capacity`` tokens take."""
+        capacity = _clipped(self.capacity, max_capacity)
+        chunk = min(self.prefill_chunk, max_capacity)
+        longest = Range(1, min(self.prompt.opt, chunk), chunk)
+        logits = Range(1, 1, min(self.max_logits, chunk))
+        one = Range(1, 1, 1)
+        prefill = StepRanges(self.batch, longest, logits, capacity)
+        return prefill, StepRanges(self.batch, one, one, capacity)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON or YAML, without ``origin``; :meth:`from_dict` reads it back."""
@@ -171,6 +202,10 @@ class Profile:
         """The values given on the command line, by dotted key, as :func:`load_profile` takes them."""
         flat = _flatten(Profile, self.to_dict(), Source(self.name, ProfileError))
         return {key: flat[key] for key, origin in self.origin.items() if origin == COMMAND_LINE}
+
+
+def _clipped(wanted: Range, largest: int) -> Range:
+    return Range(*(min(bound, largest) for bound in (wanted.min, wanted.opt, wanted.max)))
 
 
 def profile_names() -> list[str]:

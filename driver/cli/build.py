@@ -28,6 +28,16 @@ if TYPE_CHECKING:
     metavar="KEY=VALUE",
     help="Override a value of the profile; repeatable.",
 )
+@click.option(
+    "--builder",
+    type=click.Choice(["auto", "tensorrt", "rtx"]),
+    help="Which TensorRT builds; rtx needs no GPU.  [default: the profile's]",
+)
+@click.option(
+    "--timing-cache",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File of kernels the full TensorRT has measured, read and updated.",
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Package folder to make.")
 @click.option("--no-parity", is_flag=True, help="Do not compare the engine with PyTorch.")
 @click.option(
@@ -42,6 +52,8 @@ def command(
     revision: str | None,
     profile: str,
     settings: tuple[str, ...],
+    builder: str | None,
+    timing_cache: Path | None,
     output: Path | None,
     no_parity: bool,
     no_value_scan: bool,
@@ -57,7 +69,7 @@ def command(
     from q2export import api
     from q2export.profile import parse_overrides
 
-    overrides = parse_overrides(settings)
+    overrides = parse_overrides([*settings, *([f"builder={builder}"] if builder else [])])
     if dry_run:
         plan = api.plan(model, profile=profile, overrides=overrides, revision=revision)
         warn(plan["warnings"])
@@ -77,6 +89,7 @@ def command(
         parity=not no_parity,
         value_scan=not no_value_scan,
         weights=weights,
+        timing_cache=timing_cache,
         overwrite=overwrite,
     )
     warn(result.warnings)
@@ -104,9 +117,24 @@ def _plan_text(plan: Mapping[str, Any]) -> str:
         ("weights converted", format_bytes(weights["converted_bytes"])),
         ("KV cache", f"{format_bytes(plan['kv_cache_bytes_per_token'])} per token"),
     ]
+    if engine := plan.get("tensorrt"):
+        rows += _engine_rows(engine)
     origin = plan["origin"]
     values = [(key, value, origin.get(key, "")) for key, value in _leaves(plan["profile"], "")]
     return f"{aligned(rows)}\n\nprofile\n{aligned(values, indent=2)}"
+
+
+def _engine_rows(engine: Mapping[str, Any]) -> list[tuple[str, str]]:
+    gpu, free = engine["gpu_bytes"], engine["host_available_bytes"]
+    parts = ", ".join(
+        f"{what.replace('_', ' ')} {format_bytes(gpu[what])}" for what in gpu if what != "total"
+    )
+    at_hand = f", {format_bytes(free)} free" if free is not None else ""
+    return [
+        ("builder", f"{engine['builder']} {engine['builder_version']}"),
+        ("GPU memory", f"{format_bytes(gpu['total'])}: {parts}"),
+        ("RAM to build", f"{format_bytes(engine['host_bytes'])}{at_hand}"),
+    ]
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:

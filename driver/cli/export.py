@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 )
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder to make.")
 @options.weights
+@click.option(
+    "--golden", is_flag=True, help="Also write inputs and outputs of one step, in polygraphy's format."
+)
 @options.overwrite
 @options.json_output
 def command(
@@ -41,6 +44,7 @@ def command(
     dtype: str | None,
     output: Path,
     weights: PlacementMode,
+    golden: bool,
     overwrite: bool,
     as_json: bool,
 ) -> None:
@@ -57,6 +61,7 @@ def command(
         dtype=dtype,
         revision=revision,
         weights=weights,
+        golden=golden,
         overwrite=overwrite,
     )
     warn(result.warnings)

@@ -19,6 +19,12 @@ def manifest_rows(manifest: Manifest) -> Iterator[Row]:
     revision = f" @ {model.revision}" if model.revision else ""
     yield "model", f"{model.id}{revision} ({model.model_type}, {model.parameters:,} parameters)"
     yield "engine", f"{manifest.target}, {engine.dtype}, KV cache {engine.kv_dtype}"
+    if made_by := engine.tensorrt:
+        title = "TensorRT-RTX" if made_by.builder == "rtx" else "TensorRT"
+        yield (
+            "built by",
+            f"{title} {made_by.builder_version} for compute capability {made_by.compute_capability}",
+        )
     yield "limits", f"batch {engine.max_batch}, capacity {engine.max_capacity:,} tokens"
     yield "weights in place", _weights_text(weights.in_place_bytes, weights.in_place_tensors)
     yield "weights converted", _weights_text(weights.converted_bytes, weights.converted_tensors)

@@ -30,6 +30,16 @@ from q2export.cli.input import read_text
     help="To generate after each prompt.",
 )
 @click.option("--report", type=click.Path(path_type=Path), help="Write a self-contained HTML page.")
+@click.option(
+    "--runner",
+    type=click.Choice(["q2export", "polygraphy"]),
+    default="q2export",
+    show_default=True,
+    help="Compare now, or write a script that compares with NVIDIA's Polygraphy, wherever the engine runs.",
+)
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="Folder to make, for --runner polygraphy."
+)
 @options.threads
 @click.pass_context
 def command(
@@ -41,6 +51,8 @@ def command(
     text: Path | None,
     greedy_tokens: int,
     report: Path | None,
+    runner: str,
+    output: Path | None,
     threads: int | None,
 ) -> None:
     """Compare an engine with the PyTorch reference.
@@ -48,7 +60,15 @@ def command(
     Logits are compared on prompts and on what the engine generates from them. The report goes to stdout as
     JSON, a summary to stderr. Where they differ too much, the first diverging layer is named and the exit
     code is 1.
+
+    With --runner polygraphy nothing is compared: the folder OUTPUT gets a script that does, with the inputs
+    and the reference's logits of one step.
     """
+    if runner == "polygraphy":
+        _write_script(context, package, model, output, revision)
+        return
+    if output is not None:
+        raise click.UsageError("--output is for --runner polygraphy; the report goes to stdout and --report")
     from q2export import api
     from q2export.runtime.verify.summary import summary_lines
 
@@ -66,3 +86,25 @@ def command(
     click.echo("\n".join(summary_lines(result)), err=True)
     if not result.passed:
         context.exit(1)
+
+
+# Of the comparison that is made here and now.
+_COMPARING = ("prompts", "text", "greedy_tokens", "report", "threads")
+
+
+def _write_script(
+    context: click.Context, package: Path, model: str, output: Path | None, revision: str | None
+) -> None:
+    if output is None:
+        raise click.UsageError("--runner polygraphy needs --output, a folder to make")
+    for parameter in context.command.params:
+        given = context.get_parameter_source(parameter.name or "") is click.core.ParameterSource.COMMANDLINE
+        if parameter.name in _COMPARING and given:
+            raise click.UsageError(
+                f"{parameter.opts[0]} has no effect with --runner polygraphy; leave it out"
+            )
+    from q2export.polygraphy_script import write_comparison
+
+    written = write_comparison(package, model, output, revision=revision)
+    click.echo(str(written.script))
+    click.echo(f"run it with: python {written.script} --runner {' '.join(written.runners)}", err=True)

@@ -1,11 +1,18 @@
 """The TensorRT lowering: rotation and attention become one plugin node; every node keeps its function body.
 
 TensorRT takes ``Q2*`` nodes to plugins of the namespace in their ``plugin_namespace`` attribute; any other
-runtime runs the same file through the functions.
+runtime runs the same file through the functions. The network is strongly typed, so the graph says where
+float32 is needed. What needs no pass, because TensorRT-RTX 1.7 already does it:
+
+- ``RMSNormalization`` with ``stash_type`` 1 is imported as float32 arithmetic between two casts;
+- ``Gemm`` with ``transB`` reads Hugging Face's [out, in] weights where they are, without a copy;
+- the router's softmax is inside ``Q2MoE``, whose definition makes it float32;
+- logits are cast to float32 by the model itself, and the head shares a tied embedding's only copy.
 """
 
 from __future__ import annotations
 
+from q2export.exporter.passes.accumulate_in_float32 import AccumulateInFloat32
 from q2export.exporter.passes.base import Pass
 from q2export.exporter.passes.fuse_rotary_attention import FuseRotaryAttention
 from q2export.exporter.passes.remove_unused import RemoveUnused
@@ -13,4 +20,4 @@ from q2export.exporter.passes.remove_unused import RemoveUnused
 
 def passes() -> list[Pass]:
     """Return the passes, in order."""
-    return [FuseRotaryAttention(), RemoveUnused()]
+    return [FuseRotaryAttention(), AccumulateInFloat32(), RemoveUnused()]

@@ -213,12 +213,14 @@ def _cache_names(prefix: str, layers: int) -> list[str]:
 def step_inputs(
     engine: EngineInfo, tokens: Sequence[int], positions: Int64Array
 ) -> dict[str, npt.NDArray[Any]]:
-    """Inputs of one step over ``tokens`` from an empty cache, asking for the logits at ``positions``."""
+    """Inputs of one step over ``tokens`` from an empty cache, asking for the logits at ``positions``.
+
+    NumPy has no bfloat16: caches of that type are returned as float32.
+    """
     length = len(tokens)
     shape = (1, engine.num_key_value_heads, length, engine.head_dim)
-    caches = {
-        name: np.zeros(shape, dtype=np.float32) for name in _cache_names("past", engine.num_hidden_layers)
-    }
+    dtype = np.float16 if engine.kv_dtype == "float16" else np.float32
+    caches = {name: np.zeros(shape, dtype=dtype) for name in _cache_names("past", engine.num_hidden_layers)}
     return {
         "input_ids": np.array([tokens], dtype=np.int64),
         "past_lengths": np.zeros(1, dtype=np.int64),

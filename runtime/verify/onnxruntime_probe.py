@@ -17,7 +17,7 @@ from q2export.errors import MissingDependencyError
 from q2export.manifest import EngineInfo
 from q2export.runtime.backends.base import Float32Array
 from q2export.runtime.backends.onnxruntime import OnnxRuntimeBackend, open_session, step_inputs
-from q2export.runtime.prefill import prefill
+from q2export.runtime.verify.backend_probe import BackendProbe
 from q2export.runtime.verify.contracts import (
     EMBEDDING_POINT,
     HEAD_POINT,
@@ -42,7 +42,7 @@ _LAYER_POINTS = (
 )
 
 
-class OnnxRuntimeProbe:
+class OnnxRuntimeProbe(BackendProbe):
     """An :class:`~q2export.runtime.verify.contracts.EngineProbe` over the ONNX engine of a package."""
 
     def __init__(self, folder: Path, engine: EngineInfo, *, threads: int = 0) -> None:
@@ -53,40 +53,10 @@ class OnnxRuntimeProbe:
             engine: from its manifest.
             threads: CPU threads; 0 is one per core.
         """
+        super().__init__(lambda: OnnxRuntimeBackend(folder, engine, threads=threads))
         self._folder = folder
         self._engine = engine
         self._threads = threads
-
-    def score(self, tokens: Sequence[int]) -> Float32Array:
-        """Logits after each token, float32 ``[tokens, vocab]``, in chunks through the KV cache."""
-        backend = self._backend()
-        cache = backend.new_cache(1, len(tokens))
-        ids = np.asarray([tokens], dtype=np.int64)
-        logits = np.empty((len(tokens), backend.vocab_size), dtype=np.float32)
-        step = max(
-            1, min(backend.prefill_chunk, -(-len(tokens) // 2))
-        )  # at least two chunks, to cross a border
-        for start in range(0, len(tokens), step):
-            length = min(step, len(tokens) - start)
-            wanted = np.arange(length, dtype=np.int64)[None]
-            past, query = np.array([start], dtype=np.int64), np.array([length], dtype=np.int64)
-            logits[start : start + length] = backend.forward(
-                cache, ids[:, start : start + length], past, query, wanted
-            )[0]
-        return logits
-
-    def greedy(self, prompt: Sequence[int], n: int) -> list[int]:
-        """Exactly ``n`` greedy tokens after ``prompt``, one decode step each."""
-        backend = self._backend()
-        cache = backend.new_cache(1, len(prompt) + n)
-        token = int(prefill(backend, cache, [np.asarray(prompt, dtype=np.int64)])[0].argmax())
-        tokens = [token]
-        first, one = np.zeros((1, 1), dtype=np.int64), np.ones(1, dtype=np.int64)
-        while len(tokens) < n:
-            past = np.array([len(prompt) + len(tokens) - 1], dtype=np.int64)
-            token = int(backend.forward(cache, first + token, past, one, first)[0, 0].argmax())
-            tokens.append(token)
-        return tokens
 
     def capture(self, tokens: Sequence[int], points: Collection[str]) -> dict[str, Float32Array]:
         """Run the engine with the values of ``points`` exposed: float32 ``[tokens, width]`` each."""
@@ -127,9 +97,6 @@ class OnnxRuntimeProbe:
             names = {name for node in model.graph.node for name in node.output}
             return point if point in names else f"{point}.down_proj"
         return point
-
-    def _backend(self) -> OnnxRuntimeBackend:
-        return OnnxRuntimeBackend(self._folder, self._engine, threads=self._threads)
 
     def _model(self) -> onnx.ModelProto:
         model: onnx.ModelProto = _onnx().load(str(self._folder / self._engine.file), load_external_data=False)

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from q2export.api import BuildResult, ExportResult
 from q2export.cli.main import main
 from q2export.errors import ParityError
 from q2export.manifest import FileRecord
+from q2export.results import BuildResult, ExportResult
 from tests.driver.packages import make_manifest
 
 MANIFEST = make_manifest({"model.onnx": FileRecord(2048, "0" * 64, "1" * 64)})
@@ -46,6 +46,7 @@ def builds(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         parity: bool,
         value_scan: bool,
         weights: str,
+        timing_cache: Path | None,
         overwrite: bool,
     ) -> BuildResult:
         calls.append({name: value for name, value in locals().items() if name != "calls"})
@@ -58,6 +59,7 @@ def builds(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 def test_build_passes_every_option_on(builds: list[dict[str, Any]], tmp_path: Path) -> None:
     assert main(["build", "--model", "Qwen/Qwen2-0.5B", "-o", str(tmp_path / "out")]) == 0
     options = ["--revision", "abc", "--profile", "cpu", "--set", "capacity.max=64", "--set", "threads=2"]
+    options += ["--builder", "rtx", "--timing-cache", "kernels"]
     flags = ["--no-parity", "--no-value-scan", "--weights", "copy", "--overwrite"]
     assert main(["build", "--model", "m", "--output", "o", *options, *flags]) == 0
     assert builds == [
@@ -70,17 +72,19 @@ def test_build_passes_every_option_on(builds: list[dict[str, Any]], tmp_path: Pa
             "parity": True,
             "value_scan": True,
             "weights": "auto",
+            "timing_cache": None,
             "overwrite": False,
         },
         {
             "model": "m",
             "output": Path("o"),
             "profile": "cpu",
-            "overrides": {"capacity.max": 64, "threads": 2},
+            "overrides": {"capacity.max": 64, "threads": 2, "builder": "rtx"},
             "revision": "abc",
             "parity": False,
             "value_scan": False,
             "weights": "copy",
+            "timing_cache": Path("kernels"),
             "overwrite": True,
         },
     ]

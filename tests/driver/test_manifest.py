@@ -20,6 +20,7 @@ from q2export.manifest import (
     Manifest,
     ModelInfo,
     ParitySummary,
+    TensorRTInfo,
     ToolInfo,
     WeightFile,
     WeightsInfo,
@@ -94,7 +95,8 @@ def change(data: dict[str, Any], dotted: str, value: object) -> None:
         ("engine/max_batch", 1 << 63, r"max_batch must be at least 1, found 9223372036854775808"),
         ("engine/head_dim", 64.0, r"engine\.head_dim must be an integer, found 64\.0 \(float\)"),
         ("engine/dtype", "float3", r"engine\.dtype is 'float3'; did you mean 'float32'\?"),
-        ("engine/format", "tensorrt", r"engine\.format is 'tensorrt'; valid: onnx"),
+        ("engine/format", "plan", r"engine\.format is 'plan'; valid: onnx, tensorrt"),
+        ("engine/format", "tensorrt", r"engine: format 'tensorrt' needs a section 'tensorrt'"),
         ("engine/file", "other.onnx", r"engine\.file names 'other\.onnx', which files does not list"),
         ("weights/files/0/path", "x", r"weights\.files names 'x', which files does not list"),
         ("weights/files/0/bytes", 8, r"has 8 bytes in weights\.files, 7 in files"),
@@ -227,6 +229,10 @@ def manifests(draw: st.DrawFn) -> Manifest:
         WeightFile(name, draw(placements), tuple(draw(st.lists(TEXT, max_size=3))), files[name].bytes)
         for name in names[1:]
     )
+    library = st.sampled_from(["tensorrt", "rtx"])
+    tensorrt = draw(
+        st.none() | st.builds(TensorRTInfo, library, TEXT, TEXT, COUNT, st.booleans(), st.booleans())
+    )
     parity = draw(st.none() | st.builds(ParitySummary, st.booleans(), COUNT, *[FLOAT] * 5))
     return Manifest(
         tool=ToolInfo(draw(TEXT), draw(TEXT)),
@@ -236,7 +242,14 @@ def manifests(draw: st.DrawFn) -> Manifest:
         target=draw(st.sampled_from(["onnxruntime", "tensorrt", "portable"])),
         profile=draw(st.dictionaries(TEXT, JSON, max_size=3)),
         profile_overrides=draw(st.dictionaries(TEXT, JSON, max_size=2)),
-        engine=EngineInfo("onnx", names[0], draw(DTYPES), draw(DTYPES), *[draw(COUNT) for _ in range(8)]),
+        engine=EngineInfo(
+            "onnx" if tensorrt is None else "tensorrt",
+            names[0],
+            draw(DTYPES),
+            draw(DTYPES),
+            *[draw(COUNT) for _ in range(8)],
+            tensorrt=tensorrt,
+        ),
         weights=WeightsInfo(draw(st.booleans()), weights, *[draw(SIZE) for _ in range(4)]),
         parity=parity,
         parity_skipped=draw(TEXT) if parity is None else None,

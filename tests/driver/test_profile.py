@@ -222,15 +222,19 @@ def ranges(largest: int) -> st.SearchStrategy[Range]:
 def profiles(draw: st.DrawFn) -> Profile:
     capacity, prompt = sorted(draw(st.lists(ranges(1 << 20), min_size=2, max_size=2)), key=lambda r: -r.max)
     fraction = st.floats(0, 1)
+    target = draw(st.sampled_from(["onnxruntime", "tensorrt", "portable"]))
+    dtype = draw(st.sampled_from(["auto", "float16", "bfloat16"]))
+    capability = st.sampled_from(["8.0", "12.0"])
     return Profile(
         name=draw(st.text(min_size=1)),
         description=draw(st.text()),
-        target=draw(st.sampled_from(["onnxruntime", "tensorrt", "portable"])),
+        target=target,
         device="cuda",
         gpu=draw(st.none() | st.text()),
-        compute_capability=draw(st.none() | st.sampled_from(["8.0", "12.0"])),
-        dtype=draw(st.sampled_from(["float32", "float16", "bfloat16"])),
-        kv_dtype=draw(st.sampled_from(["float32", "float16", "bfloat16"])),
+        compute_capability=draw(capability if target == "tensorrt" else st.none() | capability),
+        memory_mib=draw(st.none() | st.integers(1)),
+        dtype=dtype,
+        kv_dtype=draw(st.sampled_from(["auto", dtype])),
         batch=draw(ranges(64)),
         prompt=prompt,
         capacity=capacity,

@@ -18,11 +18,13 @@ Float32Array = npt.NDArray[np.float32]
 MODELS = {"qwen2": Qwen2ForCausalLM, "qwen2_moe": Qwen2MoeForCausalLM}
 
 
-def load_model(folder: Path) -> PreTrainedModel:
+def load_model(folder: Path, dtype: str = "float32") -> PreTrainedModel:
     """Read a checkpoint with transformers, in float32 (of rounded weights, where it is stored in 16 bits)."""
     torch.set_num_threads(1)
     model_class = MODELS[load_config(folder).model_type]
-    return model_class.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    return model_class.from_pretrained(
+        folder, dtype=getattr(torch, dtype), attn_implementation="eager"
+    ).eval()
 
 
 def write_with_transformers(folder: Path, config: dict[str, object], seed: int = 0) -> Path:
@@ -35,7 +37,7 @@ def write_with_transformers(folder: Path, config: dict[str, object], seed: int =
 @torch.no_grad()
 def reference_logits(model: PreTrainedModel, tokens: Sequence[int]) -> Float32Array:
     """Logits after each token of one sequence, without cache or padding: ``[tokens, vocab]``."""
-    logits: Float32Array = model(torch.tensor([list(tokens)]), use_cache=False).logits[0].numpy()
+    logits: Float32Array = model(torch.tensor([list(tokens)]), use_cache=False).logits[0].float().numpy()
     return logits
 
 

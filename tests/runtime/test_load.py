@@ -22,6 +22,7 @@ def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         "target": "onnxruntime",
         "prepack": "auto",
         "converted_bytes": 0,
+        "tensorrt": None,
     }
 
     def read_package(folder: Path, check: str) -> object:
@@ -30,7 +31,7 @@ def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             folder=folder,
             manifest=SimpleNamespace(
                 target=record["target"],
-                engine="engine info",
+                engine=SimpleNamespace(tensorrt=record["tensorrt"]),
                 profile={"threads": 3, "prepack": record["prepack"]},
                 weights=SimpleNamespace(converted_bytes=record["converted_bytes"]),
             ),
@@ -56,7 +57,7 @@ def test_package_with_text(opened: dict[str, Any], caplog: pytest.LogCaptureFixt
     write(folder, "tokenizer_config.json", {"eos_token": END, "chat_template": "{{ eos_token }}!"})
     write(folder, "generation_config.json", {"eos_token_id": 5, "temperature": 0.5, "num_beams": 4})
     engine = load(folder, check="full")
-    assert (opened["check"], opened["engine"], opened["threads"]) == ("full", "engine info", 3)
+    assert (opened["check"], opened["threads"]) == ("full", 3)
     assert engine.defaults.eos_token_ids == (5,)
     assert engine.defaults.sampling.temperature == 0.5
     assert engine.chat_prompt([{"role": "user", "content": "x"}]) == byte_tokenizer().encode(f"{END}!")
@@ -77,10 +78,27 @@ def test_end_of_text_token_outside_the_vocabulary_is_refused(opened: dict[str, A
         load(opened["folder"])
 
 
-def test_package_for_another_target_is_refused(opened: dict[str, Any]) -> None:
-    opened["target"] = "tensorrt"
-    with pytest.raises(PackageError, match=r"made for target 'tensorrt'.*q2export build"):
+@pytest.mark.parametrize("target", ["tensorrt", "portable"])
+def test_package_of_a_graph_without_an_engine_is_refused(opened: dict[str, Any], target: str) -> None:
+    opened["target"] = target
+    with pytest.raises(PackageError, match=f"holds a graph for target '{target}', no engine.*q2export build"):
         load(opened["folder"])
+
+
+def test_tensorrt_engine_goes_to_its_own_backend(
+    opened: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from q2export.runtime.backends.tensorrt import session
+
+    def open_backend(folder: Path, info: object, built: object, rebuild_command: str) -> FakeBackend:
+        opened.update(built=built, rebuild_command=rebuild_command)
+        return FakeBackend()
+
+    monkeypatch.setattr(session, "open_backend", open_backend)
+    opened.update(target="tensorrt", tensorrt="what it was built with")
+    load(opened["folder"])
+    assert (opened["built"], opened["rebuild_command"]) == ("what it was built with", "q2export build")
+    assert "threads" not in opened
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,52 @@
+// Values of the symbols in an op's shapes.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <functional>
+#include <string>
+
+#include <NvInferRuntime.h>
+
+#include "common/spec.h"
+
+namespace q2export
+{
+
+class Sizes
+{
+public:
+    static constexpr int64_t kUnknown = -1;
+
+    // All symbols have the value `size`.
+    explicit Sizes(int64_t size = kUnknown)
+    {
+        values_.fill(size);
+    }
+
+    int64_t& operator[](Symbol symbol)
+    {
+        return values_[static_cast<size_t>(symbol)];
+    }
+
+    int64_t operator[](Symbol symbol) const
+    {
+        return values_[static_cast<size_t>(symbol)];
+    }
+
+private:
+    std::array<int64_t, kSymbolCount> values_;
+};
+
+// Name of an input; repeated ones are numbered, e.g. "gate_3".
+std::string input_name(OpSpec const& spec, int32_t index);
+
+// Throws Refusal where two known sizes differ. `expected` stays unknown only if both are.
+void unify(int64_t& expected, int64_t found, std::string const& what);
+
+// Reads all symbols off the inputs, of which there are `count`; negative dimensions are unknown. Throws Refusal where
+// ranks are wrong or two inputs contradict each other.
+Sizes bind_sizes(
+    OpSpec const& spec, int32_t count, std::function<nvinfer1::Dims const&(int32_t)> const& dims_of_input);
+
+} // namespace q2export

@@ -1,0 +1,40 @@
+"""The workspace an engine reserves for each op: fixed by the shapes, so that any machine builds it alike.
+
+The kernels need not be at hand when an engine is built. What they may ask for is bounded here; asking
+for more is refused before a launch, and the tests of the kernels hold them to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from q2export import opspec
+from q2export.plugins.python.fields import Attributes
+
+_FLOAT32 = 4
+_ALIGNMENT = 256  # Q2EXPORT_WORKSPACE_ALIGNMENT
+_SLACK = 16 * _ALIGNMENT  # of the buffers a workspace is divided into
+_ROUTING = 64  # bytes for each pair of token and expert: logit, rank, position, weight
+_SPLIT_TASKS = 4096  # (row, key/value head, part of the cache): more rows than that need no splitting
+
+
+def reserved_bytes(spec: opspec.OpSpec, sizes: Mapping[str, int], attributes: Attributes) -> int:
+    """Return the bytes an engine sets aside.
+
+    Args:
+        spec: the op.
+        sizes: value of every symbol of its shapes, the largest of the optimization profile.
+        attributes: of the node.
+    """
+    if spec.name == opspec.MOE.name:
+        tokens, pairs = sizes["T"], sizes["T"] * int(attributes["top_k"])
+        expert_rows = pairs * (2 * sizes["I"] + sizes["H"]) * _FLOAT32  # gate, up and down of each pair
+        return expert_rows + (tokens * sizes["E"] + pairs + sizes["E"]) * _ROUTING + _SLACK
+    if spec.name in (opspec.ATTENTION.name, opspec.ROTARY_ATTENTION.name):
+        rows = sizes["B"] * sizes["S"]
+        rotated = rows * (sizes["Hq"] + sizes["Hkv"]) * sizes["D"] * _FLOAT32
+        # Partial outputs with their maximum and sum, where few rows are spread over the whole device.
+        group = sizes["Hq"] // sizes["Hkv"]
+        partials = _SPLIT_TASKS * group * (sizes["D"] + 2) * _FLOAT32
+        return rotated + partials + _SLACK
+    return 0

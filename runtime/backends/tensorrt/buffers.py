@@ -1,0 +1,165 @@
+"""Where everything lies in memory: one arena for the KV cache, one block for a step's inputs. Pure.
+
+Offsets and sizes are in bytes. TensorRT wants addresses of inputs and outputs that are multiples of 256.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from q2export.manifest import EngineInfo
+
+ALIGNMENT = 256
+ITEMSIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
+INT64_BYTES = 8
+LOGIT_BYTES = 4  # float32
+
+Kind = Literal["key", "value"]
+KINDS: tuple[Kind, Kind] = ("key", "value")
+
+
+def aligned(size: int) -> int:
+    """``size`` rounded up to a multiple of :data:`ALIGNMENT`."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def past_name(kind: Kind, layer: int) -> str:
+    """Name of the engine's input for one layer's cache."""
+    return f"past_{kind}.{layer}"
+
+
+def present_name(kind: Kind, layer: int) -> str:
+    """Name of the engine's output for one layer's cache."""
+    return f"present_{kind}.{layer}"
+
+
+def aliases(num_hidden_layers: int) -> dict[str, str]:
+    """Output name -> the input whose memory it updates in place."""
+    return {
+        present_name(kind, layer): past_name(kind, layer)
+        for layer in range(num_hidden_layers)
+        for kind in KINDS
+    }
+
+
+@dataclass(frozen=True)
+class Binding:
+    """One tensor of a call: where it lies, relative to its block or arena, and its shape."""
+
+    offset: int
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class RowCopy:
+    """A strided copy within the arena: ``height`` pieces of ``width`` bytes, ``pitch`` bytes apart."""
+
+    source: int
+    target: int
+    pitch: int
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class KVLayout:
+    """The arena of a cache: ``[layers, 2, batch, heads, capacity, head_dim]``, each ``[batch, ...]`` aligned.
+
+    The first rows of a layer are a prefix of its slab: a step over fewer rows binds the same addresses.
+    """
+
+    num_hidden_layers: int
+    batch: int
+    num_key_value_heads: int
+    capacity: int
+    head_dim: int
+    itemsize: int
+
+    @classmethod
+    def of(cls, engine: EngineInfo, batch: int, capacity: int) -> KVLayout:
+        """The arena of a cache of ``batch`` rows of ``capacity`` tokens."""
+        heads, itemsize = engine.num_key_value_heads, ITEMSIZE[engine.kv_dtype]
+        return cls(engine.num_hidden_layers, batch, heads, capacity, engine.head_dim, itemsize)
+
+    @property
+    def _token_bytes(self) -> int:
+        return self.head_dim * self.itemsize
+
+    @property
+    def _row_bytes(self) -> int:
+        return self.num_key_value_heads * self.capacity * self._token_bytes
+
+    @property
+    def slab_bytes(self) -> int:
+        """From one layer's keys to its values, or to the next layer's keys."""
+        return aligned(self.batch * self._row_bytes)
+
+    @property
+    def bytes(self) -> int:
+        """Size of the arena."""
+        return 2 * self.num_hidden_layers * self.slab_bytes
+
+    def offset(self, layer: int, kind: Kind) -> int:
+        """Where the slab of one layer's keys or values begins."""
+        return (2 * layer + KINDS.index(kind)) * self.slab_bytes
+
+    def bindings(self, rows: int) -> dict[str, Binding]:
+        """Every ``past_*`` and ``present_*`` of a step over the first ``rows`` rows, both in one place."""
+        shape = (rows, self.num_key_value_heads, self.capacity, self.head_dim)
+        found = {}
+        for layer in range(self.num_hidden_layers):
+            for kind in KINDS:
+                binding = Binding(self.offset(layer, kind), shape)
+                found[past_name(kind, layer)] = binding
+                found[present_name(kind, layer)] = binding
+        return found
+
+    def row_copies(self, source: int, target: int, length: int) -> Iterator[RowCopy]:
+        """Copies that move the first ``length`` tokens of row ``source`` to row ``target``, one per slab."""
+        for layer in range(self.num_hidden_layers):
+            for kind in KINDS:
+                slab = self.offset(layer, kind)
+                yield RowCopy(
+                    source=slab + source * self._row_bytes,
+                    target=slab + target * self._row_bytes,
+                    pitch=self.capacity * self._token_bytes,
+                    width=length * self._token_bytes,
+                    height=self.num_key_value_heads,
+                )
+
+
+@dataclass(frozen=True)
+class InputLayout:
+    """The inputs of a call in one block, so that one copy takes them to the GPU."""
+
+    rows: int
+    sequence: int
+    logits: int
+
+    def bindings(self) -> dict[str, Binding]:
+        """Every input of the call that is not the cache, in the order of the block."""
+        shapes = {
+            "input_ids": (self.rows, self.sequence),
+            "past_lengths": (self.rows,),
+            "query_lengths": (self.rows,),
+            "logits_indices": (self.rows, self.logits),
+        }
+        found, offset = {}, 0
+        for name, shape in shapes.items():
+            found[name] = Binding(offset, shape)
+            offset = aligned(offset + math.prod(shape) * INT64_BYTES)
+        return found
+
+    @property
+    def bytes(self) -> int:
+        """Size of the block."""
+        last = self.bindings()["logits_indices"]
+        return aligned(last.offset + math.prod(last.shape) * INT64_BYTES)
+
+
+def logits_bytes(rows: int, logits: int, vocab_size: int) -> int:
+    """Size of the float32 logits of a call, at least one byte so that there is an address to bind."""
+    return aligned(max(1, rows * logits * vocab_size * LOGIT_BYTES))

@@ -1,0 +1,28 @@
+"""What the tests of the C++ plugins share."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.plugins.host_kernels import ROOT, compile_host_library
+
+
+@pytest.fixture(scope="session")
+def headers() -> Path:
+    """The folder of TensorRT's headers: TENSORRT_ROOT's, or what CMake fetched."""
+    fetched = sorted((ROOT / "build" / "plugins").glob("tensorrt-*"))
+    for root in [Path(os.environ.get("TENSORRT_ROOT", ROOT / "absent")), *fetched]:
+        if (root / "include" / "NvInferRuntime.h").is_file():
+            return root / "include"
+    pytest.skip("needs TensorRT's headers: set TENSORRT_ROOT, or run cmake -S plugins -B build/plugins")
+
+
+@pytest.fixture(scope="session")
+def host_kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if shutil.which("g++") is None:
+        pytest.skip("needs g++ to compile the plugins")
+    return compile_host_library(tmp_path_factory.mktemp("kernels") / "libhost.so")

@@ -1,0 +1,134 @@
+"""The CUDA kernels of ``plugins/csrc`` compiled for the host, and called on torch CPU tensors.
+
+``host_cuda`` stands in for the CUDA headers; the sources are those that nvcc compiles, unchanged.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+from collections.abc import Sequence
+from ctypes import byref, c_char_p, c_float, c_size_t, c_void_p
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from q2export.plugins.python.kernels import AttentionDesc, AttentionTensors, MoeDesc, RotaryDesc
+
+ROOT = Path(__file__).resolve().parents[2]
+CSRC = ROOT / "plugins" / "csrc"
+HOST_CUDA = Path(__file__).resolve().parent / "host_cuda"
+KERNEL_SOURCES = sorted(CSRC.glob("kernels/*/*.cu"))
+INCLUDES = [f"-I{CSRC / 'include'}", f"-I{CSRC / 'kernels'}"]
+WARNINGS = ["-Wall", "-Wextra", "-Werror"]
+
+DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+ALIGNMENT = 256
+
+
+def run_compiler(command: Sequence[str]) -> None:
+    """Run a compiler; what it says is the failure's message."""
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        pytest.fail(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+
+
+def compile_host_library(output: Path, flags: Sequence[str] = ("-O1",)) -> Path:
+    """Compile all kernels for the host into the shared library ``output``."""
+    sources = ["-x", "c++", *map(str, KERNEL_SOURCES)]
+    common = ["g++", "-std=c++17", "-shared", "-fPIC", *WARNINGS, f"-I{HOST_CUDA}", *INCLUDES]
+    run_compiler([*common, *flags, *sources, "-o", str(output)])
+    return output
+
+
+class KernelError(Exception):
+    """A kernel function refused; the message is that of ``q2export_last_error``."""
+
+
+class HostKernels:
+    """The functions of ``kernels.h``; every one returns new tensors and leaves its arguments alone."""
+
+    def __init__(self, library: Path) -> None:
+        self.library = ctypes.CDLL(str(library))
+        self.library.q2export_last_error.restype = c_char_p
+        self.library.q2export_status_string.restype = c_char_p
+
+    def check(self, status: int) -> None:
+        if status:
+            name = self.library.q2export_status_string(status).decode()
+            raise KernelError(f"{name}: {self.library.q2export_last_error().decode()}")
+
+    def workspace(self, op: str, desc: ctypes.Structure) -> Tensor:
+        """A workspace full of NaN (0xff), with as many such bytes again behind it."""
+        wanted = c_size_t(0)
+        self.check(getattr(self.library, f"q2export_{op}_workspace_size")(byref(desc), byref(wanted)))
+        storage = torch.full((wanted.value + 2 * ALIGNMENT,), 0xFF, dtype=torch.uint8)
+        start = -storage.data_ptr() % ALIGNMENT
+        return storage[start : start + wanted.value + ALIGNMENT]
+
+    def call(self, op: str, desc: ctypes.Structure, arguments: Sequence[object]) -> None:
+        workspace = self.workspace(op, desc)
+        size = len(workspace) - ALIGNMENT
+        tail = (c_void_p(workspace.data_ptr()), c_size_t(size), c_void_p(None))
+        self.check(getattr(self.library, f"q2export_{op}")(byref(desc), *arguments, *tail))
+        assert bool((workspace[size:] == 0xFF).all()), f"{op} writes beyond its workspace"
+
+    def rotary_embedding(
+        self, x: Tensor, position_ids: Tensor, inv_freq: Tensor, attention_factor: float
+    ) -> Tensor:
+        y = torch.full_like(x, float("nan"))
+        desc = RotaryDesc(*x.shape, DTYPES[x.dtype], attention_factor)
+        self.call("rotary_embedding", desc, pointers(x, position_ids, inv_freq, y))
+        return y
+
+    def attention(
+        self,
+        tensors: Sequence[Tensor],
+        sliding_window: int = 0,
+        rotation: tuple[Tensor, float] | None = None,
+        *,
+        scale: float,
+        in_place: bool = True,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Q2GroupQueryAttention, or Q2RotaryAttention where ``rotation`` gives inv_freq and the factor."""
+        query, key, value, past_key, past_value, past_lengths, query_lengths = tensors
+        batch, sequence, heads, head_dim = query.shape
+        kv_heads, capacity = past_key.shape[1:3]
+        output = torch.full_like(query, float("nan"))
+        past = (past_key.clone(), past_value.clone())
+        present = past if in_place else (torch.empty_like(past_key), torch.empty_like(past_value))
+        desc = AttentionDesc(
+            batch, sequence, capacity, heads, kv_heads, head_dim, sliding_window, DTYPES[query.dtype], scale
+        )
+        addresses = pointers(query, key, value, *past, past_lengths, query_lengths, output, *present)
+        struct = byref(AttentionTensors(*addresses))
+        if rotation is None:
+            self.call("group_query_attention", desc, [struct])
+        else:
+            inv_freq, factor = rotation
+            self.call("rotary_attention", desc, [struct, *pointers(inv_freq), c_float(factor)])
+        return output, *present
+
+    def moe(
+        self,
+        hidden: Tensor,
+        router_logits: Tensor,
+        weights: Sequence[Sequence[Tensor]],
+        top_k: int,
+        norm_topk_prob: bool,
+    ) -> Tensor:
+        """``weights``: gate, up and down, one tensor per expert each."""
+        experts, intermediate = len(weights[0]), weights[0][0].shape[0]
+        output = torch.full_like(hidden, float("nan"))
+        desc = MoeDesc(*hidden.shape, intermediate, experts, top_k, norm_topk_prob, DTYPES[hidden.dtype])
+        arrays = [(c_void_p * experts)(*pointers(*kind)) for kind in weights]
+        self.call("moe", desc, [*pointers(hidden, router_logits), *arrays, *pointers(output)])
+        return output
+
+
+def pointers(*tensors: Tensor) -> list[c_void_p]:
+    """Addresses of dense tensors."""
+    assert all(tensor.is_contiguous() for tensor in tensors)
+    return [c_void_p(tensor.data_ptr()) for tensor in tensors]

@@ -1,0 +1,116 @@
+"""Networks of one plugin node, and how to parse them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from q2export import opspec
+from q2export.exporter.ops.functions import IR_VERSION, ONNX_OPSET, function_for
+from q2export.plugins.python.loader import import_tensorrt
+
+Dim = int | str  # a str is a dynamic dimension
+
+ELEMENT_TYPES = {"F": TensorProto.FLOAT, "L": TensorProto.INT64}
+ATTRIBUTES: dict[str, int | float] = {
+    "num_heads": 6,
+    "num_kv_heads": 2,
+    "scale": 0.25,
+    "sliding_window": 0,
+    "attention_factor": 1.0,
+    "num_experts": 3,
+    "top_k": 2,
+    "norm_topk_prob": 0,
+}
+SIZES: dict[str, Dim] = {
+    **{"B": "batch", "S": "sequence", "C": "capacity", "T": "tokens"},
+    **{"Hq": 6, "Hkv": 2, "D": 8, "H": 12, "I": 5, "E": 3},
+}
+
+
+def load_rtx() -> ModuleType:
+    """TensorRT-RTX; skips where it is not installed."""
+    pytest.importorskip("tensorrt_rtx_bindings", reason="needs TensorRT-RTX: pip install 'q2export[rtx]'")
+    return import_tensorrt("rtx")
+
+
+def attributes_of(spec: opspec.OpSpec) -> dict[str, int | float]:
+    """Valid attributes that agree with :data:`SIZES`."""
+    return {name: ATTRIBUTES[name] for name in spec.attribute_names()}
+
+
+def dims(spec: opspec.TensorSpec, sizes: Mapping[str, Dim]) -> list[Dim]:
+    """The shape of a tensor; ``D/2`` is half of ``D``."""
+    shape: list[Dim] = []
+    for symbol in spec.shape:
+        name, _, divisor = symbol.partition("/")
+        size = sizes[name]
+        shape.append(size // int(divisor) if divisor and isinstance(size, int) else size)
+    return shape
+
+
+def one_node(
+    spec: opspec.OpSpec,
+    attributes: Mapping[str, object] | None = None,
+    sizes: Mapping[str, Dim] | None = None,
+    dtype: int = TensorProto.FLOAT16,
+    with_function: bool = False,
+    overrides: Mapping[str, tuple[int, Sequence[Dim]]] | None = None,
+) -> onnx.ModelProto:
+    """A model of one node named ``layers.3/op``, its inputs and outputs those of the graph.
+
+    ``overrides`` replaces type and shape of inputs, by name; ``with_function`` adds the function body.
+    """
+    attributes, sizes = attributes_of(spec) if attributes is None else attributes, sizes or SIZES
+    repeats = int(str(sizes["E"])) if spec.repeated else 0
+    tensors = (*spec.inputs, *spec.repeated * repeats)
+    inputs = []
+    for name, tensor in zip(spec.input_names(repeats), tensors, strict=True):
+        kind, shape = ELEMENT_TYPES.get(tensor.element_type, dtype), dims(tensor, sizes)
+        kind, shape = (overrides or {}).get(name, (kind, shape))
+        inputs.append(helper.make_tensor_value_info(name, kind, list(shape)))
+    outputs = [helper.make_tensor_value_info(each.name, dtype, None) for each in spec.outputs]
+    node = helper.make_node(
+        spec.name,
+        [i.name for i in inputs],
+        [o.name for o in outputs],
+        name="layers.3/op",
+        domain=opspec.DOMAIN,
+    )
+    marks = {"plugin_version": opspec.PLUGIN_VERSION, "plugin_namespace": opspec.PLUGIN_NAMESPACE}
+    for key, value in {**attributes, **marks}.items():
+        node.attribute.append(helper.make_attribute(key, value))
+    return helper.make_model(
+        helper.make_graph([node], "one", inputs, outputs),
+        opset_imports=[helper.make_opsetid("", ONNX_OPSET), helper.make_opsetid(opspec.DOMAIN, 1)],
+        ir_version=IR_VERSION,
+        functions=[function_for(spec, repeats)] if with_function else [],
+    )
+
+
+class Parsed:
+    """A parsed network with all that must outlive it."""
+
+    def __init__(self, trt: ModuleType, model: onnx.ModelProto | str) -> None:
+        self._logger = trt.Logger(trt.Logger.INTERNAL_ERROR)
+        self.builder = trt.Builder(self._logger)
+        flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+        self.network: Any = self.builder.create_network(flags)
+        self._parser = trt.OnnxParser(self.network, self._logger)
+        parse = self._parser.parse_from_file if isinstance(model, str) else self._parser.parse
+        self.ok: bool = parse(model if isinstance(model, str) else model.SerializeToString())
+
+    def layers(self, kind: Any) -> list[Any]:
+        """The layers of one type."""
+        all_layers = [self.network.get_layer(i) for i in range(self.network.num_layers)]
+        return [layer for layer in all_layers if layer.type == kind]
+
+    def output_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the network's outputs, -1 for a dynamic size."""
+        outputs = [self.network.get_output(i) for i in range(self.network.num_outputs)]
+        return {output.name: tuple(output.shape) for output in outputs}

@@ -1,0 +1,40 @@
+"""The kernels on shapes that leave blocks half full: a process of its own, under sanitizers.
+
+python -m tests.plugins.sanitized LIBRARY clean|overflow
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+from tests.plugins.host_kernels import HostKernels
+from tests.plugins.test_csrc_kernels import experts, frequencies, ragged_batch
+
+
+def clean(kernels: HostKernels) -> None:
+    """Every op, with nothing wrong."""
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        x = torch.randn(3, 1, 7, 6).to(dtype)
+        kernels.rotary_embedding(x, torch.tensor([[3], [2], [131071]]), frequencies(6), 1.0)
+    print("rotary")
+    tensors = ragged_batch(7, 1, 64, torch.float16)
+    kernels.attention(tensors, 3, scale=0.125, in_place=False)
+    kernels.attention(tensors, 0, (frequencies(64), 1.0), scale=0.125)
+    wrong = [*(tensor.nan_to_num(0.0) for tensor in tensors[:5]), torch.tensor([-1, 155, 154, 2**40])]
+    kernels.attention([*wrong, torch.tensor([5, 5, 5, 99])], 0, (frequencies(64), 1.0), scale=0.125)
+    print("attention")
+    kernels.moe(torch.randn(5, 24), torch.randn(5, 130), experts(130, 24, 10, torch.float32), 3, True)
+    print("moe")
+
+
+def overflow(kernels: HostKernels) -> None:
+    """One logit fewer than there are experts."""
+    kernels.moe(torch.randn(5, 24), torch.randn(5, 6), experts(7, 24, 10, torch.float32), 3, True)
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    {"clean": clean, "overflow": overflow}[sys.argv[2]](HostKernels(Path(sys.argv[1])))

@@ -1,0 +1,125 @@
+"""The C++ and CUDA sources as compilers, sanitizers and CMake see them; no GPU."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from q2export.plugins import generate_spec
+from tests.plugins.host_kernels import (
+    CSRC,
+    INCLUDES,
+    KERNEL_SOURCES,
+    ROOT,
+    compile_host_library,
+    run_compiler,
+)
+
+HEADER = CSRC / "include" / "q2export" / "kernels.h"
+
+
+def need(program: str) -> str:
+    """The path of a program; the test is skipped where it is absent."""
+    path = shutil.which(program)
+    if path is None:
+        pytest.skip(f"needs {program}")
+    return path
+
+
+def test_spec_inc_is_up_to_date() -> None:
+    written = generate_spec.PATH.read_text(encoding="utf-8")
+    assert written == generate_spec.spec_inc(), "run: python -m q2export.plugins.generate_spec"
+
+
+@pytest.mark.parametrize(
+    ("compiler", "language", "standard"),
+    [("gcc", "c", "c99"), ("g++", "c++", "c++17"), ("clang", "c", "c99")],
+)
+def test_the_header_is_clean(compiler: str, language: str, standard: str) -> None:
+    warnings = ["-Wall", "-Wextra", "-Wpedantic", "-Werror"]
+    run_compiler(
+        [need(compiler), f"-std={standard}", *warnings, "-fsyntax-only", "-x", language, str(HEADER)]
+    )
+
+
+@pytest.mark.parametrize("source", KERNEL_SOURCES, ids=lambda path: path.stem)
+def test_nvcc_has_no_warnings(source: Path, tmp_path: Path) -> None:
+    strict = ["-Werror", "all-warnings", "-Xcompiler", "-Wall,-Wextra,-Werror"]
+    target = ["-std=c++17", "-arch=sm_80", "-c", "-o", str(tmp_path / "object.o")]
+    run_compiler([need("nvcc"), *target, *strict, *INCLUDES, str(source)])
+
+
+def sanitizer(name: str) -> str:
+    """The path of a sanitizer's run-time library, which has to be loaded before Python."""
+    done = subprocess.run(
+        [need("gcc"), f"-print-file-name={name}"], capture_output=True, text=True, check=True
+    )
+    path = done.stdout.strip()
+    if not Path(path).is_absolute():
+        pytest.skip(f"needs gcc's {name}")
+    return path
+
+
+@pytest.fixture(scope="module")
+def sanitized_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    sanitizer("libasan.so")
+    need("g++")
+    flags = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    return compile_host_library(tmp_path_factory.mktemp("sanitized") / "libsanitized.so", flags)
+
+
+def run_sanitized(library: Path, case: str) -> subprocess.CompletedProcess[str]:
+    environment = {
+        **os.environ,
+        "LD_PRELOAD": f"{sanitizer('libasan.so')} {sanitizer('libubsan.so')}",
+        "ASAN_OPTIONS": "detect_leaks=0",  # Python itself never frees all
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-m", "tests.plugins.sanitized", str(library), case]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=60)
+
+
+def test_kernels_are_clean_under_sanitizers(sanitized_library: Path) -> None:
+    done = run_sanitized(sanitized_library, "clean")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["rotary", "attention", "moe"]
+
+
+def test_the_sanitizer_sees_a_kernel_leave_its_buffer(sanitized_library: Path) -> None:
+    done = run_sanitized(sanitized_library, "overflow")
+    assert done.returncode != 0
+    assert "heap-buffer-overflow" in done.stderr and "route_kernel" in done.stderr
+
+
+def configure(build: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [need("cmake"), "-S", str(ROOT / "plugins"), "-B", str(build), *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_cmake_without_cuda_says_what_it_skips(tmp_path: Path) -> None:
+    need("g++")
+    done = configure(tmp_path, "-DCMAKE_CUDA_COMPILER=NOTFOUND")
+    message = " ".join(done.stderr.split())
+    assert done.returncode == 0
+    assert (
+        "Skipped: libq2export_kernels.so and libq2export_plugins.so, for lack of a CUDA compiler" in message
+    )
+
+
+def test_cmake_without_headers_says_what_it_skips(tmp_path: Path) -> None:
+    need("nvcc")
+    done = configure(tmp_path, f"-DQ2EXPORT_TENSORRT_REPOSITORY=file://{tmp_path}/absent", "-DTENSORRT_ROOT=")
+    assert done.returncode == 0
+    assert "Skipped: libq2export_plugins.so, for lack of TensorRT's headers" in " ".join(done.stderr.split())
+
+
+def test_cmake_refuses_a_wrong_tensorrt_root(tmp_path: Path) -> None:
+    need("nvcc")
+    done = configure(tmp_path / "build", f"-DTENSORRT_ROOT={tmp_path}")
+    assert done.returncode != 0
+    assert "include/NvInferRuntime.h does not exist" in " ".join(done.stderr.split())

@@ -1,0 +1,181 @@
+"""The backend on a fake GPU whose engine hashes what it finds in its cache: any wrong address shows."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from q2export.errors import GenerationError
+from q2export.runtime.backends.tensorrt.session import TensorRTBackend
+from q2export.runtime.engine import Engine
+from tests.runtime.fakes import FakeBackend, hashed_logits
+from tests.runtime.tensorrt.fakes import (
+    DECODE,
+    PREFILL,
+    TRT,
+    VOCAB,
+    FakeCuda,
+    FakeEngine,
+    engine_info,
+    loaded,
+    ranges,
+)
+
+
+def make(
+    limits: list[dict[str, Any]] | None = None, *, capturable: bool = True, limit: int = 1 << 30, **info: Any
+) -> tuple[TensorRTBackend, FakeCuda, FakeEngine]:
+    limits = limits or [PREFILL, DECODE]
+    cuda = FakeCuda(limit)
+    engine = FakeEngine(cuda, limits, capturable)
+    return TensorRTBackend(engine_info(**info), loaded(engine, limits), cuda, TRT), cuda, engine
+
+
+def tokens(seed: int, count: int) -> list[int]:
+    return np.random.default_rng(seed).integers(0, VOCAB, count).tolist()
+
+
+def reference(sequence: Sequence[int]) -> Any:
+    return np.array([hashed_logits(sequence[: end + 1], VOCAB) for end in range(len(sequence))])
+
+
+NARROW = [ranges((1, 4), (4, 6), (2, 3), (16, 64)), ranges((1, 4), (1, 1), (1, 1), (16, 64))]
+"""A prefill that takes at least 4 tokens and at most 3 logits, and caches of at least 16 tokens."""
+
+
+@pytest.mark.parametrize("limits", [[PREFILL, DECODE], [DECODE, PREFILL], [PREFILL], NARROW])
+def test_generation_is_that_of_the_reference(limits: list[dict[str, Any]]) -> None:
+    backend, _, _ = make(limits)
+    prompts = [tokens(1, 19), tokens(2, 1), tokens(3, 8), tokens(4, 5)]
+    limit = {"max_new_tokens": 12, "do_sample": False}
+    for count in (1, 3, 4):
+        fake = FakeBackend(vocab_size=VOCAB, max_batch=4, max_capacity=64)
+        expected = Engine(fake).generate_batch(prompts[:count], **limit)
+        actual = Engine(backend).generate_batch(prompts[:count], **limit)
+        assert [one.token_ids for one in actual] == [one.token_ids for one in expected]
+
+
+def test_rows_that_end_early_are_replaced_by_the_last() -> None:
+    backend, cuda, _ = make()
+    prompts = [tokens(seed, 6) for seed in range(4)]
+    engine = Engine(backend)
+    alone = [engine.generate(prompt, max_new_tokens=30, do_sample=False).token_ids for prompt in prompts]
+    # Row 1 ends at its third token, row 0 later: rows 3 and 2 are moved.
+    stop_ids = {alone[1][2], alone[0][5]}
+    cuda.calls.clear()
+    from q2export.runtime.generation_config import GenerationDefaults
+
+    engine.defaults = GenerationDefaults(eos_token_ids=tuple(stop_ids))
+    results = engine.generate_batch(prompts, max_new_tokens=30, do_sample=False)
+    for result, full in zip(results, alone, strict=True):
+        ends = [place for place, token in enumerate(full) if token in stop_ids]
+        assert result.token_ids == full[: ends[0] + 1 if ends else 30]
+    assert cuda.count("copy_strided") >= 2 * 3
+
+
+@pytest.mark.parametrize("limits", [[PREFILL, DECODE], NARROW])
+def test_scores_of_every_position(limits: list[dict[str, Any]]) -> None:
+    backend, _, _ = make(limits)
+    sequence = tokens(5, 29)
+    assert (Engine(backend).score(sequence) == reference(sequence)).all()
+
+
+@pytest.mark.parametrize("limits", [[PREFILL, DECODE], NARROW])
+@pytest.mark.parametrize("width", [1, 5, 20])
+def test_a_ragged_step_of_any_width_and_any_positions(limits: list[dict[str, Any]], width: int) -> None:
+    """Also wider than any profile takes, with positions in any order and several times."""
+    backend, _, engine = make(limits)
+    rng = np.random.default_rng(width)
+    sequences = [tokens(seed, 30) for seed in (6, 7, 8)]
+    cache = backend.new_cache(4, 40)
+    past = np.zeros(3, np.int64)
+    for asked in (0, 1, 3, 11):
+        query = np.array([width, max(1, width - 3), 1])
+        ids = np.zeros((3, width), np.int64)
+        for row in range(3):
+            ids[row, : query[row]] = sequences[row][: query[row]]
+        indices = rng.integers(0, query[:, None], (3, asked))
+        logits = backend.forward(cache, ids, past, query, indices)
+        assert logits.shape == (3, asked, VOCAB)
+        for row in range(3):
+            assert (logits[row] == reference(sequences[row])[indices[row]]).all()
+    assert {step["input_ids"][0] for context in engine.contexts for step in context.steps} == {3}
+
+
+def test_padding_is_answered_by_the_last_token() -> None:
+    backend, _, _ = make()
+    ids = np.array([[4, 5, 0], [6, 7, 8]])
+    zero = np.zeros(2, np.int64)
+    logits = backend.forward(backend.new_cache(2, 8), ids, zero, np.array([2, 3]), np.array([[2], [2]]))
+    assert (logits[0, 0] == hashed_logits([4, 5], VOCAB)).all()
+
+
+def test_decode_is_captured_at_its_second_step_and_replayed() -> None:
+    backend, cuda, engine = make()
+    Engine(backend).generate(tokens(9, 5), max_new_tokens=10, do_sample=False)
+    # prefill, one plain decode step, one capture, eight launches (the captured step and seven more)
+    assert (cuda.count("capture"), cuda.count("launch")) == (1, 8)
+    prefill, decode = engine.contexts
+    assert [step["input_ids"] for step in prefill.steps] == [(1, 5)]
+    assert {step["input_ids"] for step in decode.steps} == {(1, 1)}
+    assert len(decode.steps) == 9
+
+
+def test_an_engine_that_cannot_be_captured_runs_without_graphs() -> None:
+    backend, cuda, _ = make(capturable=False)
+    Engine(backend).generate(tokens(9, 5), max_new_tokens=10, do_sample=False)
+    assert (cuda.count("capture"), cuda.count("launch")) == (0, 0)
+
+
+def test_memory_and_graphs_are_kept_for_the_next_cache_of_the_same_shape() -> None:
+    backend, cuda, _ = make()
+    engine = Engine(backend)
+    engine.generate(tokens(1, 5), max_new_tokens=10, do_sample=False)
+    gc.collect()
+    allocated = cuda.count("allocate")
+    engine.generate(tokens(2, 6), max_new_tokens=9, do_sample=False)
+    assert (cuda.count("allocate"), cuda.count("capture")) == (allocated, 1)
+    gc.collect()
+    engine.generate(tokens(2, 6), max_new_tokens=40, do_sample=False)
+    assert cuda.count("destroy_graph") == 1
+    assert len(cuda.device_memory) == 1 + 3  # scratch; arena, inputs and logits of one cache
+
+
+def test_two_caches_at_once_do_not_meet() -> None:
+    backend, _, _ = make()
+    engine = Engine(backend)
+    streams = [engine.stream(tokens(seed, 4), max_new_tokens=9, do_sample=False) for seed in (1, 2)]
+    drawn = [[event.token_id for event in pair] for pair in zip(*streams, strict=True)]
+    alone = [engine.generate(tokens(seed, 4), max_new_tokens=9, do_sample=False) for seed in (1, 2)]
+    assert [list(column) for column in zip(*drawn, strict=True)] == [list(one.token_ids) for one in alone]
+
+
+def test_everything_is_freed_with_the_backend() -> None:
+    backend, cuda, engine = make()
+    Engine(backend).generate(tokens(1, 5), max_new_tokens=10, do_sample=False)
+    Engine(backend).score(tokens(1, 8))
+    del backend
+    engine.contexts.clear()
+    gc.collect()
+    assert (cuda.device_memory, cuda.host_memory, cuda.graphs) == ({}, {}, {})
+
+
+def test_a_cache_beyond_the_engine_is_refused() -> None:
+    backend, _, _ = make()
+    with pytest.raises(GenerationError, match=r"batch 5 is out of range.*1 to 4.*--set batch.max=5"):
+        backend.new_cache(5, 8)
+    with pytest.raises(GenerationError, match=r"capacity 65 is out of range.*1 to 64"):
+        backend.new_cache(1, 65)
+
+
+def test_a_cache_for_which_there_is_no_memory_is_refused_and_leaves_nothing() -> None:
+    backend, cuda, _ = make(limit=20_000)
+    before = dict(cuda.device_memory)
+    with pytest.raises(GenerationError, match=r"KV cache of 4 x 64 tokens takes 0.00 GB.*cudaMalloc of"):
+        backend.new_cache(4, 64)
+    assert cuda.device_memory == before
+    backend.new_cache(1, 8)
