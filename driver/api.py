@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from q2export import engine_build, pipeline
-from q2export.errors import ExportError, PackageError, ParityError
-from q2export.manifest import GRAPH_FILE, Manifest
-from q2export.memory import CacheShape
-from q2export.model_source import ModelSource, resolve_model
+from q2export.errors import ExportError, PackageError
+from q2export.job import compare, resolve_job
+from q2export.manifest import GRAPH_FILE, ParitySummary
+from q2export.model_source import resolve_model
 from q2export.package import PackageWriter, check_output
 from q2export.package_reader import Check, read_package
-from q2export.parity import GOLDEN_FILES, parity_prompts, smoke_prompts, write_golden
+from q2export.parity import GOLDEN_FILES, parity_prompts, write_golden
 from q2export.pipeline import Stopwatch
 from q2export.placement import PlacementMode
 from q2export.profile import Profile, load_profile
@@ -24,8 +24,6 @@ from q2export.results import BuildResult, ExportResult
 if TYPE_CHECKING:
     from q2export.runtime.engine import Engine
     from q2export.runtime.verify.results import ParityReport
-
-SMOKE_GREEDY_TOKENS = 16
 
 
 def plan(
@@ -44,37 +42,7 @@ def plan(
     Raises:
         Q2ExportError: what ``build`` would raise before it writes.
     """
-    from q2export.exporter.export import load_source, planned_bytes, target_dtype
-
-    resolved = load_profile(profile, overrides)
-    found = resolve_model(model, revision)
-    source = load_source(found.folder)
-    dtype = target_dtype(source, resolved.target, resolved.graph_dtype)
-    in_place, converted = planned_bytes(source, dtype)
-    config = source.config
-    capacity = pipeline.max_capacity(source, resolved)
-    cache = CacheShape(config.num_hidden_layers, config.num_key_value_heads, config.head_dim, dtype)
-    engine = None
-    if resolved.target == "tensorrt":
-        trt = engine_build.select_builder(resolved)
-        engine = engine_build.plan_engine(trt, source, resolved, dtype, capacity).describe()
-    return {
-        "model": {
-            "id": found.id,
-            "revision": found.revision,
-            "model_type": config.model_type,
-            "dtype": source.dtype,
-        },
-        "target": resolved.target,
-        "dtype": dtype,
-        "max_capacity": capacity,
-        "weights": {"in_place_bytes": in_place, "converted_bytes": converted},
-        "kv_cache_bytes_per_token": cache.bytes_per_token,
-        "tensorrt": engine,
-        "profile": resolved.to_dict(),
-        "origin": dict(resolved.origin),
-        "warnings": list(config.warnings),
-    }
+    return resolve_job(model, profile, overrides, revision).describe()
 
 
 def build(
@@ -109,42 +77,33 @@ def build(
     Raises:
         Q2ExportError: one of its family; the message says what to do.
     """
-    from q2export.exporter.export import build_graph, load_source, target_dtype
+    from q2export.exporter.export import build_graph
 
     watch = Stopwatch()
-    resolved = load_profile(profile, overrides)
+    check_output(Path(output).absolute(), overwrite)
+    with watch.stage("load"):
+        job = resolve_job(model, profile, overrides, revision)
+    source, resolved = job.source, job.profile
     if resolved.target == "portable":
         raise ExportError("target 'portable' has no engine; use 'q2export export --target portable'")
-    check_output(Path(output).absolute(), overwrite)
-    trt = engine_build.select_builder(resolved) if resolved.target == "tensorrt" else None
-    with watch.stage("load"):
-        found = resolve_model(model, revision)
-        source = load_source(found.folder)
-    dtype = target_dtype(source, resolved.target, resolved.graph_dtype)
-    capacity = pipeline.max_capacity(source, resolved)
-    engine_plan = None
-    if trt is not None:
-        engine_plan = engine_build.plan_engine(trt, source, resolved, dtype, capacity)
-        engine_build.announce(engine_plan)
+    if job.engine is not None:
+        engine_build.announce(job.engine)
     with watch.stage("trace and lower"):
-        graph = build_graph(source, resolved.target, dtype, capacity)
+        graph = build_graph(source, resolved.target, job.dtype, job.capacity)
     with PackageWriter(Path(output), overwrite) as writer:
         scan: pipeline.Scan = "all" if value_scan else "none"
         written = pipeline.write_graph(writer, graph, scan=scan, placement=weights, watch=watch)
         pipeline.copy_texts(writer, source.folder)
-        engine = pipeline.engine_info(source, resolved, dtype)
-        if engine_plan is not None:
+        engine = pipeline.engine_info(source, resolved, job.dtype)
+        if job.engine is not None:
             with watch.stage("engine"):
-                engine = engine_build.build_engine(writer, engine_plan, engine, resolved, timing_cache)
-        summary, skipped = None, "not asked for (--no-parity)"
-        if parity and engine_plan is not None:
-            skipped = engine_build.why_not_run(resolved)
-        if parity and (engine_plan is None or not skipped):
+                engine = engine_build.build_engine(writer, job.engine, engine, resolved, timing_cache)
+        summary: ParitySummary | None = None
+        skipped: str | None = "not asked for (--no-parity)"
+        if parity:
             with watch.stage("parity"):
-                report = _smoke_check(writer.folder, found, source, resolved, engine)
-                writer.add_text("parity.json", report.to_json() + "\n")
-                summary, skipped = pipeline.parity_summary(report), ""
-        if parity and engine_plan is None:
+                summary, skipped = compare(writer, job, engine)
+        if parity and job.engine is None:
             with watch.stage("golden"):
                 write_golden(writer.folder, engine)
                 for name in GOLDEN_FILES:
@@ -154,13 +113,13 @@ def build(
             source,
             written,
             engine,
-            model_id=found.id,
-            revision=found.revision,
+            model_id=job.model.id,
+            revision=job.model.revision,
             target=resolved.target,
             profile=resolved.to_dict(),
             overrides=resolved.overrides(),
             parity=summary,
-            parity_skipped=skipped or None,
+            parity_skipped=skipped,
         )
         writer.write_manifest(described)
     return BuildResult(
@@ -171,30 +130,6 @@ def build(
         watch.seconds,
         pipeline.peak_rss_bytes(),
     )
-
-
-def _smoke_check(
-    folder: Path, found: ModelSource, source: Any, profile: Profile, engine: Any
-) -> ParityReport:
-    """Compare the engine with PyTorch before it is put in place; a difference ends the build."""
-    command = f"q2export verify PACKAGE --model {shlex.quote(found.id)}"
-    report = pipeline.parity_report(
-        folder.name,
-        pipeline.engine_probe(folder, engine, threads=profile.threads, rebuild_command=command),
-        source,
-        profile,
-        smoke_prompts(folder, engine),
-        model_id=found.id,
-        command=command,
-        greedy_tokens=min(SMOKE_GREEDY_TOKENS, engine.max_capacity // 2),
-    )
-    if not report.passed:
-        from q2export.runtime.verify.summary import summary_lines
-
-        raise ParityError(
-            "the engine is not equal to PyTorch; nothing was kept\n" + "\n".join(summary_lines(report))
-        )
-    return report
 
 
 def export(
@@ -338,7 +273,7 @@ def verify(
         )
     found = resolve_model(model, revision)
     source = load_source(found.folder)
-    check_same_model(opened.manifest, source)
+    pipeline.check_same_model(opened.manifest, source)
     profile = Profile.from_dict(dict(opened.manifest.profile), str(opened.folder / "manifest.json"))
     if threads is not None:
         profile = dataclasses.replace(profile, threads=threads)
@@ -363,21 +298,3 @@ def verify(
 
         write_report(result, Path(report))
     return result
-
-
-def check_same_model(manifest: Manifest, source: Any) -> None:
-    """Refuse a checkpoint of another shape: comparing it would only say that it is another model."""
-    engine, config = manifest.engine, source.config
-    pairs = {
-        "model_type": (manifest.model.model_type, config.model_type),
-        "num_hidden_layers": (engine.num_hidden_layers, config.num_hidden_layers),
-        "num_key_value_heads": (engine.num_key_value_heads, config.num_key_value_heads),
-        "head_dim": (engine.head_dim, config.head_dim),
-        "vocab_size": (engine.vocab_size, config.vocab_size),
-    }
-    for name, (built, found) in pairs.items():
-        if built != found:
-            raise PackageError(
-                f"{source.folder}: not the model this package was built from: {name} is "
-                f"{found}, the package has {built}"
-            )

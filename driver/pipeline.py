@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from q2export import opspec
-from q2export.errors import ExportError, ParityError
+from q2export.errors import ExportError, PackageError, ParityError
 from q2export.manifest import (
     GRAPH_FILE,
     EngineInfo,
@@ -308,6 +308,24 @@ def parity_summary(report: ParityReport) -> ParitySummary:
         min_cosine=total.min_cosine,
         top1_agreement=total.top1_agreement_with_ties,
     )
+
+
+def check_same_model(manifest: Manifest, source: Source) -> None:
+    """Refuse a checkpoint of another shape: comparing it would only say that it is another model."""
+    engine, config = manifest.engine, source.config
+    pairs = {
+        "model_type": (manifest.model.model_type, config.model_type),
+        "num_hidden_layers": (engine.num_hidden_layers, config.num_hidden_layers),
+        "num_key_value_heads": (engine.num_key_value_heads, config.num_key_value_heads),
+        "head_dim": (engine.head_dim, config.head_dim),
+        "vocab_size": (engine.vocab_size, config.vocab_size),
+    }
+    for name, (built, found) in pairs.items():
+        if built != found:
+            raise PackageError(
+                f"{source.folder}: not the model this package was built from: {name} is "
+                f"{found}, the package has {built}"
+            )
 
 
 def dump_json(data: object) -> str:

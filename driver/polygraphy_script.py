@@ -55,9 +55,9 @@ def write_comparison(
         PackageError: the output exists, the package has no graph, or was made from another model.
         Q2ExportError: the checkpoint cannot be read, or polygraphy is not installed.
     """
-    from q2export.api import check_same_model
     from q2export.exporter.export import load_source
     from q2export.model_source import resolve_model
+    from q2export.pipeline import check_same_model
 
     opened = read_package(package)
     opened.path(GRAPH_FILE)

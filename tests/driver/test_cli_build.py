@@ -180,9 +180,10 @@ def test_export_passes_every_option_on_and_prints_the_result(
         dtype: str | None,
         revision: str | None,
         weights: str,
+        golden: bool,
         overwrite: bool,
     ) -> ExportResult:
-        calls.append((model, output, target, dtype, revision, weights, overwrite))
+        calls.append((model, output, target, dtype, revision, weights, golden, overwrite))
         return ExportResult(output, output / "model.onnx", MANIFEST, ("careful",), PASSES, SECONDS, 1 << 20)
 
     monkeypatch.setattr("q2export.api.export", export)
@@ -190,12 +191,22 @@ def test_export_passes_every_option_on_and_prints_the_result(
     captured = capsys.readouterr()
     assert captured.out.startswith(f"exported {tmp_path}\n  onnx               model.onnx, 1.5 KiB\n")
     assert captured.err == "warning: careful\n"
-    options = ["--target", "tensorrt", "--dtype", "float16", "--revision", "r", "--weights", "link"]
+    options = [
+        "--target",
+        "tensorrt",
+        "--dtype",
+        "float16",
+        "--revision",
+        "r",
+        "--weights",
+        "link",
+        "--golden",
+    ]
     assert main(["export", "--model", "m", "-o", str(tmp_path), *options, "--overwrite", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["onnx"] == str(tmp_path / "model.onnx")
     assert document["manifest"]["model"]["id"] == "Qwen/Qwen2-0.5B"
     assert calls == [
-        ("m", tmp_path, "portable", None, None, "auto", False),
-        ("m", tmp_path, "tensorrt", "float16", "r", "link", True),
+        ("m", tmp_path, "portable", None, None, "auto", False, False),
+        ("m", tmp_path, "tensorrt", "float16", "r", "link", True, True),
     ]

@@ -1,4 +1,4 @@
-"""The CUDA kernels of ``plugins/csrc`` compiled for the host, and called on torch CPU tensors.
+"""The CUDA kernels of ``plugins/csrc``, compiled for the host, and called on torch tensors.
 
 ``host_cuda`` stands in for the CUDA headers; the sources are those that nvcc compiles, unchanged.
 """
@@ -48,12 +48,22 @@ class KernelError(Exception):
 
 
 class HostKernels:
-    """The functions of ``kernels.h``; every one returns new tensors and leaves its arguments alone."""
+    """The functions of ``kernels.h`` on CPU tensors; each returns new tensors and leaves its arguments alone.
 
-    def __init__(self, library: Path) -> None:
+    Args:
+        library: from :func:`compile_host_library`.
+        device: where the library wants its tensors; ``tests/gpu`` has it compiled by nvcc, for ``cuda``.
+    """
+
+    def __init__(self, library: Path, device: str = "cpu") -> None:
+        self.device = device
         self.library = ctypes.CDLL(str(library))
         self.library.q2export_last_error.restype = c_char_p
         self.library.q2export_status_string.restype = c_char_p
+
+    def moved(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Copies on the device."""
+        return [tensor.to(self.device, copy=True) for tensor in tensors]
 
     def check(self, status: int) -> None:
         if status:
@@ -64,7 +74,7 @@ class HostKernels:
         """A workspace full of NaN (0xff), with as many such bytes again behind it."""
         wanted = c_size_t(0)
         self.check(getattr(self.library, f"q2export_{op}_workspace_size")(byref(desc), byref(wanted)))
-        storage = torch.full((wanted.value + 2 * ALIGNMENT,), 0xFF, dtype=torch.uint8)
+        storage = torch.full((wanted.value + 2 * ALIGNMENT,), 0xFF, dtype=torch.uint8, device=self.device)
         start = -storage.data_ptr() % ALIGNMENT
         return storage[start : start + wanted.value + ALIGNMENT]
 
@@ -78,10 +88,11 @@ class HostKernels:
     def rotary_embedding(
         self, x: Tensor, position_ids: Tensor, inv_freq: Tensor, attention_factor: float
     ) -> Tensor:
-        y = torch.full_like(x, float("nan"))
+        inputs = self.moved([x, position_ids, inv_freq])
+        y = torch.full_like(inputs[0], float("nan"))
         desc = RotaryDesc(*x.shape, DTYPES[x.dtype], attention_factor)
-        self.call("rotary_embedding", desc, pointers(x, position_ids, inv_freq, y))
-        return y
+        self.call("rotary_embedding", desc, pointers(*inputs, y))
+        return y.cpu()
 
     def attention(
         self,
@@ -93,11 +104,11 @@ class HostKernels:
         in_place: bool = True,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Q2GroupQueryAttention, or Q2RotaryAttention where ``rotation`` gives inv_freq and the factor."""
-        query, key, value, past_key, past_value, past_lengths, query_lengths = tensors
+        query, key, value, past_key, past_value, past_lengths, query_lengths = self.moved(tensors)
         batch, sequence, heads, head_dim = query.shape
         kv_heads, capacity = past_key.shape[1:3]
         output = torch.full_like(query, float("nan"))
-        past = (past_key.clone(), past_value.clone())
+        past = (past_key, past_value)
         present = past if in_place else (torch.empty_like(past_key), torch.empty_like(past_value))
         desc = AttentionDesc(
             batch, sequence, capacity, heads, kv_heads, head_dim, sliding_window, DTYPES[query.dtype], scale
@@ -107,9 +118,9 @@ class HostKernels:
         if rotation is None:
             self.call("group_query_attention", desc, [struct])
         else:
-            inv_freq, factor = rotation
+            inv_freq, factor = rotation[0].to(self.device), rotation[1]
             self.call("rotary_attention", desc, [struct, *pointers(inv_freq), c_float(factor)])
-        return output, *present
+        return output.cpu(), present[0].cpu(), present[1].cpu()
 
     def moe(
         self,
@@ -121,11 +132,13 @@ class HostKernels:
     ) -> Tensor:
         """``weights``: gate, up and down, one tensor per expert each."""
         experts, intermediate = len(weights[0]), weights[0][0].shape[0]
-        output = torch.full_like(hidden, float("nan"))
+        inputs = self.moved([hidden, router_logits])
+        weights = [self.moved(kind) for kind in weights]
+        output = torch.full_like(inputs[0], float("nan"))
         desc = MoeDesc(*hidden.shape, intermediate, experts, top_k, norm_topk_prob, DTYPES[hidden.dtype])
         arrays = [(c_void_p * experts)(*pointers(*kind)) for kind in weights]
-        self.call("moe", desc, [*pointers(hidden, router_logits), *arrays, *pointers(output)])
-        return output
+        self.call("moe", desc, [*pointers(*inputs), *arrays, *pointers(output)])
+        return output.cpu()
 
 
 def pointers(*tensors: Tensor) -> list[c_void_p]:
