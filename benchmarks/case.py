@@ -21,7 +21,7 @@ class CaseError(Q2ExportError):
 
 @dataclass(frozen=True)
 class SpeedBar:
-    """``subject`` is to be at least ``at_least`` times as fast as the fastest of ``peers`` in ``metric``."""
+    """``subject`` is to be ``at_least`` times as fast (or small) in ``metric`` as the best of ``peers``."""
 
     metric: str
     subject: str

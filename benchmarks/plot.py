@@ -109,7 +109,7 @@ def _legend(figure: Any) -> None:
     from matplotlib.patches import Patch
 
     title_top = 1 - 0.08 / figure.get_figheight()
-    title = "How many times faster q2export is than its peers"
+    title = "q2export against its peers: how many times faster (memory: how many times less)"
     figure.text(0.012, title_top, title, ha="left", va="top", fontsize=12, weight="bold")
     handles = [
         Patch(color=_REACHED, label="reached"),
