@@ -1,4 +1,4 @@
-"""A build, resolved and checked before any work: model, profile, type; for TensorRT builder and memory too."""
+"""A build, resolved and checked before any work: model, profile, type; builder and memory for TensorRT."""
 
 from __future__ import annotations
 
