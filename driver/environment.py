@@ -106,6 +106,9 @@ def _capabilities(packages: Mapping[str, str], providers: tuple[str, ...]) -> It
     yield Capability("run engines on the CPU", runs, run_hint)
     yield Capability("export ONNX (portable, onnxruntime, tensorrt)", not missing, export_hint)
     yield Capability("build and verify engines for the CPU", runs and not missing, export_hint or run_hint)
+    built_with = any(name in packages for name in ("tensorrt", "tensorrt-rtx-cu13-bindings"))
+    engine_hint = "" if built_with else "TensorRT-RTX: pip install 'q2export[rtx]'"
+    yield Capability("build TensorRT engines", built_with and not missing, export_hint or engine_hint)
     hub = "huggingface-hub" in packages
     yield Capability("download models by hub id", hub, "" if hub else "pip install huggingface-hub")
 

@@ -20,9 +20,7 @@ _RTX_MODULES = ("tensorrt_rtx_bindings", "tensorrt_rtx")  # the wheel from PyPI;
 _RTX_LIBRARY = "libtensorrt_rtx.so"
 _RTX_VERSIONED_LIBRARY = "libtensorrt_rtx.so.1"
 _INSTALL_RTX = "pip install 'q2export[rtx]' (builds without a GPU)"
-_INSTALL_FULL = (
-    "pip install 'q2export[tensorrt]' --extra-index-url https://pypi.nvidia.com (needs an NVIDIA GPU)"
-)
+_INSTALL_FULL = "pip install 'q2export[tensorrt]', with NVIDIA's own package index (needs an NVIDIA GPU)"
 
 
 def import_tensorrt(builder: str = "auto") -> ModuleType:

@@ -10,7 +10,7 @@ from q2export.plugins.python.loader import is_rtx
 
 _MEMBER = re.compile(r"SM(\d+)(\d)")
 TITLES = {True: "TensorRT-RTX", False: "TensorRT"}
-_INSTALL = "pip install 'q2export[tensorrt]' --extra-index-url https://pypi.nvidia.com"
+_INSTALL = "pip install 'q2export[tensorrt]', with NVIDIA's own package index"
 
 
 def title(trt: ModuleType) -> str:
