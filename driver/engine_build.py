@@ -16,7 +16,7 @@ from q2export.memory_budget import GpuNeed, budget, check_gpu_memory, host_bytes
 from q2export.package import PackageWriter
 from q2export.placement import require_free_space
 from q2export.profile import Profile
-from q2export.progress import progress_bar
+from q2export.progress import NOTICE, progress_bar
 
 if TYPE_CHECKING:
     from q2export.exporter.export import Source
@@ -108,7 +108,7 @@ def announce(plan: EnginePlan) -> None:
             free / (1 << 30),
         )
     else:
-        _log.info("building needs about %.1f GiB of RAM", needed / (1 << 30))
+        _log.log(NOTICE, "building needs about %.1f GiB of RAM", needed / (1 << 30))
 
 
 def why_not_run(profile: Profile) -> str:

@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
+NOTICE = 25
+"""Level of log records that are shown by default but warn of nothing, between INFO and WARNING."""
+
 Advance = Callable[[int], object]
 """Told how much more was done: bytes, or items."""
 

@@ -17,6 +17,7 @@ import click
 from q2export import __version__
 from q2export.cli.commands import CommandGroup
 from q2export.errors import Q2ExportError
+from q2export.progress import NOTICE
 
 OK, FAILED, USAGE, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 130, 141
 
@@ -79,7 +80,7 @@ def _logging_to_stderr(debug: bool, verbose: bool) -> Iterator[None]:
     handler.setFormatter(_LogLine())
     previous = logger.level
     logger.addHandler(handler)
-    logger.setLevel(logging.DEBUG if debug else logging.INFO if verbose else logging.WARNING)
+    logger.setLevel(logging.DEBUG if debug else logging.INFO if verbose else NOTICE)
     try:
         yield
     finally:
@@ -92,7 +93,8 @@ class _LogLine(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line of one record."""
-        return f"{record.levelname.lower()}: {record.getMessage()}"
+        label = "note" if record.levelno == NOTICE else record.levelname.lower()
+        return f"{label}: {record.getMessage()}"
 
 
 def _report(error: Exception, debug: bool) -> int:

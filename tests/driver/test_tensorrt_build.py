@@ -210,3 +210,12 @@ def test_after_a_kill_the_next_build_succeeds_and_cleans_up(tmp_path: Path) -> N
     process.communicate()
     build(DENSE, tmp_path / "package", **{"capacity.max": 64})
     assert [path.name for path in tmp_path.iterdir()] == ["package"]
+
+
+def test_memory_of_the_build_is_said_even_where_there_is_enough(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    output = str(tmp_path / "package")
+    model = str(CHECKPOINTS / "qwen2-tiny")
+    assert main(["build", "--model", model, "--profile", "a100", "--builder", "rtx", "-o", output]) == 0
+    assert "note: building needs about 0.5 GiB of RAM" in capsys.readouterr().err
