@@ -130,6 +130,8 @@ def _decode_scalar(hint: Any, value: object, source: Source, key: str) -> Any:
     if hint is float and isinstance(value, (int, float)):
         if abs(value) > 1e308 or not math.isfinite(value):
             raise source.refuse(key, "a finite number", value)
+        if float(value) != value:
+            raise source.refuse(key, "a number that float64 holds exactly", value)
         return float(value)
     if not isinstance(value, hint):
         raise source.refuse(key, _NAMES[hint], value)
