@@ -1,7 +1,7 @@
 """The one specification of every custom op, from which all its other forms follow.
 
-The torch operator's schema, the ONNX function's signature, the ONNX schema, the TensorRT plugin's fields and
-its aliasing table are all derived from the :class:`OpSpec` here; none of them is written down a second time.
+The torch operator's schema, the ONNX function's signature, the TensorRT plugin's fields and its aliasing
+table are all derived from the :class:`OpSpec` here; none of them is written down a second time.
 
 Symbols in shapes: ``B`` batch, ``S`` sequence (new tokens of this step), ``T`` = ``B * S``, ``C`` capacity of
 the KV cache, ``Hq``/``Hkv`` query and key/value heads, ``D`` head_dim, ``H`` hidden_size, ``E`` experts,
