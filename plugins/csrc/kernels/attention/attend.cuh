@@ -116,7 +116,8 @@ q2export_status attend(q2export_attention_desc const& desc, q2export_attention_t
     AttendArguments<Element> const arguments{desc, query, static_cast<Element const*>(tensors.present_key),
         static_cast<Element const*>(tensors.present_value), tensors.past_lengths, tensors.query_lengths,
         static_cast<Element*>(tensors.output)};
-    return launch(stream, desc.batch * desc.sequence * desc.num_heads, attend_kernel<Element>, arguments);
+    return launch(
+        stream, LaunchShape{desc.batch * desc.sequence * desc.num_heads}, attend_kernel<Element>, arguments);
 }
 
 } // namespace q2export

@@ -57,7 +57,7 @@ q2export_status append(
         static_cast<Element const*>(tensors.value), tensors.past_lengths, tensors.query_lengths,
         static_cast<Element*>(tensors.present_key), static_cast<Element*>(tensors.present_value)};
     int64_t const elements = desc.batch * desc.sequence * desc.num_kv_heads * desc.head_dim;
-    return launch(stream, blocks_for(elements), append_kernel<Element>, arguments);
+    return launch(stream, one_thread_each(elements), append_kernel<Element>, arguments);
 }
 
 } // namespace

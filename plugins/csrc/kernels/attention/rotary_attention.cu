@@ -131,7 +131,7 @@ extern "C" q2export_status q2export_rotary_attention(q2export_attention_desc con
         int64_t const heads = desc->num_heads + 2 * static_cast<int64_t>(desc->num_kv_heads);
         int64_t const pairs = desc->batch * desc->sequence * heads * (desc->head_dim / 2);
         Q2EXPORT_TRY(carry_over(*desc, *tensors, stream));
-        Q2EXPORT_TRY(launch(stream, blocks_for(pairs), rotate_and_append_kernel<Element>, arguments));
+        Q2EXPORT_TRY(launch(stream, one_thread_each(pairs), rotate_and_append_kernel<Element>, arguments));
         return attend(*desc, *tensors, static_cast<Element const*>(rotated_query), stream);
     });
 }

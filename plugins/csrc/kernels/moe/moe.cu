@@ -41,7 +41,7 @@ q2export_status store_experts(q2export_moe_desc const& desc, void const* const* 
         {
             chunk.experts[e] = {gate[first + e], up[first + e], down[first + e]};
         }
-        Q2EXPORT_TRY(launch(stream, 1, store_experts_kernel, chunk, count, experts + first));
+        Q2EXPORT_TRY(launch(stream, LaunchShape{1}, store_experts_kernel, chunk, count, experts + first));
     }
     return Q2EXPORT_SUCCESS;
 }
@@ -108,10 +108,10 @@ q2export_status compute(q2export_moe_desc const& desc, Element const* hidden, El
     float const* const weight = parts.weight;
     int64_t const activations = desc.num_tokens * desc.top_k * desc.intermediate_size;
     Q2EXPORT_TRY(launch(
-        stream, blocks_for(desc.num_tokens), route_kernel<Element>, desc, router_logits, parts.chosen, parts.weight));
+        stream, one_thread_each(desc.num_tokens), route_kernel<Element>, desc, router_logits, parts.chosen, parts.weight));
     Q2EXPORT_TRY(
-        launch(stream, blocks_for(activations), activate_kernel<Element>, desc, hidden, experts, chosen, activated));
-    return launch(stream, blocks_for(desc.num_tokens * desc.hidden_size), combine_kernel<Element>, desc, activated,
+        launch(stream, one_thread_each(activations), activate_kernel<Element>, desc, hidden, experts, chosen, activated));
+    return launch(stream, one_thread_each(desc.num_tokens * desc.hidden_size), combine_kernel<Element>, desc, activated,
         experts, chosen, weight, output);
 }
 

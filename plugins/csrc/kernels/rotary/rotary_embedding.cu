@@ -67,7 +67,7 @@ extern "C" q2export_status q2export_rotary_embedding(q2export_rotary_desc const*
     Q2EXPORT_TRY(check_pointer(kOp, "y", y));
     return with_element_type(desc->dtype, [&](auto* type) {
         using Element = std::remove_pointer_t<decltype(type)>;
-        return launch(stream, blocks_for(pairs), rotary_embedding_kernel<Element>, *desc,
+        return launch(stream, one_thread_each(pairs), rotary_embedding_kernel<Element>, *desc,
             static_cast<Element const*>(x), position_ids, inv_freq, static_cast<Element*>(y));
     });
 }

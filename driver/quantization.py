@@ -1,0 +1,86 @@
+"""How weights are quantized: the contract that profiles, the exporter and the manifest share.
+
+A weight ``w [out, in]`` is cut along ``in`` into blocks of :attr:`Quantization.block_size` values. A block has one
+scale and one zero point, and ``w = (code - zero_point) * scale`` with unsigned codes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from q2export.errors import ProfileError
+
+WeightType = Literal["none", "int4", "int8"]
+Method = Literal["round-to-nearest", "gptq"]
+
+BITS: dict[str, int] = {"int4": 4, "int8": 8}
+BLOCK_SIZES = (32, 64, 128)
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How one matrix is stored.
+
+    Attributes:
+        bits: of a code, 4 or 8.
+        block_size: values along ``in`` that share a scale and a zero point.
+        symmetric: the zero point is ``2 ** (bits - 1)`` everywhere and is not stored.
+    """
+
+    bits: int
+    block_size: int
+    symmetric: bool
+
+    @property
+    def levels(self) -> int:
+        """Number of codes; they run from 0 to ``levels - 1``."""
+        return 1 << self.bits
+
+    @property
+    def default_zero_point(self) -> int:
+        """Zero point of a symmetric scheme."""
+        return self.levels // 2
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """What to quantize and how; the section ``quantization`` of a profile.
+
+    Attributes:
+        weights: type of the quantized weights; ``none`` leaves all as they are.
+        block_size: values that share a scale: 32, 64 or 128.
+        symmetric: codes are centred, with no stored zero points.
+        method: ``round-to-nearest`` needs nothing but the weights; ``gptq`` (Frantar et al. 2022) needs
+            calibration text.
+        embedding: quantize the embedding and the head, too. A tied pair shares one quantized weight.
+        keep: shell patterns of the Hugging Face names of weights to leave in high precision, such as
+            ``model.layers.0.*``.
+    """
+
+    weights: WeightType = "none"
+    block_size: int = 32
+    symmetric: bool = True
+    method: Method = "round-to-nearest"
+    embedding: bool = True
+    keep: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, valid in (("weights", get_args(WeightType)), ("method", get_args(Method))):
+            if getattr(self, name) not in valid:
+                raise ProfileError(
+                    f"quantization.{name} is {getattr(self, name)!r}, expected one of {', '.join(valid)}"
+                )
+        if self.block_size not in BLOCK_SIZES:
+            sizes = ", ".join(map(str, BLOCK_SIZES))
+            raise ProfileError(f"quantization.block_size is {self.block_size}, expected one of {sizes}")
+
+    @property
+    def enabled(self) -> bool:
+        """Whether anything is quantized."""
+        return self.weights != "none"
+
+    @property
+    def scheme(self) -> Scheme:
+        """The scheme of every quantized weight; only where :attr:`enabled`."""
+        return Scheme(BITS[self.weights], self.block_size, self.symmetric)

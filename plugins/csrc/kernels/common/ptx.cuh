@@ -1,0 +1,168 @@
+// The machine instructions the fast kernels are made of, one function each; PTX ISA 8.0, sm_80 and later.
+//
+// Everything a kernel cannot say in C++ is here and nowhere else, so that the tests can put host versions in its
+// place (tests/plugins/host_cuda/common/ptx.cuh) and run the same kernels on a CPU. Section numbers are those of
+// the PTX ISA, "Warp Level Matrix Instructions" and "Data Movement and Conversion Instructions".
+#pragma once
+
+#include <cstdint>
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+namespace q2export
+{
+
+// The dynamic shared memory of the block, aligned to 1024 bytes.
+__device__ inline unsigned char* dynamic_shared()
+{
+    extern __shared__ __align__(1024) unsigned char q2export_dynamic_shared[];
+    return q2export_dynamic_shared;
+}
+
+__device__ inline uint32_t shared_address(void const* pointer)
+{
+    return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+// Starts copying 16 bytes from global to shared memory, past L1; zeros are written where `valid` is false, and
+// `global` is not read then. Both addresses are multiples of 16. Visible to this thread after a wait for its group, to
+// others after a barrier as well.
+__device__ inline void copy_async_16(void* shared, void const* global, bool valid = true)
+{
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global),
+        "r"(valid ? 16 : 0)
+        : "memory");
+}
+
+// Closes the group of the copies this thread has started since the last one.
+__device__ inline void copy_async_commit()
+{
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+// Waits until at most kPending of this thread's latest groups are unfinished.
+template <int kPending>
+__device__ inline void copy_async_wait()
+{
+    asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+}
+
+// Loads four 8x8 matrices of 16-bit elements; lane i gives the address of row i % 8 of matrix i / 8 (16 bytes, aligned).
+// Register m of lane i holds elements 2 * (i % 4) and the next of row i / 4 of matrix m.
+__device__ inline void load_matrix_x4(uint32_t (&registers)[4], void const* row)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(registers[0]), "=r"(registers[1]), "=r"(registers[2]), "=r"(registers[3])
+                 : "r"(shared_address(row))
+                 : "memory");
+}
+
+// The same, each matrix transposed: register m of lane i holds elements i / 4 of rows 2 * (i % 4) and the next.
+__device__ inline void load_matrix_x4_transposed(uint32_t (&registers)[4], void const* row)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(registers[0]), "=r"(registers[1]), "=r"(registers[2]), "=r"(registers[3])
+                 : "r"(shared_address(row))
+                 : "memory");
+}
+
+// Two matrices; the addresses of lanes 0 .. 15 count, those of the others must be valid too.
+__device__ inline void load_matrix_x2(uint32_t (&registers)[2], void const* row)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
+                 : "=r"(registers[0]), "=r"(registers[1])
+                 : "r"(shared_address(row))
+                 : "memory");
+}
+
+// accumulator += a b, for a 16x16, b 16x8 and accumulator 16x8. With group = lane / 4 and pair = 2 * (lane % 4), each
+// register holding an element and the next one in its low and high half:
+//   a[0] row group,     columns pair ..        a[1] row group + 8, columns pair ..
+//   a[2] row group,     columns pair + 8 ..    a[3] row group + 8, columns pair + 8 ..
+//   b[0] rows pair .., column group            b[1] rows pair + 8 .., column group
+//   accumulator[0], [1]: row group, columns pair and pair + 1; [2], [3]: row group + 8
+template <typename Element>
+__device__ inline void mma_m16n8k16(float (&accumulator)[4], uint32_t const (&a)[4], uint32_t const (&b)[2]);
+
+template <>
+__device__ inline void mma_m16n8k16<__half>(float (&accumulator)[4], uint32_t const (&a)[4], uint32_t const (&b)[2])
+{
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(accumulator[0]), "+f"(accumulator[1]), "+f"(accumulator[2]), "+f"(accumulator[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+template <>
+__device__ inline void mma_m16n8k16<__nv_bfloat16>(
+    float (&accumulator)[4], uint32_t const (&a)[4], uint32_t const (&b)[2])
+{
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(accumulator[0]), "+f"(accumulator[1]), "+f"(accumulator[2]), "+f"(accumulator[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// Two floats rounded to Element, `low` in the low half.
+template <typename Element>
+__device__ inline uint32_t pack2(float low, float high);
+
+template <>
+__device__ inline uint32_t pack2<__half>(float low, float high)
+{
+    uint32_t packed;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+    return packed;
+}
+
+template <>
+__device__ inline uint32_t pack2<__nv_bfloat16>(float low, float high)
+{
+    uint32_t packed;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+    return packed;
+}
+
+// The two elements of a register as floats, the low half as x.
+template <typename Element>
+__device__ inline float2 unpack2(uint32_t packed);
+
+template <>
+__device__ inline float2 unpack2<__half>(uint32_t packed)
+{
+    float2 values;
+    asm("{ .reg .f16 low, high; mov.b32 {low, high}, %2; cvt.f32.f16 %0, low; cvt.f32.f16 %1, high; }"
+        : "=f"(values.x), "=f"(values.y)
+        : "r"(packed));
+    return values;
+}
+
+template <>
+__device__ inline float2 unpack2<__nv_bfloat16>(uint32_t packed)
+{
+    return make_float2(__uint_as_float(packed << 16), __uint_as_float(packed & 0xFFFF0000U));
+}
+
+// 2 ** x to about 2 units in the last place; 0 for -inf (denormal results become 0).
+__device__ inline float exp2_fast(float x)
+{
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// 16 bytes of global memory that are read once: past L1, through the read-only path.
+__device__ inline uint4 load_once_16(void const* global)
+{
+    uint4 v;
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(global));
+    return v;
+}
+
+} // namespace q2export
