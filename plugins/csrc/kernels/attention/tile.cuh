@@ -58,8 +58,8 @@ __device__ inline void copy_tile(
     }
 }
 
-// Loads 16 query rows as A operands, one for each 16 channels: the lane's two rows lie in global memory, 4-byte aligned;
-// a null row is zero.
+// Loads 16 query rows as A operands, one for each 16 channels. The lane's two rows lie in global memory, 4-byte
+// aligned; a null row is zero.
 template <int kHeadDim, typename Element>
 __device__ inline void load_query(uint32_t (&query)[kHeadDim / 16][4], Element const* row_0, Element const* row_1)
 {
@@ -78,8 +78,8 @@ __device__ inline void load_query(uint32_t (&query)[kHeadDim / 16][4], Element c
     }
 }
 
-// scores = query keys^T, unscaled, for the kKeys rows of a tile. In scores[n], elements 0 and 1 are of the lane's row 0,
-// elements 2 and 3 of its row 1; the keys are key_of(n, 0) and the next.
+// scores = query keys^T, unscaled, for the kKeys rows of a tile. In scores[n], elements 0 and 1 are of the lane's
+// row 0, elements 2 and 3 of its row 1; the keys are key_of(n, 0) and the next.
 template <typename Element, int kHeadDim, int kKeys>
 __device__ inline void multiply_keys(
     float (&scores)[kKeys / 8][4], uint32_t const (&query)[kHeadDim / 16][4], unsigned char const* tile)
