@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
@@ -19,12 +19,12 @@ import numpy.typing as npt
 
 from q2export.errors import CheckpointError
 from q2export.exporter.listing import listed_names
-from q2export.exporter.safetensors_header import ITEMSIZE, TensorRef, read_header
+from q2export.exporter.safetensors_header import FLOAT_DTYPES, ITEMSIZE, TensorRef, read_header
 from q2export.strict_json import read_object, shown
 
 __all__ = ["Checkpoint", "RawBits", "TensorRef", "open_checkpoint", "read_blocks"]
 
-RawBits = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
+RawBits = npt.NDArray[np.uint8] | npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -42,22 +42,26 @@ class Checkpoint:
 
     @property
     def dtype(self) -> str:
-        """``F32``, ``F16`` or ``BF16``: the one most bytes of the matrices have.
+        """``F32``, ``F16`` or ``BF16``: the one most bytes of the matrices in floating point have.
 
         Tensors of different dtypes may stand beside each other (fp32 norms in a bf16 model, say).
         """
         nbytes: Counter[str] = Counter()
         for ref in self.tensors.values():
-            if len(ref.shape) > 1:
+            if len(ref.shape) > 1 and ref.dtype in FLOAT_DTYPES:
                 nbytes[ref.dtype] += ref.nbytes
         return max(nbytes, key=lambda dtype: nbytes[dtype]) if nbytes else "F32"
 
 
-def open_checkpoint(folder: Path) -> Checkpoint:
+def open_checkpoint(folder: Path, dtypes: Collection[str] = FLOAT_DTYPES) -> Checkpoint:
     """Read the headers of ``model.safetensors`` or of the shards in ``model.safetensors.index.json``.
 
     Every ``.safetensors`` file of the folder must take part: one left over is a stale shard, a second copy or
     an adapter that was not merged, and leaving it out silently would give another model.
+
+    Args:
+        folder: the checkpoint.
+        dtypes: those accepted, see :func:`~q2export.exporter.safetensors_header.read_header`.
 
     Raises:
         CheckpointError: naming the file, if the folder, the index, a shard or a header is not in order.
@@ -88,7 +92,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         )
     tensors: dict[str, TensorRef] = {}
     for name in names:
-        for ref in read_header(folder / name):
+        for ref in read_header(folder / name, dtypes):
             if ref.name in tensors:
                 raise CheckpointError(
                     f"{ref.file}: tensor {shown(ref.name)} is in {tensors[ref.name].file} too"
@@ -163,8 +167,9 @@ def read_blocks(ref: TensorRef, block_bytes: int = 8 << 20) -> Iterator[tuple[in
     """Stream a tensor's raw bits in blocks of at most ``block_bytes``.
 
     Yields:
-        the index of the block's first element in the flattened tensor, and the bits: uint32 for F32, uint16
-        for F16 and BF16. Each block is an array of its own.
+        the index of the block's first element in the flattened tensor, and the bits as unsigned integers of
+        the dtype's size: uint32 for F32 and I32, uint16 for F16 and BF16, uint8 for U8. Each block is an
+        array of its own.
 
     Raises:
         CheckpointError: if the file cannot be read or has become shorter than its header said.
@@ -172,7 +177,7 @@ def read_blocks(ref: TensorRef, block_bytes: int = 8 << 20) -> Iterator[tuple[in
     itemsize = ITEMSIZE[ref.dtype]
     step = max(block_bytes // itemsize, 1)
     count = ref.nbytes // itemsize
-    bits = np.dtype("<u4" if itemsize == 4 else "<u2")
+    bits = np.dtype(f"<u{itemsize}")
     try:
         with open(ref.file, "rb", buffering=0) as file:
             file.seek(ref.offset)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,11 @@ from q2export.errors import CheckpointError
 from q2export.strict_json import parse_object, shown
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library itself
-ITEMSIZE: Mapping[str, int] = {"F32": 4, "F16": 2, "BF16": 2}
+ITEMSIZE: Mapping[str, int] = {"F32": 4, "F16": 2, "BF16": 2, "I32": 4, "U8": 1}
+
+FLOAT_DTYPES = ("F32", "F16", "BF16")
+QUANTIZED_DTYPES = (*FLOAT_DTYPES, "I32", "U8")
+"""What quantized checkpoints hold besides: packed codes and zero points, group and column indices."""
 
 _MAX_RANK = 8
 _LENGTH_BYTES = 8
@@ -27,7 +31,7 @@ _LENGTH_BYTES = 8
 class TensorRef:
     """Where one tensor lies; nothing of it has been read.
 
-    ``dtype`` is F32, F16 or BF16; ``offset`` counts bytes from the start of ``file``.
+    ``dtype`` is a key of :data:`ITEMSIZE`; ``offset`` counts bytes from the start of ``file``.
     """
 
     name: str
@@ -38,18 +42,23 @@ class TensorRef:
     nbytes: int
 
 
-def read_header(path: Path) -> tuple[TensorRef, ...]:
+def read_header(path: Path, dtypes: Collection[str] = FLOAT_DTYPES) -> tuple[TensorRef, ...]:
     """Read the tensors of one safetensors file, in the order of their offsets.
 
+    Args:
+        path: the file.
+        dtypes: those accepted: :data:`FLOAT_DTYPES`, or :data:`QUANTIZED_DTYPES` where ``config.json``
+            says that the checkpoint is quantized.
+
     Raises:
-        CheckpointError: if the file cannot be read, or its header breaks the format, names a dtype other than
-            F32, F16 and BF16, or disagrees with the size of the file.
+        CheckpointError: if the file cannot be read, or its header breaks the format, names another dtype, or
+            disagrees with the size of the file.
     """
     header, data_start, file_size = _read_json(path)
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or any(not isinstance(value, str) for value in metadata.values()):
         raise CheckpointError(f"{path}: __metadata__: expected an object of strings, found {shown(metadata)}")
-    refs = [_tensor(path, name, entry, data_start) for name, entry in header.items()]
+    refs = [_tensor(path, name, entry, data_start, dtypes) for name, entry in header.items()]
     refs.sort(key=lambda ref: (ref.offset, ref.nbytes))
     _check_coverage(path, refs, data_start, file_size)
     return tuple(refs)
@@ -78,16 +87,14 @@ def _read_json(path: Path) -> tuple[dict[str, object], int, int]:
     return parse_object(content, f"{path}: header", CheckpointError), end, status.st_size
 
 
-def _tensor(path: Path, name: str, entry: object, data_start: int) -> TensorRef:
+def _tensor(path: Path, name: str, entry: object, data_start: int, dtypes: Collection[str]) -> TensorRef:
     where = f"{path}: tensor {shown(name)}"
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise CheckpointError(f"{where}: expected dtype, shape and data_offsets, found {shown(entry)}")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in ITEMSIZE:
-        raise CheckpointError(
-            f"{where}: expected dtype {', '.join(ITEMSIZE)}, found {shown(dtype)}; quantized and integer "
-            "checkpoints are not implemented"
-        )
+    if not isinstance(dtype, str) or dtype not in dtypes:
+        advice = "; a quantized checkpoint has a quantization_config" if dtypes == FLOAT_DTYPES else ""
+        raise CheckpointError(f"{where}: expected dtype {', '.join(dtypes)}, found {shown(dtype)}{advice}")
     if not _are_integers(shape, low=1) or len(shape) > _MAX_RANK:
         raise CheckpointError(
             f"{where}: shape: expected up to {_MAX_RANK} positive integers, found {shown(shape)}"
