@@ -1,38 +1,17 @@
-"""The kernels on a GPU, by the tests that the host passes."""
+"""The kernels on a GPU, by the tests that the host passes, and in a CUDA graph."""
 
 from __future__ import annotations
 
 import ctypes
-import shutil
 from ctypes import byref, c_size_t, c_void_p
 
-import pytest
 import torch
 
 from q2export.plugins.python.kernels import MoeDesc
-from tests.plugins.host_kernels import (
-    DTYPES,
-    INCLUDES,
-    KERNEL_SOURCES,
-    HostKernels,
-    pointers,
-    run_compiler,
-)
+from tests.plugins.host_kernels import DTYPES, HostKernels, pointers
 from tests.plugins.test_csrc_kernels import TestAttention, TestMoe, TestRotary, experts, seed
 
 __all__ = ["TestAttention", "TestMoe", "TestRotary", "seed"]
-
-
-@pytest.fixture(scope="module")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> HostKernels:
-    if not torch.cuda.is_available():
-        pytest.skip("needs a GPU and PyTorch with CUDA")
-    if shutil.which("nvcc") is None:
-        pytest.skip("needs nvcc")
-    output = tmp_path_factory.mktemp("kernels") / "libq2export_kernels.so"
-    flags = ["-std=c++17", "-arch=native", "-shared", "-Xcompiler", "-fPIC", *INCLUDES]
-    run_compiler(["nvcc", *flags, *map(str, KERNEL_SOURCES), "-o", str(output)])
-    return HostKernels(output, "cuda")
 
 
 def test_a_graph_captures_and_replays_the_moe(kernels: HostKernels) -> None:
