@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import subprocess
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from ctypes import byref, c_char_p, c_float, c_size_t, c_void_p
 from pathlib import Path
 
@@ -21,8 +22,10 @@ ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "plugins" / "csrc"
 HOST_CUDA = Path(__file__).resolve().parent / "host_cuda"
 KERNEL_SOURCES = sorted(CSRC.glob("kernels/*/*.cu"))
+MACHINE_SOURCES = sorted(HOST_CUDA.glob("machine/*.cpp"))
 INCLUDES = [f"-I{CSRC / 'include'}", f"-I{CSRC / 'kernels'}"]
-WARNINGS = ["-Wall", "-Wextra", "-Werror"]
+WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]  # of nvcc: #pragma unroll
+COMPILE_JOBS = 2
 
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 ALIGNMENT = 256
@@ -35,11 +38,21 @@ def run_compiler(command: Sequence[str]) -> None:
         pytest.fail(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
 
 
-def compile_host_library(output: Path, flags: Sequence[str] = ("-O1",)) -> Path:
-    """Compile all kernels for the host into the shared library ``output``."""
-    sources = ["-x", "c++", *map(str, KERNEL_SOURCES)]
-    common = ["g++", "-std=c++17", "-shared", "-fPIC", *WARNINGS, f"-I{HOST_CUDA}", *INCLUDES]
-    run_compiler([*common, *flags, *sources, "-o", str(output)])
+def compile_host_library(
+    output: Path, flags: Sequence[str] = ("-O1",), sources: Sequence[Path] = KERNEL_SOURCES
+) -> Path:
+    """Compile CUDA sources, all kernels unless told, for the host into the shared library ``output``."""
+    common = ["g++", "-std=c++17", "-fPIC", *WARNINGS, f"-I{HOST_CUDA}", *INCLUDES, *flags]
+    folder = output.with_suffix(".objects")
+    folder.mkdir()
+    objects = [folder / f"{source.parent.name}-{source.stem}.o" for source in (*MACHINE_SOURCES, *sources)]
+
+    def compile_object(source: Path, target: Path) -> None:
+        run_compiler([*common, "-c", "-x", "c++", str(source), "-o", str(target)])
+
+    with ThreadPoolExecutor(COMPILE_JOBS) as pool:
+        list(pool.map(compile_object, (*MACHINE_SOURCES, *sources), objects))
+    run_compiler([*common, "-shared", *map(str, objects), "-o", str(output)])
     return output
 
 

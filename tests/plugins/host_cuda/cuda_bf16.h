@@ -9,6 +9,11 @@ struct __nv_bfloat16
     uint16_t bits;
 };
 
+struct alignas(4) __nv_bfloat162
+{
+    __nv_bfloat16 x, y;
+};
+
 inline float __bfloat162float(__nv_bfloat16 value)
 {
     uint32_t const bits = static_cast<uint32_t>(value.bits) << 16;

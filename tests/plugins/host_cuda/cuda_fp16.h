@@ -6,6 +6,11 @@ struct __half
     _Float16 value;
 };
 
+struct alignas(4) __half2
+{
+    __half x, y;
+};
+
 inline float __half2float(__half half)
 {
     return static_cast<float>(half.value);

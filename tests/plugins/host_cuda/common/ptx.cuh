@@ -1,0 +1,109 @@
+// plugins/csrc/kernels/common/ptx.cuh for the host: the same functions, found in its place.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include "machine/matrix.h"
+
+namespace q2export
+{
+
+inline unsigned char* dynamic_shared()
+{
+    return host_cuda::dynamic_shared_memory();
+}
+
+inline void copy_async_16(
+    void* shared, void const* global, bool valid = true, host_cuda::Site site = host_cuda::here("cp.async"))
+{
+    host_cuda::start_copy(site, shared, global, valid);
+}
+
+inline void copy_async_commit()
+{
+    host_cuda::commit_copies();
+}
+
+template <int kPending>
+inline void copy_async_wait()
+{
+    host_cuda::wait_for_copies(kPending);
+}
+
+inline void load_matrix_x4(
+    uint32_t (&registers)[4], void const* row, host_cuda::Site site = host_cuda::here("ldmatrix.x4"))
+{
+    host_cuda::load_matrices(site, registers, 4, row, false);
+}
+
+inline void load_matrix_x4_transposed(
+    uint32_t (&registers)[4], void const* row, host_cuda::Site site = host_cuda::here("ldmatrix.x4.trans"))
+{
+    host_cuda::load_matrices(site, registers, 4, row, true);
+}
+
+inline void load_matrix_x2(
+    uint32_t (&registers)[2], void const* row, host_cuda::Site site = host_cuda::here("ldmatrix.x2"))
+{
+    host_cuda::load_matrices(site, registers, 2, row, false);
+}
+
+template <typename Element>
+inline void mma_m16n8k16(float (&accumulator)[4], uint32_t const (&a)[4], uint32_t const (&b)[2],
+    host_cuda::Site site = host_cuda::here("mma.m16n8k16"))
+{
+    host_cuda::multiply_m16n8k16(site, accumulator, a, b, host_cuda::widen_all<Element>);
+}
+
+template <typename Element>
+inline uint32_t pack2(float low, float high)
+{
+    Element pair[2];
+    if constexpr (std::is_same_v<Element, __half>)
+    {
+        pair[0] = __float2half_rn(low);
+        pair[1] = __float2half_rn(high);
+    }
+    else
+    {
+        pair[0] = __float2bfloat16_rn(low);
+        pair[1] = __float2bfloat16_rn(high);
+    }
+    uint32_t packed;
+    std::memcpy(&packed, pair, sizeof packed);
+    return packed;
+}
+
+template <typename Element>
+inline float2 unpack2(uint32_t packed)
+{
+    uint16_t const bits[2] = {static_cast<uint16_t>(packed), static_cast<uint16_t>(packed >> 16)};
+    float values[2];
+    host_cuda::widen_all<Element>(bits, values, 2);
+    return {values[0], values[1]};
+}
+
+inline float exp2_fast(float x)
+{
+    constexpr float kSmallestNormal = 1.17549435e-38F;
+    float const y = std::exp2(x);
+    return y < kSmallestNormal ? 0.0F : y;
+}
+
+inline uint4 load_once_16(void const* global, host_cuda::Site site = host_cuda::here("ld.global.nc.v4"))
+{
+    host_cuda::check_alignment(site, global);
+    host_cuda::check_shared(site, global, false);
+    uint4 value;
+    std::memcpy(&value, global, sizeof value);
+    return value;
+}
+
+} // namespace q2export

@@ -1,0 +1,425 @@
+#include "machine/block.h"
+
+#include <algorithm>
+#include <array>
+#include <cstdarg>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "cuda_runtime.h"
+#include "machine/copies.h"
+#include "machine/fiber.h"
+#include "machine/shared.h"
+
+dim3 threadIdx;
+dim3 blockIdx;
+dim3 blockDim;
+dim3 gridDim;
+
+namespace host_cuda
+{
+namespace
+{
+
+enum class State
+{
+    kReady,
+    kAtWarp, // waits for lanes of its warp
+    kAtBlock, // waits at a barrier of the block
+    kReturned
+};
+
+[[noreturn]] void enter();
+
+struct Thread
+{
+    Fiber fiber{&enter};
+    dim3 index;
+    unsigned lane = 0;
+    State state = State::kReady;
+    Site site{}; // where it waits
+    unsigned mask = 0; // for whom
+    void* argument = nullptr;
+    Copies copies;
+};
+
+struct Warp
+{
+    unsigned first = 0; // thread
+    unsigned lanes = 0;
+    unsigned ready = 0; // mask of State::kReady
+};
+
+bool same(Site const& a, Site const& b)
+{
+    auto const is_equal = [](char const* x, char const* y) { return x == y || std::strcmp(x, y) == 0; };
+    return a.line == b.line && is_equal(a.file, b.file) && is_equal(a.operation, b.operation);
+}
+
+unsigned bit(unsigned lane)
+{
+    return 1U << lane;
+}
+
+class Block
+{
+public:
+    void run(dim3 grid, dim3 block, std::function<void()> const& kernel);
+    unsigned meet(Site const& site, unsigned value);
+    void meet_warp(Site const& site, unsigned mask, void* argument, Operation operation);
+    [[noreturn]] void loop();
+
+    Thread& current()
+    {
+        return *threads_[current_];
+    }
+
+    uint32_t seed = 0;
+
+private:
+    void reset(dim3 shape);
+    void run_warp(Warp& warp);
+    void resume(unsigned thread);
+    void wait(State state, Site const& site);
+    bool pick_ready(size_t* warp);
+    bool finish_phase();
+    [[noreturn]] void refuse_diverged(Warp const& warp) const;
+    unsigned count(State state) const;
+    uint32_t random();
+
+    std::vector<std::unique_ptr<Thread>> threads_; // as many as the largest block so far
+    std::vector<Warp> warps_;
+    unsigned size_ = 0; // threads in this block
+    unsigned current_ = 0;
+    unsigned sum_ = 0; // at the barrier
+    unsigned released_sum_ = 0;
+    uint32_t random_ = 1;
+    std::function<void()> const* kernel_ = nullptr;
+    Fiber main_;
+};
+
+Block& the_block()
+{
+    static Block& block = *new Block; // the stacks outlive everything
+    return block;
+}
+
+[[noreturn]] void enter()
+{
+    the_block().loop();
+}
+
+// A thread's life: one kernel after another, so that stacks are used again.
+void Block::loop()
+{
+    for (;;)
+    {
+        (*kernel_)();
+        if (!current().copies.finished())
+        {
+            refuse("returns before it has waited for its asynchronous copies");
+        }
+        wait(State::kReturned, {"return", "", 0});
+    }
+}
+
+uint32_t Block::random()
+{
+    random_ ^= random_ << 13; // xorshift, Marsaglia 2003
+    random_ ^= random_ >> 17;
+    random_ ^= random_ << 5;
+    return random_;
+}
+
+void Block::reset(dim3 shape)
+{
+    size_ = shape.x * shape.y * shape.z;
+    while (threads_.size() < size_)
+    {
+        threads_.push_back(std::make_unique<Thread>());
+    }
+    warps_.clear();
+    for (unsigned i = 0; i < size_; ++i)
+    {
+        Thread& thread = *threads_[i];
+        thread.index = dim3(i % shape.x, i / shape.x % shape.y, i / shape.x / shape.y);
+        thread.lane = i % kWarpLanes;
+        thread.state = State::kReady;
+        if (thread.lane == 0)
+        {
+            unsigned const lanes = std::min(kWarpLanes, size_ - i);
+            warps_.push_back({i, lanes, kAllLanes >> (kWarpLanes - lanes)});
+        }
+    }
+}
+
+void Block::run(dim3 grid, dim3 block, std::function<void()> const& kernel)
+{
+    kernel_ = &kernel;
+    reset(block);
+    unsigned const number = (blockIdx.z * grid.y + blockIdx.y) * grid.x + blockIdx.x;
+    random_ = (number + 1) * 0x9E3779B9U ^ (seed + 1) * 0x85EBCA6BU;
+    random_ = random_ == 0 ? 1 : random_;
+    do
+    {
+        for (size_t warp = 0; pick_ready(&warp);)
+        {
+            run_warp(warps_[warp]);
+        }
+    } while (!finish_phase());
+}
+
+// Any warp of which a lane can go on.
+bool Block::pick_ready(size_t* warp)
+{
+    size_t const start = random() % warps_.size();
+    for (size_t i = 0; i < warps_.size(); ++i)
+    {
+        *warp = (start + i) % warps_.size();
+        if (warps_[*warp].ready != 0)
+        {
+            return true;
+        }
+    }
+    return false;
+}
+
+// Each lane that can go on does, until it has to wait.
+void Block::run_warp(Warp& warp)
+{
+    unsigned const ready = warp.ready;
+    bool const backwards = random() >> 31 != 0;
+    for (unsigned i = 0; i < warp.lanes; ++i)
+    {
+        unsigned const lane = backwards ? warp.lanes - 1 - i : i;
+        if ((ready & bit(lane)) != 0)
+        {
+            resume(warp.first + lane);
+        }
+    }
+    if (warp.ready != 0)
+    {
+        return;
+    }
+    for (unsigned lane = 0; lane < warp.lanes; ++lane)
+    {
+        if (threads_[warp.first + lane]->state != threads_[warp.first]->state
+            || threads_[warp.first + lane]->state == State::kAtWarp)
+        {
+            refuse_diverged(warp);
+        }
+    }
+}
+
+void Block::resume(unsigned thread)
+{
+    current_ = thread;
+    threadIdx = threads_[thread]->index;
+    main_.switch_to(threads_[thread]->fiber);
+}
+
+void Block::wait(State state, Site const& site)
+{
+    Thread& thread = current();
+    thread.state = state;
+    thread.site = site;
+    warps_[current_ / kWarpLanes].ready &= ~bit(thread.lane);
+    thread.fiber.switch_to(main_);
+}
+
+// All threads wait at the block's barrier, or have returned; true in the latter case.
+bool Block::finish_phase()
+{
+    unsigned const returned = count(State::kReturned);
+    if (returned == size_)
+    {
+        return true;
+    }
+    if (returned != 0)
+    {
+        refuse("%u of %u threads returned before a barrier", returned, size_);
+    }
+    Site const& first = threads_[0]->site;
+    for (unsigned i = 0; i < size_; ++i)
+    {
+        Thread& thread = *threads_[i];
+        if (!same(thread.site, first))
+        {
+            refuse("threads wait at different barriers, thread 0 at %s (%s:%d), thread %u at %s (%s:%d)",
+                first.operation, first.file, first.line, i, thread.site.operation, thread.site.file, thread.site.line);
+        }
+    }
+    for (unsigned i = 0; i < size_; ++i)
+    {
+        threads_[i]->state = State::kReady;
+        warps_[i / kWarpLanes].ready |= bit(i % kWarpLanes);
+    }
+    released_sum_ = sum_;
+    sum_ = 0;
+    return false;
+}
+
+unsigned Block::count(State state) const
+{
+    unsigned found = 0;
+    for (unsigned i = 0; i < size_; ++i)
+    {
+        found += threads_[i]->state == state ? 1 : 0;
+    }
+    return found;
+}
+
+unsigned Block::meet(Site const& site, unsigned value)
+{
+    sum_ += value;
+    wait(State::kAtBlock, site);
+    return released_sum_;
+}
+
+void Block::meet_warp(Site const& site, unsigned mask, void* argument, Operation operation)
+{
+    Thread& thread = current();
+    Warp& warp = warps_[current_ / kWarpLanes];
+    if ((mask & bit(thread.lane)) == 0)
+    {
+        refuse("%s (%s:%d): lane %u is not in its mask 0x%08x", site.operation, site.file, site.line, thread.lane, mask);
+    }
+    thread.mask = mask;
+    thread.argument = argument;
+    void* arguments[kWarpLanes] = {};
+    for (unsigned lane = 0; lane < kWarpLanes; ++lane)
+    {
+        if ((mask & bit(lane)) == 0)
+        {
+            continue;
+        }
+        Thread const* const other = lane < warp.lanes ? threads_[warp.first + lane].get() : nullptr;
+        bool const is_here = lane == thread.lane
+            || (other != nullptr && other->state == State::kAtWarp && other->mask == mask && same(other->site, site));
+        if (!is_here)
+        {
+            wait(State::kAtWarp, site);
+            return; // the last lane to come has operated
+        }
+        arguments[lane] = other->argument;
+    }
+    operation(arguments, mask);
+    for (unsigned lane = 0; lane < warp.lanes; ++lane)
+    {
+        if ((mask & bit(lane)) != 0)
+        {
+            threads_[warp.first + lane]->state = State::kReady;
+        }
+    }
+    warp.ready |= mask;
+}
+
+void Block::refuse_diverged(Warp const& warp) const
+{
+    std::array<bool, kWarpLanes> told{};
+    std::fprintf(stderr, "host_cuda: block (%u, %u, %u): warp %u has diverged and cannot go on:\n", blockIdx.x,
+        blockIdx.y, blockIdx.z, warp.first / kWarpLanes);
+    for (unsigned lane = 0; lane < warp.lanes; ++lane)
+    {
+        Thread const& thread = *threads_[warp.first + lane];
+        unsigned alike = 0;
+        for (unsigned other = lane; other < warp.lanes && !told[lane]; ++other)
+        {
+            Thread const& candidate = *threads_[warp.first + other];
+            if (candidate.state == thread.state && same(candidate.site, thread.site)
+                && (thread.state != State::kAtWarp || candidate.mask == thread.mask))
+            {
+                alike |= bit(other);
+                told[other] = true;
+            }
+        }
+        if (alike != 0)
+        {
+            std::fprintf(stderr, "  lanes 0x%08x: %s (%s:%d)", alike, thread.site.operation, thread.site.file,
+                thread.site.line);
+            std::fprintf(stderr, thread.state == State::kAtWarp ? " of lanes 0x%08x\n" : "\n", thread.mask);
+        }
+    }
+    std::abort();
+}
+
+} // namespace
+
+void refuse(char const* format, ...)
+{
+    std::fprintf(stderr, "host_cuda: block (%u, %u, %u), thread (%u, %u, %u): ", blockIdx.x, blockIdx.y, blockIdx.z,
+        threadIdx.x, threadIdx.y, threadIdx.z);
+    va_list arguments;
+    va_start(arguments, format);
+    std::vfprintf(stderr, format, arguments);
+    va_end(arguments);
+    std::fputc('\n', stderr);
+    std::abort();
+}
+
+unsigned current_lane()
+{
+    return the_block().current().lane;
+}
+
+unsigned meet_block(Site const& site, unsigned value)
+{
+    return the_block().meet(site, value);
+}
+
+void meet_warp(Site const& site, unsigned mask, void* argument, Operation operation)
+{
+    the_block().meet_warp(site, mask, argument, operation);
+}
+
+void start_copy(Site const& site, void* shared, void const* global, bool valid)
+{
+    check_alignment(site, shared);
+    check_alignment(site, global);
+    check_shared(site, shared, true);
+    check_shared(site, global, false);
+    the_block().current().copies.start(shared, global, valid);
+}
+
+void commit_copies()
+{
+    the_block().current().copies.commit();
+}
+
+void wait_for_copies(size_t pending_groups)
+{
+    the_block().current().copies.wait(pending_groups);
+}
+
+void run_grid(dim3 grid, dim3 block, size_t shared_bytes, std::function<void()> const& kernel)
+{
+    static std::mutex mutex; // static shared memory is one per process
+    std::lock_guard<std::mutex> const lock(mutex);
+    gridDim = grid;
+    blockDim = block;
+    SharedMemory shared(shared_bytes);
+    for (unsigned z = 0; z < grid.z; ++z)
+    {
+        for (unsigned y = 0; y < grid.y; ++y)
+        {
+            for (unsigned x = 0; x < grid.x; ++x)
+            {
+                blockIdx = dim3(x, y, z);
+                shared.clear();
+                the_block().run(grid, block, kernel);
+                shared.check();
+            }
+        }
+    }
+}
+
+} // namespace host_cuda
+
+extern "C" void host_cuda_set_seed(uint32_t seed)
+{
+    host_cuda::the_block().seed = seed;
+}

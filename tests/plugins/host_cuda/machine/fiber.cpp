@@ -1,0 +1,132 @@
+#include "machine/fiber.h"
+
+#include <cstdio>
+#include <cstdlib>
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+namespace host_cuda
+{
+namespace
+{
+
+constexpr size_t kStackBytes = 512 * 1024; // committed page by page, as far as a kernel gets
+
+Fiber* left = nullptr; // the one that was running before the latest switch
+Fiber* running = nullptr; // the one that was switched to
+
+// A stack whose lower end is a page that may not be touched.
+void* allocate_stack()
+{
+    size_t const guard = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+    void* const memory
+        = mmap(nullptr, guard + kStackBytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED
+        || mprotect(static_cast<char*>(memory) + guard, kStackBytes, PROT_READ | PROT_WRITE) != 0)
+    {
+        std::perror("host_cuda: a stack for a thread");
+        std::abort();
+    }
+    return static_cast<char*>(memory) + guard;
+}
+
+} // namespace
+
+// swapcontext does a system call to save the signal mask; a block switches thousands of times.
+#if defined(__x86_64__)
+
+extern "C" void host_cuda_switch_stack(void** save_to, void* stack_pointer);
+
+// What the System V ABI has a callee preserve, then the stack pointer, then the same of the other side.
+asm(R"(
+    .pushsection .text
+    .p2align 4
+    .hidden host_cuda_switch_stack
+    .globl host_cuda_switch_stack
+    .type host_cuda_switch_stack, @function
+host_cuda_switch_stack:
+    pushq %rbp
+    pushq %rbx
+    pushq %r12
+    pushq %r13
+    pushq %r14
+    pushq %r15
+    movq %rsp, (%rdi)
+    movq %rsi, %rsp
+    popq %r15
+    popq %r14
+    popq %r13
+    popq %r12
+    popq %rbx
+    popq %rbp
+    ret
+    .size host_cuda_switch_stack, . - host_cuda_switch_stack
+    .popsection
+)");
+
+Fiber::Fiber(void (*entry)())
+    : bottom_(allocate_stack())
+    , bytes_(kStackBytes)
+    , entry_(entry)
+{
+    constexpr size_t kPreserved = 6;
+    void** top = reinterpret_cast<void**>(static_cast<char*>(bottom_) + bytes_);
+    *--top = nullptr; // a return address, where unwinding stops; with it, the stack is aligned as after a call
+    *--top = reinterpret_cast<void*>(&Fiber::start);
+    stack_pointer_ = top - kPreserved; // zeros, as fresh memory is
+}
+
+#else
+
+Fiber::Fiber(void (*entry)())
+    : bottom_(allocate_stack())
+    , bytes_(kStackBytes)
+    , entry_(entry)
+{
+    getcontext(&context_);
+    context_.uc_stack.ss_sp = bottom_;
+    context_.uc_stack.ss_size = bytes_;
+    context_.uc_link = nullptr;
+    makecontext(&context_, &Fiber::start, 0);
+}
+
+#endif
+
+void Fiber::switch_to(Fiber& other)
+{
+    left = this;
+    running = &other;
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_start_switch_fiber(&fake_stack_, other.bottom_, other.bytes_);
+#endif
+#if defined(__x86_64__)
+    host_cuda_switch_stack(&stack_pointer_, other.stack_pointer_);
+#else
+    swapcontext(&context_, &other.context_);
+#endif
+    arrive(fake_stack_);
+}
+
+void Fiber::start()
+{
+    arrive(nullptr);
+    running->entry_();
+    std::abort();
+}
+
+// AddressSanitizer has to be told of every change of stack, and tells in return which stack the last one was.
+void Fiber::arrive([[maybe_unused]] void* fake_stack)
+{
+#if defined(__SANITIZE_ADDRESS__)
+    void const* bottom = nullptr;
+    __sanitizer_finish_switch_fiber(fake_stack, &bottom, &left->bytes_);
+    left->bottom_ = const_cast<void*>(bottom);
+#endif
+}
+
+} // namespace host_cuda
