@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from q2export.exporter.checkpoint import TensorRef, read_blocks
+from q2export.exporter.config import ModelConfig
 from q2export.exporter.export import Source
 from q2export.exporter.model.decoder import DecoderLayer
 from q2export.exporter.rope import inverse_frequencies
@@ -39,6 +40,25 @@ class Run:
     captures: dict[str, list[Float32Array]] = field(default_factory=dict)
 
 
+class ReferenceLayer:
+    """One decoder layer with its weights, over sequences without a past."""
+
+    def __init__(self, module: DecoderLayer, config: ModelConfig, inv_freq: Tensor) -> None:
+        self.module = module
+        self._config = config
+        self._inv_freq = inv_freq
+
+    @torch.no_grad()
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """Map ``[1, tokens, hidden_size]`` to the same shape."""
+        tokens = hidden.shape[1]
+        cache = torch.zeros(1, self._config.num_key_value_heads, tokens, self._config.head_dim)
+        positions = torch.arange(tokens)[None]
+        lengths = torch.tensor([0]), torch.tensor([tokens])
+        output: Tensor = self.module(hidden, positions, self._inv_freq, cache, cache, *lengths)[0]
+        return output
+
+
 class CheckpointReference:
     """Runs a checkpoint, teacher-forced."""
 
@@ -46,6 +66,8 @@ class CheckpointReference:
         self._source = source
         self._config = source.config
         self._tensors = source.checkpoint.tensors
+        inv_freq, self._attention_factor = inverse_frequencies(self._config.rope, self._config.head_dim)
+        self._inv_freq = torch.from_numpy(inv_freq)
 
     @torch.no_grad()
     def run(self, sequences: Sequence[Sequence[int]], capture: Collection[str] = ()) -> Run:
@@ -55,34 +77,40 @@ class CheckpointReference:
             sequences: token ids, each at least one.
             capture: module paths whose outputs are wanted, such as ``model.layers.3.self_attn.q_proj``.
         """
-        config = self._config
         run = Run([])
-        inv_freq_array, attention_factor = inverse_frequencies(config.rope, config.head_dim)
-        inv_freq = torch.from_numpy(inv_freq_array)
-        hidden = [self._embed(sequence) for sequence in sequences]
+        hidden = [self.embed(sequence) for sequence in sequences]
         self._keep(run, capture, "model.embed_tokens", hidden)
-        for layer in range(config.num_hidden_layers):
-            path = f"model.layers.{layer}"
-            with torch.device("meta"):
-                module = DecoderLayer(config, layer, attention_factor).eval()
-            self._load(module, path)
+        for index in range(self._config.num_hidden_layers):
+            layer = self.layer(index)
+            path = f"model.layers.{index}"
             hooks = [
                 self._hook(run, child, f"{path}.{name}", capture)
-                for name, child in module.named_modules()
+                for name, child in layer.module.named_modules()
                 if name
             ]
-            hidden = [self._layer(module, one, inv_freq) for one in hidden]
+            hidden = [layer(one) for one in hidden]
             for hook in hooks:
                 hook.remove()
             self._keep(run, capture, path, hidden)
-        norm = self._read(self._tensors[_NORM])
-        hidden = [functional.rms_norm(one[0], norm.shape, norm, config.rms_norm_eps) for one in hidden]
+        hidden = self.final_norm(hidden)
         self._keep(run, capture, "model.norm", hidden)
-        run.logits = self._head(hidden)
+        run.logits = self.head(hidden)
         self._keep(run, capture, "lm_head", [torch.from_numpy(one) for one in run.logits])
         return run
 
-    def _embed(self, sequence: Sequence[int]) -> Tensor:
+    def layer(self, index: int) -> ReferenceLayer:
+        """Read one decoder layer."""
+        with torch.device("meta"):
+            module = DecoderLayer(self._config, index, self._attention_factor).eval()
+        self._load(module, f"model.layers.{index}")
+        return ReferenceLayer(module, self._config, self._inv_freq)
+
+    def final_norm(self, hidden: Sequence[Tensor]) -> list[Tensor]:
+        """Normalise what the last layer returns: ``[1, tokens, hidden_size]`` to ``[tokens, hidden_size]``."""
+        norm = self._read(self._tensors[_NORM])
+        return [functional.rms_norm(one[0], norm.shape, norm, self._config.rms_norm_eps) for one in hidden]
+
+    def embed(self, sequence: Sequence[int]) -> Tensor:
         """Rows of the embedding, ``[1, tokens, hidden_size]``; only these rows are read."""
         ref = self._tensors[_EMBEDDING]
         row_bytes = ref.nbytes // ref.shape[0]
@@ -92,16 +120,11 @@ class CheckpointReference:
         }  # fmt: skip
         return torch.stack([rows[token] for token in sequence])[None]
 
-    def _layer(self, module: nn.Module, hidden: Tensor, inv_freq: Tensor) -> Tensor:
-        tokens = hidden.shape[1]
-        config = self._config
-        cache = torch.zeros(1, config.num_key_value_heads, tokens, config.head_dim)
-        past, query = torch.tensor([0]), torch.tensor([tokens])
-        output: Tensor = module(hidden, torch.arange(tokens)[None], inv_freq, cache, cache, past, query)[0]
-        return output
+    def head(self, hidden: Sequence[Tensor]) -> list[Float32Array]:
+        """Logits ``[tokens, vocab_size]`` of :meth:`final_norm`'s results.
 
-    def _head(self, hidden: list[Tensor]) -> list[Float32Array]:
-        """Logits in slices of the vocabulary, so that the matrix is never whole in memory."""
+        They are computed in slices of the vocabulary, so that the matrix is never whole in memory.
+        """
         ref = self._tensors[_EMBEDDING if self._config.tie_word_embeddings else _HEAD]
         vocab, width = ref.shape
         logits = [np.empty((len(one), vocab), dtype=np.float32) for one in hidden]
