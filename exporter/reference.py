@@ -106,7 +106,7 @@ class CheckpointReference:
         return ReferenceLayer(module, self._config, self._inv_freq)
 
     def final_norm(self, hidden: Sequence[Tensor]) -> list[Tensor]:
-        """Normalise what the last layer returns: ``[1, tokens, hidden_size]`` to ``[tokens, hidden_size]``."""
+        """Normalise the last layer's results: ``[1, tokens, hidden_size]`` to ``[tokens, hidden_size]``."""
         norm = self._read(self._tensors[_NORM])
         return [functional.rms_norm(one[0], norm.shape, norm, self._config.rms_norm_eps) for one in hidden]
 
