@@ -1,0 +1,98 @@
+"""Quantizing the weights of a checkpoint in a stream: some rows at a time are read, quantized and written."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from q2export.exporter.parameters import expected_parameters
+from q2export.exporter.quantization.layout import plan_layout
+from q2export.exporter.quantization.quantizer import Quantizer
+from q2export.exporter.quantization.round_to_nearest import RoundToNearest
+from q2export.exporter.quantization.statistics import WeightStatistics
+from q2export.exporter.quantization.stored import StoredQuantization
+from q2export.exporter.quantization.stream import Stream
+from q2export.exporter.quantization.writer import StoredWriter
+from q2export.progress import Advance, silent
+from q2export.quantization import Quantization
+
+if TYPE_CHECKING:
+    from q2export.exporter.export import Source
+
+THREADS = 2
+CHUNK_VALUES = 1 << 17
+"""Values quantized at once; with the temporaries about what a second-level cache holds."""
+
+
+@dataclass(frozen=True)
+class QuantizeResult:
+    """What was done.
+
+    Attributes:
+        quantization: how.
+        weights: what it did to each weight, in model order.
+        source_bytes: of all tensors, before.
+        stored_bytes: of the file.
+        seconds: it took.
+    """
+
+    quantization: Quantization
+    weights: tuple[WeightStatistics, ...]
+    source_bytes: int
+    stored_bytes: int
+    seconds: float
+
+
+def quantize_weights(
+    source: Source,
+    path: Path,
+    quantization: Quantization,
+    *,
+    quantizer: Quantizer | None = None,
+    threads: int = THREADS,
+    chunk_values: int = CHUNK_VALUES,
+    advance: Advance = silent,
+) -> QuantizeResult:
+    """Write the weights of a checkpoint, quantized, as one safetensors file in the stored form.
+
+    Args:
+        source: the checkpoint, not quantized itself.
+        path: of the file to make.
+        quantization: what to quantize and how.
+        quantizer: None rounds to nearest.
+        threads: that read, quantize and write.
+        chunk_values: about how many values a thread takes at a time. Neither this nor ``threads`` changes
+            what is written.
+        advance: told the bytes of the source that are done, :func:`source_bytes` in all.
+
+    Raises:
+        ProfileError: the quantization does not fit the model.
+        CheckpointError: a value is not finite, or the file changed since its header was read.
+    """
+    start = time.perf_counter()
+    refs = source.checkpoint.tensors
+    stored = StoredQuantization.of(quantization)
+    layout = plan_layout(source.config, stored, {name: ref.dtype for name, ref in refs.items()})
+    with (
+        StoredWriter(path, layout) as writer,
+        Stream(refs, quantizer or RoundToNearest(), writer, threads, advance) as stream,
+    ):
+        for group in layout.groups:
+            stream.quantize(group, chunk_values)
+        stream.copy(layout.plain)
+        statistics = stream.finish()
+    order = [weight.name for group in layout.groups for weight in group]
+    return QuantizeResult(
+        quantization,
+        tuple(statistics[name] for name in order),
+        source_bytes(source),
+        layout.file_bytes,
+        time.perf_counter() - start,
+    )
+
+
+def source_bytes(source: Source) -> int:
+    """Bytes of all parameters of a checkpoint; without the copy of a tied head some checkpoints hold."""
+    return sum(source.checkpoint.tensors[name].nbytes for name in expected_parameters(source.config))

@@ -1,0 +1,50 @@
+"""Round to nearest: every value to the code whose value is nearest to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from q2export.exporter.quantization.pack import UInt8Array
+from q2export.exporter.quantization.quantizer import Float32Array, QuantizedRows
+from q2export.exporter.quantization.search import BlockParameters, search_parameters
+from q2export.exporter.quantization.stored import StoredWeight
+from q2export.quantization import Scheme
+
+
+class RoundToNearest:
+    """A :class:`~q2export.exporter.quantization.quantizer.Quantizer` that needs nothing but the weights."""
+
+    in_order = False
+
+    def prepare(self, weights: Sequence[StoredWeight]) -> None:
+        """Nothing to do."""
+
+    def quantize(self, weight: StoredWeight, first_row: int, rows: Float32Array) -> QuantizedRows:
+        """Search the scales of the rows' blocks and round."""
+        return round_to_nearest(rows, weight.scheme)
+
+
+def round_to_nearest(rows: Float32Array, scheme: Scheme) -> QuantizedRows:
+    """Quantize float32 ``[rows, in]``; each row by itself."""
+    count, size = rows.shape
+    shape = count, size // scheme.block_size
+    blocks = np.ascontiguousarray(rows.reshape(-1, scheme.block_size).T)
+    parameters = search_parameters(blocks, scheme)
+    codes = np.ascontiguousarray(nearest_codes(blocks, parameters, scheme).T).reshape(count, size)
+    zero_points = parameters.zero_points
+    return QuantizedRows(
+        codes,
+        parameters.scales.reshape(shape),
+        None if zero_points is None else zero_points.reshape(shape),
+    )
+
+
+def nearest_codes(blocks: Float32Array, parameters: BlockParameters, scheme: Scheme) -> UInt8Array:
+    """Codes of ``[block_size, blocks]``, of the same shape; ties go to the even multiple of the scale."""
+    values = blocks * (1 / parameters.scales)
+    np.rint(values, out=values)
+    values += scheme.default_zero_point if parameters.zero_points is None else parameters.zero_points
+    np.clip(values, 0, scheme.levels - 1, out=values)
+    return values.astype(np.uint8)

@@ -1,0 +1,129 @@
+"""Rows of weights through a quantizer to their place in the file, by several threads."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import groupby
+
+from q2export.exporter.checkpoint import RawBits, TensorRef, read_blocks
+from q2export.exporter.quantization.quantizer import Quantizer
+from q2export.exporter.quantization.statistics import RowErrors, WeightStatistics, WeightSums, row_errors
+from q2export.exporter.quantization.stored import StoredWeight
+from q2export.exporter.quantization.writer import StoredWriter
+from q2export.exporter.safetensors_header import ITEMSIZE
+from q2export.exporter.values import check_block, convert_block
+from q2export.progress import Advance
+
+_COPIED_VALUES = 1 << 21
+
+
+@dataclass(frozen=True)
+class _Done:
+    """What a worker did: bytes of the source, and by weight the sums over the rows from ``first_row`` on."""
+
+    nbytes: int
+    first_row: int = 0
+    errors: Mapping[str, RowErrors] = field(default_factory=dict)
+
+
+class Stream:
+    """Hands pieces to the workers, a few ahead of what is done."""
+
+    def __init__(
+        self,
+        refs: Mapping[str, TensorRef],
+        quantizer: Quantizer,
+        writer: StoredWriter,
+        threads: int,
+        advance: Advance,
+    ) -> None:
+        self._refs, self._quantizer, self._writer, self._advance = refs, quantizer, writer, advance
+        self._pool = ThreadPoolExecutor(threads)
+        self._ahead = 2 * threads
+        self._pending: deque[Future[_Done]] = deque()
+        self._sums: dict[str, WeightSums] = {}
+        self._statistics: dict[str, WeightStatistics] = {}
+
+    def __enter__(self) -> Stream:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Let the workers finish what they have begun."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def quantize(self, group: Sequence[StoredWeight], chunk_values: int) -> None:
+        """Quantize the weights of one group; those whose rows alternate in one tensor together."""
+        if self._quantizer.in_order:
+            self._wait_for(0)
+        self._quantizer.prepare(group)
+        for _, alternating in groupby(group, key=lambda weight: weight.tensor):
+            weights = tuple(alternating)
+            for weight in weights:
+                self._sums[weight.name] = WeightSums(weight, self._refs[weight.name].nbytes)
+            rows, size = weights[0].shape
+            step = max(1, chunk_values // (size * len(weights)))
+            for first in range(0, rows, step):
+                self._submit(partial(self._quantize, weights, first, min(step, rows - first)))
+
+    def copy(self, names: Sequence[str]) -> None:
+        """Copy tensors as they are."""
+        for name in names:
+            ref = self._refs[name]
+            count = ref.nbytes // ITEMSIZE[ref.dtype]
+            for first in range(0, count, _COPIED_VALUES):
+                self._submit(partial(self._copy, ref, first, min(_COPIED_VALUES, count - first)))
+
+    def finish(self) -> dict[str, WeightStatistics]:
+        """Wait for all; the statistics by name."""
+        self._wait_for(0)
+        return self._statistics
+
+    def _submit(self, work: Callable[[], _Done]) -> None:
+        self._pending.append(self._pool.submit(work))
+        self._wait_for(self._ahead)
+
+    def _wait_for(self, at_most: int) -> None:
+        """Wait until ``at_most`` pieces are under way; an error of a worker is raised here."""
+        while len(self._pending) > at_most:
+            done = self._pending.popleft().result()
+            self._advance(done.nbytes)
+            for name, errors in done.errors.items():
+                if self._sums[name].add(done.first_row, errors):
+                    self._statistics[name] = self._sums.pop(name).statistics()
+
+    def _quantize(self, weights: Sequence[StoredWeight], first_row: int, count: int) -> _Done:
+        nbytes, parts, errors = 0, [], {}
+        for weight in weights:
+            ref, size = self._refs[weight.name], weight.shape[1]
+            raw = read_values(ref, first_row * size, count * size)
+            rows = convert_block(raw, ref.dtype, "F32").view("<f4").reshape(count, size)
+            quantized = self._quantizer.quantize(weight, first_row, rows)
+            parts.append(quantized.packed(weight.scheme.bits))
+            errors[weight.name] = row_errors(rows, quantized.dequantized(weight.scheme))
+            nbytes += raw.nbytes
+        self._writer.write_rows(weights, first_row, parts)
+        return _Done(nbytes, first_row, errors)
+
+    def _copy(self, ref: TensorRef, first: int, count: int) -> _Done:
+        raw = read_values(ref, first, count)
+        self._writer.write_plain(ref.name, first * raw.itemsize, raw)
+        return _Done(raw.nbytes)
+
+
+def read_values(ref: TensorRef, first: int, count: int) -> RawBits:
+    """Read ``count`` values of a tensor from its ``first`` on, as bits, and check that they are finite.
+
+    Raises:
+        CheckpointError: naming file, tensor, index and value.
+    """
+    itemsize = ITEMSIZE[ref.dtype]
+    offset, nbytes = ref.offset + first * itemsize, count * itemsize
+    part = TensorRef(ref.name, ref.dtype, (count,), ref.file, offset, nbytes)
+    ((_, raw),) = read_blocks(part, nbytes)
+    check_block(raw, ref.dtype, ref.dtype, ref, first)
+    return raw
