@@ -97,7 +97,9 @@ def write_graph(
         CheckpointError: the scan found a value, or a file changed meanwhile.
         PackageError: no space, or the weights cannot be linked where that was asked for.
     """
-    from q2export.exporter.bind import attach, scan_shard, write_converted
+    from q2export.exporter.attach import attach
+    from q2export.exporter.bind import scan_shard
+    from q2export.exporter.convert import write_converted
 
     plan = graph.plan
     files: list[WeightFile] = []
@@ -154,7 +156,7 @@ def _weights_info(plan: BindingPlan, files: Sequence[WeightFile], value_scan: bo
         value_scan=value_scan,
         files=tuple(files),
         in_place_bytes=plan.in_place_bytes,
-        in_place_tensors=len(plan.in_place),
+        in_place_tensors=plan.in_place_tensors,
         converted_bytes=plan.converted_bytes,
         converted_tensors=len(plan.converted),
     )

@@ -1,42 +1,29 @@
-"""Binding initializers to data: in place in the checkpoint where the types agree, converted where not.
+"""Binding initializers to data: in place in the checkpoint where the types agree, written anew where not.
 
 Three steps, so that nothing is written before everything is known to fit: :func:`plan_binding` decides from
-headers alone, :func:`write_converted` streams what must change into one safetensors file, :func:`attach`
-points the graph at the files.
+headers alone, :func:`q2export.exporter.convert.write_converted` streams what must change into one safetensors
+file, :func:`q2export.exporter.attach.attach` points the graph at the files.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
-import numpy as np
 import onnx_ir as ir
 
 from q2export.errors import CheckpointError, ExportError
-from q2export.exporter.checkpoint import Checkpoint, RawBits, TensorRef, read_blocks
-from q2export.exporter.safetensors_header import ITEMSIZE
-from q2export.exporter.stack import META_KEY, Stack
-from q2export.exporter.values import check_block, convert_block
+from q2export.exporter.checkpoint import Checkpoint, TensorRef, read_blocks
+from q2export.exporter.safetensors_header import FLOAT_DTYPES
+from q2export.exporter.stack import META_KEY, Form, Stack
+from q2export.exporter.values import check_block
 from q2export.progress import Advance, silent
 
 SAFETENSORS_TYPES = {ir.DataType.FLOAT: "F32", ir.DataType.FLOAT16: "F16", ir.DataType.BFLOAT16: "BF16"}
-_BLOCK_BYTES = 8 << 20
-_ALIGNMENT = 64
-"""The data of a file we write start on a cache line; every tensor of a real model keeps that alignment."""
-
-
-class BinarySink(Protocol):
-    """Where converted weights are written."""
-
-    def write(self, data: bytes | bytearray | memoryview) -> int:
-        """Append C-contiguous data."""
 
 
 @dataclass(frozen=True)
@@ -45,32 +32,42 @@ class Binding:
 
     Attributes:
         name: of the initializer.
-        sources: the tensors on disk; more than one for a :class:`~q2export.exporter.stack.Stack`.
+        sources: the tensors on disk, in order.
         shape: of the initializer.
-        dtype: what the graph wants: F32, F16 or BF16.
-        interleaved: see :class:`~q2export.exporter.stack.Stack`.
+        dtype: F32, F16 or BF16 where values are wanted; U8 where bytes are, whatever their type in the graph.
+        nbytes: of the initializer.
+        form: what is done to the tensors.
+        sign_bits: of ``SIGNED_CODES``, those of a byte that are flipped.
     """
 
     name: str
     sources: tuple[TensorRef, ...]
     shape: tuple[int, ...]
     dtype: str
-    interleaved: bool = False
+    nbytes: int
+    form: Form = Form.VALUES
+    sign_bits: int = 0
 
     @property
     def source(self) -> TensorRef:
-        """The tensor of a binding that has one."""
+        """The first tensor; in place, where the data begin."""
         return self.sources[0]
 
     @property
     def in_place(self) -> bool:
-        """Whether the graph takes the tensor as it lies on disk."""
-        return len(self.sources) == 1 and self.source.dtype == self.dtype
+        """Whether the graph takes the tensors as they lie on disk."""
+        if self.form not in (Form.VALUES, Form.BYTES):
+            return False
+        same_type = self.form is Form.BYTES or all(ref.dtype == self.dtype for ref in self.sources)
+        return same_type and _is_one_run(self.sources)
 
-    @property
-    def nbytes(self) -> int:
-        """Size in the graph's type."""
-        return math.prod(self.shape) * ITEMSIZE[self.dtype]
+
+def _is_one_run(refs: tuple[TensorRef, ...]) -> bool:
+    """Whether the tensors follow each other in one file."""
+    return all(
+        one.file == other.file and one.offset + one.nbytes == other.offset
+        for one, other in zip(refs, refs[1:], strict=False)
+    )
 
 
 @dataclass(frozen=True)
@@ -98,8 +95,16 @@ class BindingPlan:
 
     @property
     def in_place_bytes(self) -> int:
-        """Bytes of weights read in place."""
-        return sum(binding.nbytes for binding in self.in_place)
+        """Bytes of the files read in place; those that several initializers see are counted once."""
+        return sum(ref.nbytes for ref in self._sources_in_place())
+
+    @property
+    def in_place_tensors(self) -> int:
+        """How many tensors of the checkpoint are read in place."""
+        return len(self._sources_in_place())
+
+    def _sources_in_place(self) -> set[TensorRef]:
+        return {ref for binding in self.in_place for ref in binding.sources}
 
     @property
     def converted_bytes(self) -> int:
@@ -137,97 +142,40 @@ def _bind(name: str, value: ir.Value, checkpoint: Checkpoint) -> Binding:
     stack = value.meta.get(META_KEY, Stack((name,)))
     sources = tuple(checkpoint.tensors[tensor] for tensor in stack.tensors if tensor in checkpoint.tensors)
     shape = tuple(int(size) for size in value.shape.numpy()) if value.shape is not None else ()
+    dtype = value.dtype or ir.DataType.UNDEFINED
     complete = len(sources) == len(stack.tensors)
-    if not complete or value.dtype not in SAFETENSORS_TYPES or not _same_elements(sources, shape):
+    if not complete or not _fills(sources, stack.form, dtype, shape):
         found = ", ".join(f"{ref.dtype} {ref.shape}" for ref in sources[:2]) or "no such tensor"
-        raise ExportError(
-            f"initializer {name!r} ({value.dtype} {shape}) has no tensor to read: found {found}"
-        )
-    return Binding(name, sources, shape, SAFETENSORS_TYPES[value.dtype], stack.interleaved)
+        raise ExportError(f"initializer {name!r} ({dtype} {shape}) has no tensor to read: found {found}")
+    floating = SAFETENSORS_TYPES.get(dtype) if stack.form in _OF_VALUES else None
+    sign_bits = 0
+    if stack.form is Form.SIGNED_CODES:
+        sign_bits = 0x88 if dtype.bitwidth == 4 else 0x80
+    return Binding(name, sources, shape, floating or "U8", _nbytes(dtype, shape), stack.form, sign_bits)
 
 
-def _same_elements(sources: tuple[TensorRef, ...], shape: tuple[int, ...]) -> bool:
-    """Whether the tensors fill the shape: one by one exactly, several by their common shape and number."""
+_OF_VALUES = (Form.VALUES, Form.ALTERNATING_ROWS)
+
+
+def _nbytes(dtype: ir.DataType, shape: tuple[int, ...]) -> int:
+    return -(-math.prod(shape) * dtype.bitwidth // 8)
+
+
+def _fills(sources: tuple[TensorRef, ...], form: Form, dtype: ir.DataType, shape: tuple[int, ...]) -> bool:
+    """Whether the tensors are what an initializer of this type and shape is made of."""
+    if form not in _OF_VALUES:
+        expected = _nbytes(dtype, shape)
+        if form is Form.UNPADDED_NIBBLES:
+            expected = math.prod(shape[:-1]) * _nbytes(dtype, shape[-1:]) if len(sources) == 1 else -1
+        return all(ref.dtype == "U8" for ref in sources) and sum(ref.nbytes for ref in sources) == expected
+    if dtype not in SAFETENSORS_TYPES or not all(ref.dtype in FLOAT_DTYPES for ref in sources):
+        return False
     if len(sources) == 1:
         return sources[0].shape == shape
-    same = len({ref.shape for ref in sources}) == 1
-    return same and sum(math.prod(ref.shape) for ref in sources) == math.prod(shape)
-
-
-def write_converted(plan: BindingPlan, sink: BinarySink, *, scan: bool, advance: Advance = silent) -> None:
-    """Stream the converted tensors as one safetensors file.
-
-    Memory stays bounded by a few blocks of 8 MiB: one is read and converted while the one before it is
-    written.
-
-    Args:
-        plan: what to convert.
-        sink: receives the whole file.
-        scan: refuse NaN, infinities and what overflows the target type. Without it such values are
-            converted as IEEE arithmetic has it, and the caller records that nobody looked.
-        advance: told every converted byte written.
-
-    Raises:
-        CheckpointError: a file became unreadable, or ``scan`` found a value; names tensor and index.
-    """
-    sink.write(_header(plan.converted))
-    with ThreadPoolExecutor(max_workers=1) as ahead:
-        blocks = _converted_blocks(plan.converted, scan)
-        pending = ahead.submit(next, blocks, None)
-        while (block := pending.result()) is not None:
-            pending = ahead.submit(next, blocks, None)
-            sink.write(block.data.cast("B"))
-            advance(block.nbytes)
-
-
-def _converted_blocks(bindings: tuple[Binding, ...], scan: bool) -> Iterator[RawBits]:
-    for binding in bindings:
-        if binding.interleaved:
-            for first, second in zip(binding.sources[0::2], binding.sources[1::2], strict=True):
-                yield from _interleaved_blocks(first, second, binding.dtype, scan)
-        else:
-            for source in binding.sources:
-                yield from _blocks(source, binding.dtype, scan)
-
-
-def _blocks(source: TensorRef, dtype: str, scan: bool, block_bytes: int = _BLOCK_BYTES) -> Iterator[RawBits]:
-    """One tensor, checked and converted, block by block."""
-    for start, raw in read_blocks(source, block_bytes):
-        if scan:
-            check_block(raw, source.dtype, dtype, source, start)
-        yield convert_block(raw, source.dtype, dtype)
-
-
-def _interleaved_blocks(first: TensorRef, second: TensorRef, dtype: str, scan: bool) -> Iterator[RawBits]:
-    """Two matrices of one shape and type with their rows alternating."""
-    columns = first.shape[1]
-    row_bytes = columns * max(ITEMSIZE[first.dtype], ITEMSIZE[second.dtype])
-    rows = max(1, _BLOCK_BYTES // 2 // row_bytes)
-    sides = [_blocks(ref, dtype, scan, rows * columns * ITEMSIZE[ref.dtype]) for ref in (first, second)]
-    for one, other in zip(*sides, strict=True):
-        yield np.stack((one.reshape(-1, columns), other.reshape(-1, columns)), axis=1).reshape(-1)
-
-
-def _header(bindings: tuple[Binding, ...]) -> bytes:
-    """The length and JSON of a safetensors header, padded with spaces as the format allows."""
-    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for binding in bindings:
-        end = offset + binding.nbytes
-        entries[binding.name] = {
-            "dtype": binding.dtype,
-            "shape": list(binding.shape),
-            "data_offsets": [offset, end],
-        }
-        offset = end
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-(8 + len(text)) % _ALIGNMENT)
-    return len(text).to_bytes(8, "little") + text
-
-
-def converted_header_bytes(plan: BindingPlan) -> int:
-    """Length of the header :func:`write_converted` writes before the data."""
-    return len(_header(plan.converted))
+    same_rows = len({ref.shape[1:] for ref in sources}) == 1
+    if form is Form.ALTERNATING_ROWS:
+        same_rows = len({ref.shape for ref in sources}) == 1
+    return same_rows and sum(math.prod(ref.shape) for ref in sources) == math.prod(shape)
 
 
 def scan_shard(plan: BindingPlan, shard: Path, advance: Advance = silent) -> str:
@@ -243,7 +191,7 @@ def scan_shard(plan: BindingPlan, shard: Path, advance: Advance = silent) -> str
     refs = sorted(
         (ref for ref in plan.checkpoint.tensors.values() if ref.file == shard), key=lambda ref: ref.offset
     )
-    in_place = {binding.name for binding in plan.in_place}
+    in_place = {ref.name for binding in plan.in_place for ref in binding.sources}
     start = refs[0].offset
     with shard.open("rb", buffering=0) as file:
         header = file.read(start)
@@ -256,38 +204,9 @@ def scan_shard(plan: BindingPlan, shard: Path, advance: Advance = silent) -> str
         for ref in refs:
             for first, raw in read_blocks(ref):
                 previous, done = done, hasher.submit(digest.update, raw.data.cast("B"))
-                if ref.name in in_place:
+                if ref.name in in_place and ref.dtype in FLOAT_DTYPES:
                     check_block(raw, ref.dtype, ref.dtype, ref, first)
                 previous.result()
                 advance(raw.nbytes)
         done.result()
     return digest.hexdigest()
-
-
-def attach(model: ir.Model, plan: BindingPlan, locations: Mapping[Path, str], converted: str | None) -> None:
-    """Point every initializer at its data, as ONNX external data.
-
-    Args:
-        model: the graph that was planned for.
-        plan: its bindings.
-        locations: checkpoint file -> its path relative to the folder of the ONNX file.
-        converted: path of the converted weights, likewise; None if nothing was converted.
-    """
-    offset = converted_header_bytes(plan) if converted is not None else 0
-    for binding in plan.bindings:
-        value = model.graph.initializers[binding.name]
-        if binding.in_place:
-            location, where = locations[binding.source.file], binding.source.offset
-        elif converted is not None:
-            location, where = converted, offset
-            offset += binding.nbytes
-        else:
-            raise ExportError(f"initializer {binding.name!r} was to be converted, but nothing was written")
-        value.const_value = ir.ExternalTensor(
-            location,
-            where,
-            binding.nbytes,
-            value.dtype or ir.DataType.FLOAT,
-            shape=ir.Shape(binding.shape),
-            name=binding.name,
-        )

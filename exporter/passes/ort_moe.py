@@ -23,7 +23,7 @@ from q2export.exporter.passes.base import (
     replace,
 )
 from q2export.exporter.passes.ort_attention import MICROSOFT
-from q2export.exporter.stack import META_KEY, Stack
+from q2export.exporter.stack import META_KEY, Form, Stack
 
 _FIXED_INPUTS = len(opspec.MOE.inputs)
 
@@ -83,6 +83,7 @@ def _stacked(
     rows, columns = (int(size) for size in first.numpy()) if first is not None else (0, 0)
     shape = ir.Shape([experts, rows * (len(matrices) // experts), columns])
     value = ir.Value(name=name, type=matrices[0].type, shape=shape)
-    value.meta[META_KEY] = Stack(tuple(matrix.name or "" for matrix in matrices), interleaved)
+    form = Form.ALTERNATING_ROWS if interleaved else Form.VALUES
+    value.meta[META_KEY] = Stack(tuple(matrix.name or "" for matrix in matrices), form)
     graph.initializers.add(value)
     return value

@@ -19,15 +19,10 @@ from safetensors.torch import load, load_file, save_file
 
 import q2export
 from q2export.errors import CheckpointError, ExportError
-from q2export.exporter.bind import (
-    BindingPlan,
-    attach,
-    converted_header_bytes,
-    plan_binding,
-    scan_shard,
-    write_converted,
-)
+from q2export.exporter.attach import attach
+from q2export.exporter.bind import BindingPlan, plan_binding, scan_shard
 from q2export.exporter.checkpoint import SINGLE_FILE, Checkpoint, open_checkpoint
+from q2export.exporter.convert import converted_header, write_converted
 from tests.helpers.checkpoints import (
     header_bytes,
     make_header,
@@ -149,7 +144,7 @@ def test_converted_file_is_a_safetensors_file(tmp_path: Path, dtype: torch.dtype
     for name, tensor in found.items():
         assert tensor.dtype == dtype
         assert bits(tensor) == bits(tensors[name].to(dtype))
-    start = converted_header_bytes(plan)
+    start = len(converted_header(plan))
     assert start % 64 == 0
     assert len(sink.getvalue()) == start + plan.converted_bytes
 

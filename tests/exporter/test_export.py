@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 import q2export
 from q2export import opspec
 from q2export.errors import CheckpointError, ConfigError, ExportError, PackageError
-from q2export.exporter import bind
+from q2export.exporter import bind, convert
 from q2export.exporter.checkpoint import SINGLE_FILE
 from q2export.exporter.export import build_graph, load_source, planned_bytes, target_dtype
 from tests.helpers.checkpoints import tiny_config, write_checkpoint, write_json
@@ -135,6 +135,7 @@ def test_no_value_is_read_that_is_not_converted(
         raise AssertionError("a weight was read")
 
     monkeypatch.setattr(bind, "read_blocks", refuse)
+    monkeypatch.setattr(convert, "read_blocks", refuse)
     q2export.export(folder, tmp_path / "out", target="onnxruntime")
     with pytest.raises(AssertionError, match="a weight was read"):
         q2export.export(folder, tmp_path / "converted", dtype="float16")

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 
 from q2export import api
 from q2export.errors import CheckpointError
-from q2export.exporter.bind import write_converted
+from q2export.exporter.convert import write_converted
 from q2export.exporter.export import Graph, build_graph, load_source
 from tests.helpers.checkpoints import random_weights, tiny_config, write_checkpoint
 
@@ -68,7 +68,7 @@ def test_rows_alternate_across_blocks(tmp_path: Path, monkeypatch: pytest.Monkey
     with whole.open("wb") as sink:
         write_converted(graph.plan, sink, scan=True)
     # Seven rows of 48 float32 in half a block: 24 rows do not divide evenly.
-    monkeypatch.setattr("q2export.exporter.bind._BLOCK_BYTES", 2 * 7 * HIDDEN * 4)
+    monkeypatch.setattr("q2export.exporter.convert._BLOCK_BYTES", 2 * 7 * HIDDEN * 4)
     with pieces.open("wb") as sink:
         write_converted(graph.plan, sink, scan=True)
     assert whole.read_bytes() == pieces.read_bytes()

@@ -16,7 +16,8 @@ from onnx.reference import ReferenceEvaluator
 
 from q2export import opspec
 from q2export.errors import CheckpointError, ExportError
-from q2export.exporter.bind import plan_binding, write_converted
+from q2export.exporter.bind import plan_binding
+from q2export.exporter.convert import write_converted
 from q2export.exporter.export import Graph, Source, build_graph, load_source, target_dtype
 from q2export.exporter.parameters import expected_parameters
 from q2export.exporter.passes.accumulate_in_float32 import AccumulateInFloat32
