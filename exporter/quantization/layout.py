@@ -144,8 +144,8 @@ class _File:
         self.add_run([(weight.scale_name, "F32", weight.scale_shape) for weight in held])
         zero_points = [(weight.zero_point_name, "U8", weight.zero_point_shape) for weight in held]
         self.add_run([(name, dtype, shape) for name, dtype, shape in zero_points if name is not None])
-        orders = [(weight.input_order_name, "I32", weight.shape[1:]) for weight in weights]
-        self.add_run([(name, dtype, shape) for name, dtype, shape in orders if name is not None])
+        orders = [(weight.input_order, weight.shape[1:]) for weight in weights if weight.holds_input_order]
+        self.add_run([(name, "I32", shape) for name, shape in orders if name is not None])
 
     def add_run(self, run: Sequence[tuple[str, str, tuple[int, ...]]]) -> None:
         """Tensors without a gap, the first on a cache line."""

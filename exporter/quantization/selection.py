@@ -16,15 +16,14 @@ from q2export.errors import ProfileError
 from q2export.exporter.config import ModelConfig
 from q2export.exporter.listing import listed_names
 from q2export.exporter.parameters import EMBEDDING, LM_HEAD, expected_parameters
-from q2export.exporter.quantization.stored import StoredQuantization, StoredWeight
+from q2export.exporter.quantization.stored import INPUT_ORDER_SUFFIX, StoredQuantization, StoredWeight
 from q2export.quantization import BLOCK_SIZES
 from q2export.suggest import nearest
 
 _LINEAR_SUFFIX = "_proj.weight"
 _ROUTED_GATE = re.compile(r"(model\.layers\.\d+\.mlp\.experts\.\d+)\.gate_proj\.weight")
-# The first weight that reads each input; down_proj needs no order, for rows of gate and up can be permuted.
-_HOLDS_INPUT_ORDER = re.compile(
-    r"lm_head\.weight|.*\.self_attn\.[qo]_proj\.weight|.*\.mlp\.(experts\.0\.)?gate_proj\.weight"
+_ORDERED_INPUT = re.compile(
+    r"(.*\.(?:self_attn|mlp)\.)(?:(?:experts\.\d+|shared_expert)\.)?(q|k|v|o|gate|up)_proj\.weight|lm_head\.weight"
 )
 
 
@@ -37,17 +36,13 @@ def select_weights(config: ModelConfig, stored: StoredQuantization) -> dict[str,
     parameters = expected_parameters(config)
     _check_patterns(stored.keep, parameters, config.tie_word_embeddings)
     selected = {
-        name: StoredWeight(
-            name,
-            (shape[0], shape[1]),
-            stored.scheme,
-            holds_input_order=stored.input_order and _HOLDS_INPUT_ORDER.fullmatch(name) is not None,
-        )
+        name: StoredWeight(name, (shape[0], shape[1]), stored.scheme)
         for name, shape in parameters.items()
         if is_quantizable(name, stored.embedding) and not is_kept(name, stored.keep)
     }
     _check_block_size(selected.values(), stored.scheme.block_size)
-    return _with_alternating_rows(selected)
+    selected = _with_alternating_rows(selected)
+    return _with_input_orders(selected) if stored.input_order else selected
 
 
 def is_quantizable(name: str, embedding: bool) -> bool:
@@ -70,6 +65,26 @@ def _with_alternating_rows(selected: Mapping[str, StoredWeight]) -> dict[str, St
             tensor = f"{match[1]}.gate_up_proj.weight"
             result[name] = replace(gate, tensor=tensor, first_row=0, row_step=2)
             result[up.name] = replace(up, tensor=tensor, first_row=1, row_step=2)
+    return result
+
+
+def ordered_input(name: str) -> tuple[str, ...] | None:
+    """What a weight reads, equal for weights that read the same; None if its columns are never permuted."""
+    match = _ORDERED_INPUT.fullmatch(name)
+    if match is None:
+        return None
+    return (match[1], "o") if match[2] == "o" else (match[1] or name, "")
+
+
+def _with_input_orders(selected: Mapping[str, StoredWeight]) -> dict[str, StoredWeight]:
+    """Let the first weight that reads an input hold its order."""
+    result = dict(selected)
+    holders: dict[tuple[str, ...], str] = {}
+    for name, weight in selected.items():
+        read = ordered_input(name)
+        if read is not None:
+            holder = holders.setdefault(read, name)
+            result[name] = replace(weight, input_order=holder + INPUT_ORDER_SUFFIX)
     return result
 
 

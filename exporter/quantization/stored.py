@@ -9,7 +9,7 @@ NAME.weight              U8    [out, in * bits / 8]        codes; of two nibbles
 NAME.weight_scale        F32   [out, in / block_size]
 NAME.weight_zero_point   U8    [out, ceil(in / block_size  packed as the codes; absent if symmetric
                                * bits / 8)]
-NAME.weight_input_order  I32   [in]                        rarely there, see :class:`StoredWeight`
+NAME.weight_input_order  I32   [in]                        seldom there, see :class:`StoredWeight`
 ======================== ===== =========================== ===================================================
 
 The bytes of the codes are those of an ONNX UINT4 (or UINT8) tensor ``[out, in]`` and of the operand ``B`` of
@@ -41,7 +41,9 @@ class StoredQuantization:
         method: where the codes come from: the method of quantization, or the format of the published
             checkpoint they were taken from.
         embedding, keep: as in :class:`q2export.quantization.Quantization`.
-        input_order: the columns of weights may be permuted, see :class:`StoredWeight`.
+        input_order: the columns of all quantized weights but embedding and ``down_proj`` are permuted, as
+            GPTQ's act-order wants it, see :class:`StoredWeight`. (For ``down_proj`` the rows of gate and up
+            can be permuted instead.)
     """
 
     scheme: Scheme
@@ -67,8 +69,10 @@ class StoredWeight:
         tensor: the stored tensor that holds its rows, another than ``name`` only where rows alternate.
         first_row: of the tensor, holds row 0 of the weight.
         row_step: rows of the tensor per row of the weight: 1, or the number of weights that alternate.
-        holds_input_order: ``input_order_name`` exists. Stored column ``j`` of this weight and of all others
-            with the same input then multiplies element ``input_order[j]`` of the input.
+        input_order: name of the int32 tensor ``[in]`` with the order of its columns; None where they are in
+            order. Stored column ``j`` multiplies element ``order[j]`` of the input: the graph gathers the
+            last axis of the activations with it. All weights that read the same input have the same order,
+            which the first of them holds, so one ``Gather`` serves a joined matrix and all experts.
     """
 
     name: str
@@ -77,7 +81,7 @@ class StoredWeight:
     tensor: str = ""
     first_row: int = 0
     row_step: int = 1
-    holds_input_order: bool = False
+    input_order: str | None = None
 
     def __post_init__(self) -> None:
         if not self.tensor:
@@ -119,9 +123,9 @@ class StoredWeight:
         return self.rows, -(-self.blocks * self.scheme.bits // 8)
 
     @property
-    def input_order_name(self) -> str | None:
-        """Name of the order of the columns, int32 ``[in]``; None where this weight does not hold it."""
-        return self.name + INPUT_ORDER_SUFFIX if self.holds_input_order else None
+    def holds_input_order(self) -> bool:
+        """Whether the order is this weight's own, and not another's that it shares."""
+        return self.input_order == self.name + INPUT_ORDER_SUFFIX
 
     @property
     def nbytes(self) -> int:
