@@ -1,11 +1,12 @@
 """How weights are quantized: the contract that profiles, the exporter and the manifest share.
 
-A weight ``w [out, in]`` is cut along ``in`` into blocks of :attr:`Quantization.block_size` values. A block has one
-scale and one zero point, and ``w = (code - zero_point) * scale`` with unsigned codes.
+A weight ``w [out, in]`` is cut along ``in`` into blocks of :attr:`Quantization.block_size` values. A block
+has one scale and one zero point, and ``w = (code - zero_point) * scale`` with unsigned codes.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -84,3 +85,28 @@ class Quantization:
     def scheme(self) -> Scheme:
         """The scheme of every quantized weight; only where :attr:`enabled`."""
         return Scheme(BITS[self.weights], self.block_size, self.symmetric)
+
+
+@dataclass(frozen=True)
+class QualityThresholds:
+    """What quantization may cost, measured against the unquantized model on a text.
+
+    Attributes:
+        max_perplexity_increase: ``quantized / unquantized - 1``; 0.05 allows five per cent.
+        max_mean_kl: mean over all tokens of KL(unquantized || quantized), in nats.
+        min_top1_agreement: fraction of tokens, 0 to 1, at which both rank the same token first.
+    """
+
+    max_perplexity_increase: float
+    max_mean_kl: float
+    min_top1_agreement: float
+
+    def __post_init__(self) -> None:
+        for name in ("max_perplexity_increase", "max_mean_kl"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ProfileError(f"quality.{name} must be finite and not negative, found {value}")
+        if not 0 <= self.min_top1_agreement <= 1:
+            raise ProfileError(
+                f"quality.min_top1_agreement must be from 0 to 1, found {self.min_top1_agreement}"
+            )
