@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from q2export.codec import Source, from_plain, to_plain
 from q2export.errors import ParityError
-from q2export.quantization import QualityThresholds, Quantization
+from q2export.quantization import QualityThresholds
 
 SCHEMA_VERSION = 1
 
@@ -74,12 +74,26 @@ class TextQuality:
 
 
 @dataclass(frozen=True)
+class QuantizedForm:
+    """How the weights are quantized; ``method`` says where their codes come from."""
+
+    bits: int
+    block_size: int
+    symmetric: bool
+    method: str
+
+    def __str__(self) -> str:
+        symmetry = "symmetric" if self.symmetric else "asymmetric"
+        return f"int{self.bits}, blocks of {self.block_size}, {symmetry}, {self.method}"
+
+
+@dataclass(frozen=True)
 class QualityReport:
     """The outcome.
 
     Attributes:
         model: the unquantized model. quantized: what is compared with it.
-        quantization: how it is quantized.
+        form: how it is quantized.
         thresholds: what is allowed; None judges nothing.
         text: logits on a text. layers: in order. weights: in order; empty where they were not compared.
         reference_bytes, quantized_bytes: of all weights.
@@ -88,7 +102,7 @@ class QualityReport:
 
     model: str
     quantized: str
-    quantization: Quantization
+    form: QuantizedForm
     thresholds: QualityThresholds | None
     text: TextQuality
     layers: tuple[LayerQuality, ...]

@@ -11,10 +11,16 @@ import numpy as np
 import pytest
 
 from q2export.errors import ParityError, ProfileError
-from q2export.quantization import QualityThresholds, Quantization
+from q2export.quantization import QualityThresholds
 from q2export.runtime.quality.measure import TextComparison, windows_of
 from q2export.runtime.quality.report import layer_figure, render_quality_page, write_quality_page
-from q2export.runtime.quality.results import LayerQuality, QualityReport, TextQuality, WeightQuality
+from q2export.runtime.quality.results import (
+    LayerQuality,
+    QualityReport,
+    QuantizedForm,
+    TextQuality,
+    WeightQuality,
+)
 from q2export.runtime.quality.summary import quality_lines
 
 LIMITS = QualityThresholds(max_perplexity_increase=0.05, max_mean_kl=0.02, min_top1_agreement=0.9)
@@ -22,7 +28,7 @@ TEXT = TextQuality("held_out.txt", 2, 500, 10.0, 10.3, 0.01, 0.4, 0.95)
 REPORT = QualityReport(
     model="m",
     quantized="m <int4>",
-    quantization=Quantization(weights="int4"),
+    form=QuantizedForm(4, 32, True, "round-to-nearest"),
     thresholds=LIMITS,
     text=TEXT,
     layers=(LayerQuality("model.layers.0", 0.03, 0.02), LayerQuality("model.layers.1", 0.05, 0.04)),
@@ -127,6 +133,7 @@ def test_the_page_is_whole_and_escaped(tmp_path: Path) -> None:
     page = tmp_path / "quality.html"
     write_quality_page(REPORT, page)
     text = page.read_text(encoding="utf-8")
+    assert "int4, blocks of 32, symmetric, round-to-nearest" in text
     assert "m &lt;int4&gt;" in text and "<int4>" not in text
     assert "http" not in text.replace("http://www.w3.org/2000/svg", "")
     assert [path.name for path in tmp_path.iterdir()] == ["quality.html"]
