@@ -91,6 +91,7 @@ def run_case(name: str, settings: RunSettings, rounds: int | None = None) -> dic
             **result,
             "threads": spec.threads,
             "bars": [],
+            "decisions": list(spec.decisions),
             "records": measure_ort_ops(spec, source, settings.work_dir),
         }
     from benchmarks.commands import run_commands
@@ -148,7 +149,7 @@ def _write_pages(output_dir: Path) -> None:
     results = [json.loads(path.read_text()) for path in sorted(output_dir.glob("*.json"))]
     for result in results:
         if result["kind"] == ORT_OPS:
-            (output_dir / "ort_ops.md").write_text(ort_ops_page(result))
+            (output_dir / f"{result['case'].replace('-', '_')}.md").write_text(ort_ops_page(result))
     compared = [result for result in results if any("speedup_over" in bar for bar in result["bars"])]
     if compared:
         plot_speedups(compared, output_dir / "speedups.png")

@@ -56,6 +56,8 @@ def ort_ops_page(result: Result) -> str:
         f"{result['threads']} threads, load {machine['load_1min']} at the start; {versions};",
         f"commit {result['commit']}, {result['date']}: `{result['command']}`",
     ]
+    if result.get("decisions"):
+        lines += ["", "Decided from it:", "", *(f"- {decision}" for decision in result["decisions"])]
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for record in result["records"]:
         groups.setdefault((record["op"], record["size"]), []).append(record)

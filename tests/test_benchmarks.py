@@ -282,6 +282,10 @@ TINY_OPS: dict[str, tuple[dict[str, int], int]] = {
     "moe": ({"hidden": 16, "intermediate": 12, "experts": 5, "top_k": 2, "layers": 2}, 2),
     "swiglu": ({"intermediate": 40, "layers": 2}, 3),
     "head": ({"hidden": 20, "vocab": 77}, 3),
+    "quantized-products": ({"hidden": 128, "intermediate": 256, "kv": 32, "layers": 2}, 13),
+    "quantized-head": ({"hidden": 128, "vocab": 77}, 5),
+    "quantized-embedding": ({"hidden": 128, "vocab": 77}, 5),
+    "quantized-moe": ({"hidden": 64, "intermediate": 32, "experts": 5, "top_k": 2, "layers": 2}, 4),
 }
 MEASURE_OPS = """
 import json, sys
@@ -302,6 +306,7 @@ def _measure_tiny_ops(folder: Path, tolerance: float) -> subprocess.CompletedPro
         "rounds": 1,
         "turn_seconds": 0.0001,
         "tolerance": tolerance,
+        "decisions": ["this one"],
         "points": {"chunk": [{"batch": 1, "sequence": 5, "past": 9}]},
         "ops": [{"op": op, "size": "tiny", "points": "chunk", "shape": TINY_OPS[op][0]} for op in TINY_OPS],
     }

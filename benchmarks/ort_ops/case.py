@@ -46,6 +46,8 @@ class Variant:
         prepack: whether ONNX Runtime may copy weights into its packed layout at load.
         in_place: outputs that share the buffer of an input (KV cache), output name to input name.
         supports: whether the variant is defined at a point.
+        tolerance: largest accepted error, relative to the largest absolute value of the reference, of a
+            variant that rounds activations; None is the case file's.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Variant:
     prepack: bool = False
     in_place: Mapping[str, str] = field(default_factory=dict)
     supports: Callable[[Point], bool] = lambda point: True
+    tolerance: float | None = None
 
 
 @dataclass(frozen=True)

@@ -28,13 +28,14 @@ class WeightFile:
         self.path = path
         self._tensors: dict[str, TensorProto] = {}
 
-    def add(self, name: str, array: Float32Array) -> None:
+    def add(self, name: str, array: npt.NDArray[np.generic]) -> None:
         """Append ``array`` under ``name``; the graphs refer to it by that name."""
         offset = -(-self.path.stat().st_size // _ALIGNMENT) * _ALIGNMENT
         with self.path.open("r+b") as file:
             file.seek(offset)
-            np.ascontiguousarray(array, dtype=np.float32).tofile(file)
-        tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, data_location=TensorProto.EXTERNAL)
+            np.ascontiguousarray(array).tofile(file)
+        element_type = helper.np_dtype_to_tensor_dtype(array.dtype)
+        tensor = TensorProto(name=name, data_type=element_type, data_location=TensorProto.EXTERNAL)
         tensor.dims.extend(array.shape)
         for key, value in (
             ("location", self.path.name),
@@ -43,6 +44,10 @@ class WeightFile:
         ):
             tensor.external_data.add(key=key, value=value)
         self._tensors[name] = tensor
+
+    def __contains__(self, name: str) -> bool:
+        """Whether an array of that name was added."""
+        return name in self._tensors
 
     def tensor(self, name: str) -> TensorProto:
         """The external-data initializer called ``name``."""

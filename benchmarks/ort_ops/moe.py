@@ -8,7 +8,7 @@ expert, one Split, per-expert Gemms, and the inverse order gathered back.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,8 +30,14 @@ class MoeShape:
     layers: int
 
 
+ExpertBuilder = Callable[[GraphBuilder, str, str], str]
+"""Appends the MLP of one expert, given its rows and the prefix of its weights, and returns its output."""
+
+
 @dataclass(frozen=True)
-class _Layer:
+class MoeLayer:
+    """Float32 weights of one layer."""
+
     router: Float32Array  # [experts, hidden]
     gate: Float32Array  # [experts, intermediate, hidden]
     up: Float32Array  # [experts, intermediate, hidden]
@@ -57,20 +63,20 @@ def moe_case(size: str, shape: MoeShape, folder: Path) -> OpCase:
     def reference(inputs: Feeds) -> Float32Array:
         value = inputs["x"].astype(np.float32)
         for layer in layers:
-            value = value + _reference_layer(value, layer, shape.top_k)
+            value = value + reference_layer(value, layer, shape.top_k)
         return value
 
     return OpCase("moe", size, variants, feeds, reference)
 
 
-def _random_layer(rng: np.random.Generator, shape: MoeShape) -> _Layer:
+def _random_layer(rng: np.random.Generator, shape: MoeShape) -> MoeLayer:
     def uniform(*dims: int) -> Float32Array:
         bound = np.float32((3.0 / dims[-1]) ** 0.5)
         values: Float32Array = (rng.random(dims, dtype=np.float32) * 2 - 1) * bound
         return values
 
     experts, inner, hidden = shape.experts, shape.intermediate, shape.hidden
-    return _Layer(
+    return MoeLayer(
         uniform(experts, hidden),
         uniform(experts, inner, hidden),
         uniform(experts, inner, hidden),
@@ -78,7 +84,7 @@ def _random_layer(rng: np.random.Generator, shape: MoeShape) -> _Layer:
     )
 
 
-def _write_layer(index: int, layer: _Layer, stacked: WeightFile, separate: WeightFile) -> None:
+def _write_layer(index: int, layer: MoeLayer, stacked: WeightFile, separate: WeightFile) -> None:
     experts, inner, hidden = layer.gate.shape
     interleaved = np.stack([layer.gate, layer.up], axis=2).reshape(experts, 2 * inner, hidden)
     stacked.add(f"{index}.router", layer.router)
@@ -90,7 +96,8 @@ def _write_layer(index: int, layer: _Layer, stacked: WeightFile, separate: Weigh
             separate.add(f"{index}.{expert}.{name}", weight[expert])
 
 
-def _reference_layer(x: Float32Array, layer: _Layer, top_k: int) -> Float32Array:
+def reference_layer(x: Float32Array, layer: MoeLayer, top_k: int) -> Float32Array:
+    """What the layer gives for ``x [tokens, hidden]``, without the residual."""
     logits = x @ layer.router.T
     scores = np.exp(logits - logits.max(axis=-1, keepdims=True))
     scores /= scores.sum(axis=-1, keepdims=True)
@@ -109,8 +116,11 @@ def _model(file: WeightFile, path: Path, shape: MoeShape, split: bool) -> Path:
     value = graph.input("x", TensorProto.FLOAT, ["rows", shape.hidden])
     for index in range(shape.layers):
         logits = graph.op("Gemm", [value, graph.weight(f"{index}.router")], {"transB": 1})
-        layer = _split_layer if split else _contrib_layer
-        value = graph.op("Add", [value, layer(graph, value, logits, index, shape)])
+        if split:
+            routed = split_layer(graph, value, logits, index, shape, _expert)
+        else:
+            routed = _contrib_layer(graph, value, logits, index, shape)
+        value = graph.op("Add", [value, routed])
     graph.output(value, "y")
     return graph.save(path)
 
@@ -129,7 +139,10 @@ def _contrib_layer(graph: GraphBuilder, x: str, logits: str, index: int, shape: 
     return graph.op("Where", [graph.constant(np.array(False)), x, routed])
 
 
-def _split_layer(graph: GraphBuilder, x: str, logits: str, index: int, shape: MoeShape) -> str:
+def split_layer(
+    graph: GraphBuilder, x: str, logits: str, index: int, shape: MoeShape, expert_mlp: ExpertBuilder
+) -> str:
+    """Tokens sorted by expert, one ``Split``, each part through ``expert_mlp``, and back."""
     probabilities = graph.op("Softmax", [logits], {"axis": -1})
     weights, chosen = graph.add("TopK", [probabilities, graph.ints([shape.top_k])], outputs=2)
     flat = graph.op("Reshape", [chosen, graph.ints([-1])])
@@ -144,7 +157,7 @@ def _split_layer(graph: GraphBuilder, x: str, logits: str, index: int, shape: Mo
     token = graph.op("Div", [order, graph.constant(np.array(shape.top_k, dtype=np.int64))])
     sorted_rows = graph.op("Gather", [x, token])
     per_expert = graph.add("Split", [sorted_rows, counts], {"axis": 0}, outputs=shape.experts)
-    outputs = [_expert(graph, rows, f"{index}.{expert}") for expert, rows in enumerate(per_expert)]
+    outputs = [expert_mlp(graph, rows, f"{index}.{expert}") for expert, rows in enumerate(per_expert)]
     joined = graph.op("Concat", outputs, {"axis": 0})
     _, inverse = graph.add("TopK", [order, size], {"largest": 0, "axis": 0}, outputs=2)
     unsorted = graph.op("Gather", [joined, inverse])
