@@ -23,6 +23,9 @@ from q2export.exporter.config_fields import (
 )
 from q2export.exporter.json_fields import MAX_SIZE, Fields
 from q2export.exporter.model_config import FULL, SLIDING, ModelConfig, MoeConfig
+from q2export.exporter.quantization.published.config import PublishedQuantization, parse_published
+from q2export.exporter.quantization.stored import StoredQuantization
+from q2export.exporter.quantization.stored_config import is_stored, parse_section
 from q2export.exporter.rope import RopeParameters
 from q2export.exporter.rope_config import parse_rope
 from q2export.strict_json import read_object, shown
@@ -68,6 +71,7 @@ def _parse(fields: Fields) -> ModelConfig:
     }
     rope, rope_warnings = parse_rope(fields.data, sizes["max_position_embeddings"])
     layer_types, sliding_window = _attention_windows(fields, model_type, sizes["num_hidden_layers"])
+    quantization = _quantization(fields)
     return ModelConfig(
         model_type=model_type,
         vocab_size=sizes["vocab_size"],
@@ -87,9 +91,11 @@ def _parse(fields: Fields) -> ModelConfig:
         sliding_window=sliding_window,
         torch_dtype=_dtype(fields),
         moe=_moe(fields, sizes) if model_type == "qwen2_moe" else None,
+        quantization=quantization,
         warnings=(
             *_absent_fields(fields, model_type),
             *rope_warnings,
+            *(quantization.warnings if isinstance(quantization, PublishedQuantization) else ()),
             *_unknown_fields(fields, model_type, rope),
         ),
     )
@@ -183,6 +189,13 @@ def _moe(fields: Fields, sizes: Mapping[str, int]) -> MoeConfig:
         decoder_sparse_step=sizes["decoder_sparse_step"],
         mlp_only_layers=tuple(layer for layer in only if isinstance(layer, int)),
     )
+
+
+def _quantization(fields: Fields) -> StoredQuantization | PublishedQuantization | None:
+    section = fields.object("quantization_config")
+    if section is None:
+        return None
+    return parse_section(section) if is_stored(section) else parse_published(section, "quantization_config.")
 
 
 def _absent_fields(fields: Fields, model_type: str) -> list[str]:

@@ -64,6 +64,7 @@ READ_FIELDS = frozenset(
         "model_type",
         "partial_rotary_factor",
         "qkv_bias",
+        "quantization_config",
         "rms_norm_eps",
         "rope_parameters",
         "rope_scaling",
@@ -79,13 +80,15 @@ MOE_FIELDS = frozenset({"mlp_only_layers", "norm_topk_prob", *SIZE_DEFAULTS["qwe
 
 # Read by transformers as something other than the plain causal decoder this exporter builds.
 REFUSED_FIELDS: Mapping[str, str] = {
-    "compression_config": "quantized checkpoints are not implemented yet; use the unquantized model",
+    "compression_config": (
+        "checkpoints of compressed-tensors are not supported; use the unquantized model and quantize it "
+        "here, or a GPTQ or AWQ version of it"
+    ),
     "dual_chunk_attention_config": (
         "Dual Chunk Attention is not implemented yet; remove the field to use plain attention up to the "
         "original context length"
     ),
     "per_layer_config": "configurations that differ per layer are not implemented",
-    "quantization_config": "quantized checkpoints are not implemented yet; use the unquantized model",
 }
 
 # May be present with this value only, which is what the exporter builds.

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 
 from q2export.errors import ConfigError
 from q2export.exporter.config_fields import ARCHITECTURES
+from q2export.exporter.quantization.published.config import PublishedQuantization
+from q2export.exporter.quantization.stored import StoredQuantization
 from q2export.exporter.rope import RopeParameters
 from q2export.strict_json import shown
 
@@ -43,7 +45,8 @@ class MoeConfig:
 class ModelConfig:
     """One model, every field resolved; sizes in elements, lengths in tokens.
 
-    ``sliding_window`` is ``None`` unless some layer slides; ``warnings`` are for the user to see, in order.
+    ``sliding_window`` is ``None`` unless some layer slides; ``quantization`` is ``None`` unless the weights
+    are quantized; ``warnings`` are for the user to see, in order.
 
     Raises:
         ConfigError: if the fields contradict each other.
@@ -67,6 +70,7 @@ class ModelConfig:
     sliding_window: int | None = None
     torch_dtype: str | None = None
     moe: MoeConfig | None = None
+    quantization: StoredQuantization | PublishedQuantization | None = None
     warnings: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 from q2export.errors import CheckpointError
 from q2export.exporter.checkpoint import Checkpoint, read_blocks
 from q2export.exporter.config import ModelConfig
 from q2export.exporter.listing import listed, listed_names
+from q2export.exporter.safetensors_header import FLOAT_DTYPES
 from q2export.strict_json import shown
 
 EMBEDDING, LM_HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -62,21 +64,36 @@ def _mixture(config: ModelConfig, prefix: str) -> Iterator[Parameter]:
     yield f"{prefix}.shared_expert_gate.weight", (1, hidden_size)
 
 
-def check_parameters(checkpoint: Checkpoint, config: ModelConfig) -> None:
+@dataclass(frozen=True)
+class TensorSpec:
+    """What a tensor of a checkpoint has to be: its shape, and one of some dtypes."""
+
+    shape: tuple[int, ...]
+    dtypes: tuple[str, ...] = FLOAT_DTYPES
+
+
+def check_parameters(
+    checkpoint: Checkpoint, config: ModelConfig, specs: Mapping[str, TensorSpec] | None = None
+) -> None:
     """Check that every parameter is filled and every tensor consumed, exactly once, with the right shape.
 
     One tensor may be there in vain: a tied model's ``lm_head.weight``, which many trainers save.
     transformers compares it with the embedding and, where they differ, does not tie after all. Here equal
     bits are accepted (the only case in which this function reads values) and different ones are refused.
 
+    Args:
+        checkpoint: the tensors there are.
+        config: of the model.
+        specs: the tensors there have to be, by name; None for one floating-point tensor per parameter.
+
     Raises:
         CheckpointError: naming the folder, the first few tensors and how many there are.
     """
-    expected = expected_parameters(config)
+    expected = specs or {name: TensorSpec(shape) for name, shape in expected_parameters(config).items()}
     found = checkpoint.tensors
     surplus = [name for name in found if name not in expected]
     if config.tie_word_embeddings and LM_HEAD in surplus and EMBEDDING in found:
-        _check_tied_head(checkpoint)
+        check_tied_head(checkpoint)
         surplus.remove(LM_HEAD)
     missing = [name for name in expected if name not in found]
     problems = []
@@ -84,13 +101,21 @@ def check_parameters(checkpoint: Checkpoint, config: ModelConfig) -> None:
         problems.append(f"{len(missing)} missing: {listed_names(missing)}")
     if surplus:
         problems.append(f"{len(surplus)} surplus: {listed_names(surplus)}")
+    present = [(found[name], spec) for name, spec in expected.items() if name in found]
     wrong = [
-        f"{shown(name)} is {list(found[name].shape)}, expected {list(shape)} ({found[name].file.name})"
-        for name, shape in expected.items()
-        if name in found and found[name].shape != shape
+        f"{shown(ref.name)} is {list(ref.shape)}, expected {list(spec.shape)} ({ref.file.name})"
+        for ref, spec in present
+        if ref.shape != spec.shape
     ]
     if wrong:
         problems.append(f"{len(wrong)} of the wrong shape: {listed(wrong)}")
+    mistyped = [
+        f"{shown(ref.name)} is {ref.dtype}, expected {' or '.join(spec.dtypes)} ({ref.file.name})"
+        for ref, spec in present
+        if ref.dtype not in spec.dtypes
+    ]
+    if mistyped:
+        problems.append(f"{len(mistyped)} of the wrong dtype: {listed(mistyped)}")
     if problems:
         raise CheckpointError(
             f"{checkpoint.folder}: the tensors are not those config.json calls for ({config.model_type}, "
@@ -99,7 +124,12 @@ def check_parameters(checkpoint: Checkpoint, config: ModelConfig) -> None:
         )
 
 
-def _check_tied_head(checkpoint: Checkpoint) -> None:
+def check_tied_head(checkpoint: Checkpoint) -> None:
+    """Check that the ``lm_head.weight`` of a tied model has the bits of the embedding.
+
+    Raises:
+        CheckpointError: it differs.
+    """
     head, embedding = checkpoint.tensors[LM_HEAD], checkpoint.tensors[EMBEDDING]
     same = (head.dtype, head.shape) == (embedding.dtype, embedding.shape) and all(
         (ours == theirs).all()

@@ -58,30 +58,30 @@ def config_section(stored: StoredQuantization) -> dict[str, Any]:
     return section
 
 
-def parse_section(section: object, where: str) -> StoredQuantization:
+def parse_section(section: object) -> StoredQuantization:
     """Read the section back, strictly.
 
     Args:
         section: value of ``quantization_config``.
-        where: the file, for messages.
 
     Raises:
         ConfigError: another method or version, an unknown or missing field, a value out of range.
     """
-    label = f"{where}: {CONFIG_KEY}"
     if not isinstance(section, Mapping) or section.get("quant_method") != QUANT_METHOD:
-        raise ConfigError(f"{label}: expected quant_method {QUANT_METHOD!r}")
+        raise ConfigError(f"{CONFIG_KEY}: expected quant_method {QUANT_METHOD!r}")
     version = section.get("format_version")
     if version != FORMAT_VERSION:
         raise ConfigError(
-            f"{label}.format_version: expected {FORMAT_VERSION}, found {version!r}; quantize the model again "
-            "with this version of q2export"
+            f"{CONFIG_KEY}.format_version: expected {FORMAT_VERSION}, found {version!r}; quantize the model "
+            "again with this version of q2export"
         )
-    fields = from_plain(_Section, section, Source(label, ConfigError))
+    fields = from_plain(_Section, section, Source(CONFIG_KEY, ConfigError))
     for name, choices in (("bits", tuple(BITS.values())), ("block_size", BLOCK_SIZES)):
         value = getattr(fields, name)
         if value not in choices:
-            raise ConfigError(f"{label}.{name}: expected {' or '.join(map(str, choices))}, found {value}")
+            raise ConfigError(
+                f"{CONFIG_KEY}.{name}: expected {' or '.join(map(str, choices))}, found {value}"
+            )
     return StoredQuantization(
         Scheme(fields.bits, fields.block_size, fields.symmetric),
         fields.method,

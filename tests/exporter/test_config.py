@@ -227,10 +227,8 @@ REFUSED: list[tuple[dict[str, object], str]] = [
     ({"layer_types": ["full_attention", 1]}, "layer_types: expected a list of strings"),
     ({"layer_types": ["full_attention", "sliding_attention"]}, "yet use_sliding_window is false"),
     ({"dual_chunk_attention_config": {"chunk_size": 8192}}, "Dual Chunk Attention is not implemented yet"),
-    (
-        {"quantization_config": {"quant_method": "awq"}},
-        "quantization_config: quantized checkpoints are not impl",
-    ),
+    ({"quantization_config": 4}, "quantization_config: expected an object, found 4"),
+    ({"compression_config": {}}, "compression_config: checkpoints of compressed-tensors are not supported"),
     ({"per_layer_config": {}}, "per_layer_config"),
     ({"is_causal": False}, "is_causal: expected True or no such field"),
     ({"is_causal": 1}, "is_causal: expected True or no such field"),
