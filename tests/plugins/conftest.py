@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.plugins.host_kernels import ROOT, compile_host_library
+from tests.plugins import sanitizers
+from tests.plugins.host_kernels import ROOT, compile_once
 
 
 @pytest.fixture(scope="session")
@@ -23,6 +24,14 @@ def headers() -> Path:
 
 @pytest.fixture(scope="session")
 def host_kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All kernels, compiled for the host."""
     if shutil.which("g++") is None:
-        pytest.skip("needs g++ to compile the plugins")
-    return compile_host_library(tmp_path_factory.mktemp("kernels") / "libhost.so")
+        pytest.skip("needs g++ to compile the kernels")
+    return compile_once(tmp_path_factory, "libq2export_kernels.so")
+
+
+@pytest.fixture(scope="session")
+def sanitized_kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same under AddressSanitizer and UBSan; for processes of :func:`~tests.plugins.sanitizers.run`."""
+    sanitizers.library("libasan.so")
+    return compile_once(tmp_path_factory, "libsanitized.so", sanitizers.FLAGS)

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
+import os
 import subprocess
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -39,20 +41,43 @@ def run_compiler(command: Sequence[str]) -> None:
 
 
 def compile_host_library(
-    output: Path, flags: Sequence[str] = ("-O1",), sources: Sequence[Path] = KERNEL_SOURCES
+    output: Path,
+    flags: Sequence[str] = ("-O1",),
+    sources: Sequence[Path] = KERNEL_SOURCES,
+    link: Sequence[str] = ("-shared",),
 ) -> Path:
-    """Compile CUDA sources, all kernels unless told, for the host into the shared library ``output``."""
+    """Compile CUDA sources, all kernels unless told, for the host into ``output``, a library unless told."""
     common = ["g++", "-std=c++17", "-fPIC", *WARNINGS, f"-I{HOST_CUDA}", *INCLUDES, *flags]
     folder = output.with_suffix(".objects")
-    folder.mkdir()
-    objects = [folder / f"{source.parent.name}-{source.stem}.o" for source in (*MACHINE_SOURCES, *sources)]
+    folder.mkdir(exist_ok=True)
+    sources = [*MACHINE_SOURCES, *sources]
+    objects = [folder / f"{source.parent.name}-{source.stem}.o" for source in sources]
 
     def compile_object(source: Path, target: Path) -> None:
         run_compiler([*common, "-c", "-x", "c++", str(source), "-o", str(target)])
 
     with ThreadPoolExecutor(COMPILE_JOBS) as pool:
-        list(pool.map(compile_object, (*MACHINE_SOURCES, *sources), objects))
-    run_compiler([*common, "-shared", *map(str, objects), "-o", str(output)])
+        list(pool.map(compile_object, sources, objects))
+    run_compiler([*common, *link, *map(str, objects), "-o", str(output)])
+    return output
+
+
+def compile_once(
+    tmp_path_factory: pytest.TempPathFactory,
+    name: str,
+    flags: Sequence[str] = ("-O1",),
+    sources: Sequence[Path] = KERNEL_SOURCES,
+    link: Sequence[str] = ("-shared",),
+) -> Path:
+    """:func:`compile_host_library` once for all workers of pytest-xdist: one compiles, the others wait."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    output = folder / name
+    with open(folder / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not output.exists():
+            compile_host_library(output, flags, sources, link)
     return output
 
 

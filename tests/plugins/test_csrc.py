@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from q2export.plugins import generate_spec
+from tests.plugins import sanitizers
 from tests.plugins.host_kernels import (
     CSRC,
     INCLUDES,
     KERNEL_SOURCES,
     ROOT,
-    compile_host_library,
     run_compiler,
 )
 
@@ -54,44 +52,14 @@ def test_nvcc_has_no_warnings(source: Path, tmp_path: Path) -> None:
     run_compiler([need("nvcc"), *target, *strict, *INCLUDES, str(source)])
 
 
-def sanitizer(name: str) -> str:
-    """The path of a sanitizer's run-time library, which has to be loaded before Python."""
-    done = subprocess.run(
-        [need("gcc"), f"-print-file-name={name}"], capture_output=True, text=True, check=True
-    )
-    path = done.stdout.strip()
-    if not Path(path).is_absolute():
-        pytest.skip(f"needs gcc's {name}")
-    return path
-
-
-@pytest.fixture(scope="module")
-def sanitized_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    sanitizer("libasan.so")
-    need("g++")
-    flags = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    return compile_host_library(tmp_path_factory.mktemp("sanitized") / "libsanitized.so", flags)
-
-
-def run_sanitized(library: Path, case: str) -> subprocess.CompletedProcess[str]:
-    environment = {
-        **os.environ,
-        "LD_PRELOAD": f"{sanitizer('libasan.so')} {sanitizer('libubsan.so')}",
-        "ASAN_OPTIONS": "detect_leaks=0",  # Python itself never frees all
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [sys.executable, "-m", "tests.plugins.sanitized", str(library), case]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=60)
-
-
-def test_kernels_are_clean_under_sanitizers(sanitized_library: Path) -> None:
-    done = run_sanitized(sanitized_library, "clean")
+def test_kernels_are_clean_under_sanitizers(sanitized_kernels: Path) -> None:
+    done = sanitizers.run("tests.plugins.sanitized", [str(sanitized_kernels), "clean"])
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["rotary", "attention", "moe"]
 
 
-def test_the_sanitizer_sees_a_kernel_leave_its_buffer(sanitized_library: Path) -> None:
-    done = run_sanitized(sanitized_library, "overflow")
+def test_the_sanitizer_sees_a_kernel_leave_its_buffer(sanitized_kernels: Path) -> None:
+    done = sanitizers.run("tests.plugins.sanitized", [str(sanitized_kernels), "overflow"])
     assert done.returncode != 0
     assert "heap-buffer-overflow" in done.stderr and "route_kernel" in done.stderr
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,17 +12,15 @@ from torch import Tensor
 from q2export.exporter.ops.attention import group_query_attention_reference
 from q2export.exporter.ops.moe import moe_reference
 from q2export.exporter.ops.rotary import rotary_embedding_reference
-from tests.plugins.host_kernels import HostKernels, KernelError, compile_host_library
-
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++ to compile the kernels")
+from tests.plugins.host_kernels import HostKernels, KernelError
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 EPSILON = {torch.float32: 2.0**-23, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
 
 
 @pytest.fixture(scope="module")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> HostKernels:
-    return HostKernels(compile_host_library(tmp_path_factory.mktemp("kernels") / "libhost.so"))
+def kernels(host_kernels: Path) -> HostKernels:
+    return HostKernels(host_kernels)
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import re
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -24,10 +23,9 @@ from q2export.plugins.python import kernels
 from q2export.plugins.python.plugin import GenericPlugin, plugin_class
 from q2export.plugins.python.registry import register
 from q2export.plugins.python.workspace import reserved_bytes
-from tests.plugins.host_kernels import CSRC, compile_host_library
+from tests.plugins.host_kernels import CSRC
 from tests.plugins.networks import attributes_of, load_rtx
 
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++ to compile the kernels")
 HEADER = (CSRC / "include" / "q2export" / "kernels.h").read_text(encoding="utf-8")
 C_TYPES = {
     "int64_t": ctypes.c_int64,
@@ -38,11 +36,10 @@ C_TYPES = {
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    path = compile_host_library(tmp_path_factory.mktemp("kernels") / "libq2export_kernels.so")
+def library(host_kernels: Path) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "LIBRARY", path)
-        yield path
+        patch.setattr(kernels, "LIBRARY", host_kernels)
+        yield host_kernels
 
 
 @pytest.fixture(scope="module")

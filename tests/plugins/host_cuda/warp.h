@@ -24,7 +24,7 @@ template <typename Value>
 Value shuffle(Site const& site, unsigned mask, Value value, unsigned source)
 {
     Shuffle<Value> argument{value, value, source};
-    meet_warp(site, mask, &argument, [](void* const(&arguments)[kWarpLanes], unsigned lanes) {
+    meet_warp(site, mask, &argument, [](Arguments const& arguments, unsigned lanes) {
         for (unsigned lane = 0; lane < kWarpLanes; ++lane)
         {
             if (arguments[lane] == nullptr)
@@ -53,7 +53,7 @@ inline unsigned segment(int width)
 template <typename Value, typename Reduce>
 Value reduce(Site const& site, unsigned mask, Value value, Reduce)
 {
-    meet_warp(site, mask, &value, [](void* const(&arguments)[kWarpLanes], unsigned lanes) {
+    meet_warp(site, mask, &value, [](Arguments const& arguments, unsigned lanes) {
         auto const* const first = static_cast<Value const*>(arguments[__builtin_ctz(lanes)]);
         Value result = *first;
         for (void* const argument : arguments)
@@ -114,7 +114,7 @@ struct Or
 
 inline void __syncwarp(unsigned mask = host_cuda::kAllLanes, host_cuda::Site site = host_cuda::here("__syncwarp"))
 {
-    host_cuda::meet_warp(site, mask, nullptr, [](void* const(&)[host_cuda::kWarpLanes], unsigned) {});
+    host_cuda::meet_warp(site, mask, nullptr, [](host_cuda::Arguments const&, unsigned) {});
 }
 
 template <typename Value>
@@ -177,7 +177,7 @@ unsigned __match_any_sync(unsigned mask, Value value, host_cuda::Site site = hos
         Value value;
         unsigned lanes;
     } argument{value, 0};
-    host_cuda::meet_warp(site, mask, &argument, [](void* const(&arguments)[host_cuda::kWarpLanes], unsigned) {
+    host_cuda::meet_warp(site, mask, &argument, [](host_cuda::Arguments const& arguments, unsigned) {
         for (void* const to : arguments)
         {
             for (unsigned lane = 0; to != nullptr && lane < host_cuda::kWarpLanes; ++lane)

@@ -25,9 +25,8 @@ namespace host_cuda
 namespace
 {
 
-enum class State
+enum class State // of a thread that cannot go on
 {
-    kReady,
     kAtWarp, // waits for lanes of its warp
     kAtBlock, // waits at a barrier of the block
     kReturned
@@ -40,18 +39,26 @@ struct Thread
     Fiber fiber{&enter};
     dim3 index;
     unsigned lane = 0;
-    State state = State::kReady;
+    State state = State::kReturned;
     Site site{}; // where it waits
-    unsigned mask = 0; // for whom
-    void* argument = nullptr;
     Copies copies;
+};
+
+// An operation of a warp that lanes wait for.
+struct Meeting
+{
+    Site site;
+    unsigned mask;
+    unsigned arrived;
+    Arguments arguments;
 };
 
 struct Warp
 {
-    unsigned first = 0; // thread
-    unsigned lanes = 0;
-    unsigned ready = 0; // mask of State::kReady
+    unsigned first; // thread
+    unsigned lanes;
+    unsigned ready; // mask of the lanes that can go on
+    std::vector<Meeting> meetings; // more than one where lanes have gone different ways
 };
 
 bool same(Site const& a, Site const& b)
@@ -148,11 +155,10 @@ void Block::reset(dim3 shape)
         Thread& thread = *threads_[i];
         thread.index = dim3(i % shape.x, i / shape.x % shape.y, i / shape.x / shape.y);
         thread.lane = i % kWarpLanes;
-        thread.state = State::kReady;
         if (thread.lane == 0)
         {
             unsigned const lanes = std::min(kWarpLanes, size_ - i);
-            warps_.push_back({i, lanes, kAllLanes >> (kWarpLanes - lanes)});
+            warps_.push_back({i, lanes, kAllLanes >> (kWarpLanes - lanes), {}});
         }
     }
 }
@@ -255,7 +261,6 @@ bool Block::finish_phase()
     }
     for (unsigned i = 0; i < size_; ++i)
     {
-        threads_[i]->state = State::kReady;
         warps_[i / kWarpLanes].ready |= bit(i % kWarpLanes);
     }
     released_sum_ = sum_;
@@ -288,60 +293,45 @@ void Block::meet_warp(Site const& site, unsigned mask, void* argument, Operation
     {
         refuse("%s (%s:%d): lane %u is not in its mask 0x%08x", site.operation, site.file, site.line, thread.lane, mask);
     }
-    thread.mask = mask;
-    thread.argument = argument;
-    void* arguments[kWarpLanes] = {};
-    for (unsigned lane = 0; lane < kWarpLanes; ++lane)
+    auto meeting = std::find_if(warp.meetings.begin(), warp.meetings.end(),
+        [&](Meeting const& each) { return each.mask == mask && same(each.site, site); });
+    if (meeting == warp.meetings.end())
     {
-        if ((mask & bit(lane)) == 0)
-        {
-            continue;
-        }
-        Thread const* const other = lane < warp.lanes ? threads_[warp.first + lane].get() : nullptr;
-        bool const is_here = lane == thread.lane
-            || (other != nullptr && other->state == State::kAtWarp && other->mask == mask && same(other->site, site));
-        if (!is_here)
-        {
-            wait(State::kAtWarp, site);
-            return; // the last lane to come has operated
-        }
-        arguments[lane] = other->argument;
+        meeting = warp.meetings.insert(meeting, {site, mask, 0, {}});
     }
+    meeting->arrived |= bit(thread.lane);
+    meeting->arguments[thread.lane] = argument;
+    if (meeting->arrived != mask)
+    {
+        wait(State::kAtWarp, site); // the last lane to come operates
+        return;
+    }
+    Arguments const arguments = meeting->arguments;
+    warp.meetings.erase(meeting);
     operation(arguments, mask);
-    for (unsigned lane = 0; lane < warp.lanes; ++lane)
-    {
-        if ((mask & bit(lane)) != 0)
-        {
-            threads_[warp.first + lane]->state = State::kReady;
-        }
-    }
     warp.ready |= mask;
 }
 
 void Block::refuse_diverged(Warp const& warp) const
 {
-    std::array<bool, kWarpLanes> told{};
     std::fprintf(stderr, "host_cuda: block (%u, %u, %u): warp %u has diverged and cannot go on:\n", blockIdx.x,
         blockIdx.y, blockIdx.z, warp.first / kWarpLanes);
+    for (Meeting const& meeting : warp.meetings)
+    {
+        std::fprintf(stderr, "  lanes 0x%08x wait at %s (%s:%d) for lanes 0x%08x\n", meeting.arrived,
+            meeting.site.operation, meeting.site.file, meeting.site.line, meeting.mask & ~meeting.arrived);
+    }
     for (unsigned lane = 0; lane < warp.lanes; ++lane)
     {
         Thread const& thread = *threads_[warp.first + lane];
-        unsigned alike = 0;
-        for (unsigned other = lane; other < warp.lanes && !told[lane]; ++other)
+        if (thread.state == State::kAtBlock)
         {
-            Thread const& candidate = *threads_[warp.first + other];
-            if (candidate.state == thread.state && same(candidate.site, thread.site)
-                && (thread.state != State::kAtWarp || candidate.mask == thread.mask))
-            {
-                alike |= bit(other);
-                told[other] = true;
-            }
-        }
-        if (alike != 0)
-        {
-            std::fprintf(stderr, "  lanes 0x%08x: %s (%s:%d)", alike, thread.site.operation, thread.site.file,
+            std::fprintf(stderr, "  lane %u waits at %s (%s:%d)\n", lane, thread.site.operation, thread.site.file,
                 thread.site.line);
-            std::fprintf(stderr, thread.state == State::kAtWarp ? " of lanes 0x%08x\n" : "\n", thread.mask);
+        }
+        else if (thread.state == State::kReturned)
+        {
+            std::fprintf(stderr, "  lane %u has returned\n", lane);
         }
     }
     std::abort();

@@ -6,6 +6,7 @@
 // so that a result that needs a barrier that is not there differs.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -42,7 +43,8 @@ unsigned current_lane();
 unsigned meet_block(Site const& site, unsigned value = 0);
 
 // Does an operation of a warp, for all lanes at once: the arguments by lane, null for those that are not in the mask.
-using Operation = void (*)(void* const (&arguments)[kWarpLanes], unsigned mask);
+using Arguments = std::array<void*, kWarpLanes>;
+using Operation = void (*)(Arguments const& arguments, unsigned mask);
 
 // Waits for the lanes of the mask, which have to come to the same place with the same mask; the last of them operates.
 void meet_warp(Site const& site, unsigned mask, void* argument, Operation operation);

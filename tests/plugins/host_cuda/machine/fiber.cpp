@@ -16,9 +16,20 @@ namespace
 {
 
 constexpr size_t kStackBytes = 512 * 1024; // committed page by page, as far as a kernel gets
+constexpr size_t kAlignment = 64;
 
 Fiber* left = nullptr; // the one that was running before the latest switch
 Fiber* running = nullptr; // the one that was switched to
+
+// Bytes of a new stack that are used. All stacks begin at the same offset into a page: were they to grow from there, the
+// threads of a block would compete for the same few sets of the caches.
+size_t next_stack_bytes()
+{
+    constexpr size_t kStep = 320;
+    constexpr size_t kSteps = 128;
+    static size_t count = 0;
+    return kStackBytes - kStep * (count++ % kSteps) / kAlignment * kAlignment;
+}
 
 // A stack whose lower end is a page that may not be touched.
 void* allocate_stack()
@@ -71,7 +82,7 @@ host_cuda_switch_stack:
 
 Fiber::Fiber(void (*entry)())
     : bottom_(allocate_stack())
-    , bytes_(kStackBytes)
+    , bytes_(next_stack_bytes())
     , entry_(entry)
 {
     constexpr size_t kPreserved = 6;
@@ -85,7 +96,7 @@ Fiber::Fiber(void (*entry)())
 
 Fiber::Fiber(void (*entry)())
     : bottom_(allocate_stack())
-    , bytes_(kStackBytes)
+    , bytes_(next_stack_bytes())
     , entry_(entry)
 {
     getcontext(&context_);

@@ -38,7 +38,7 @@ void spread(Widen widen, uint32_t packed, float* to, size_t stride)
     to[stride] = values[1];
 }
 
-void load(void* const (&arguments)[kWarpLanes], unsigned)
+void load(Arguments const& arguments, unsigned)
 {
     Load const& first = *static_cast<Load const*>(arguments[0]);
     for (unsigned m = 0; m < first.count; ++m)
@@ -63,7 +63,7 @@ void load(void* const (&arguments)[kWarpLanes], unsigned)
 typedef float Columns __attribute__((vector_size(16)));
 constexpr unsigned kColumns = 4;
 
-void multiply(void* const (&arguments)[kWarpLanes], unsigned)
+void multiply(Arguments const& arguments, unsigned)
 {
     float a[kM][kK];
     alignas(Columns) float b[kK][kN];

@@ -1,0 +1,77 @@
+"""Kernels with a mistake do not end well on the host: what is said, and where."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.plugins import sanitizers
+from tests.plugins.host_kernels import CSRC, compile_once
+
+SOURCES = [*sorted(CSRC.glob("kernels/common/*.cu")), Path(__file__).with_name("mistakes.cu")]
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if shutil.which("g++") is None:
+        pytest.skip("needs g++ to compile kernels")
+    return compile_once(tmp_path_factory, "mistakes", sources=SOURCES, link=())
+
+
+@pytest.fixture(scope="module")
+def sanitized_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    sanitizers.library("libasan.so")
+    return compile_once(tmp_path_factory, "sanitized-mistakes", sanitizers.FLAGS, SOURCES, link=())
+
+
+def run(program: Path, mistake: str) -> str:
+    """What a kernel that must not end well said."""
+    environment = {**os.environ, **sanitizers.OPTIONS}
+    done = subprocess.run([program, mistake], capture_output=True, text=True, timeout=60, env=environment)
+    assert done.returncode not in (0, 2), done.stderr
+    return done.stderr
+
+
+@pytest.mark.parametrize(
+    ("mistake", "messages"),
+    [
+        ("diverged_shuffle", ["has diverged", "__shfl_xor_sync (", "for lanes 0xffff0000"]),
+        ("returned_before_mma", ["warp 1 has diverged", "mma.m16n8k16 (", "lane 5 has returned"]),
+        (
+            "barrier_instead_of_shuffle",
+            ["has diverged", "lanes 0xffffff00 wait at __syncwarp", "lane 7 waits at __syncthreads"],
+        ),
+        ("returned_before_barrier", ["block (0, 0, 0)", "32 of 64 threads returned before a barrier"]),
+        ("two_barriers", ["threads wait at different barriers"]),
+        ("not_in_mask", ["__shfl_sync (", "is not in its mask 0x0000ffff"]),
+        ("from_outside_mask", ["shuffles from lane 20, which is not in mask 0x0000ffff"]),
+        ("misaligned_copy", ["cp.async (", "is not a multiple of 16"]),
+        ("copy_to_global", ["cp.async (", "is not in shared memory"]),
+        ("unfinished_copy", ["returns before it has waited for its asynchronous copies"]),
+        ("misaligned_matrix", ["ldmatrix.x4 (", "is not a multiple of 16"]),
+        ("matrix_in_global", ["ldmatrix.x4 (", "is not in shared memory"]),
+        ("beyond_dynamic_shared", ["has written beyond its 1024 bytes of dynamic shared memory"]),
+    ],
+)
+def test_the_mapping_says_what_is_wrong(program: Path, mistake: str, messages: list[str]) -> None:
+    said = run(program, mistake)
+    for message in messages:
+        assert message in said, said
+
+
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        ("beyond_dynamic_shared", "heap-buffer-overflow"),
+        ("beyond_static_shared", "global-buffer-overflow|with insufficient space"),
+        ("copy_beyond_source", "heap-buffer-overflow"),
+    ],
+)
+def test_sanitizers_see_what_leaves_its_memory(sanitized_program: Path, mistake: str, message: str) -> None:
+    said = run(sanitized_program, mistake)
+    assert re.search(message, said) and "mistakes.cu" in said, said
