@@ -90,7 +90,7 @@ class GptqPacking:
         """Unpack along ``out``."""
         shifts = np.arange(0, WORD_BITS, self.bits, dtype=np.uint32)
         mask = np.uint32((1 << self.bits) - 1)
-        zero_points = ((qzeros[:, :, None] >> shifts) & mask).astype(np.uint8)
+        zero_points: UInt8Array = ((qzeros[:, :, None] >> shifts) & mask).astype(np.uint8)
         return zero_points.reshape(qzeros.shape[0], -1)
 
 

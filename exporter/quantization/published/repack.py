@@ -1,0 +1,148 @@
+"""Repacking a published quantized checkpoint into the stored form, in a stream, without dequantizing it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+
+from q2export.exporter.checkpoint import read_blocks
+from q2export.exporter.quantization.layout import Layout, plan_layout
+from q2export.exporter.quantization.published.rows import WeightRows
+from q2export.exporter.quantization.published.source import PublishedSource
+from q2export.exporter.quantization.published.tensor_files import TensorFiles
+from q2export.exporter.quantization.stored import StoredQuantization, StoredWeight
+from q2export.exporter.quantization.writer import StoredWriter
+from q2export.exporter.values import check_block
+from q2export.progress import Advance, silent
+
+TILE_BYTES = 4 << 20
+"""Of packed codes, read and transposed at once."""
+
+
+@dataclass(frozen=True)
+class RepackResult:
+    """What was done.
+
+    Attributes:
+        stored: what the new checkpoint says of itself.
+        weights: how many are quantized.
+        source_bytes: of all tensors, before.
+        stored_bytes: of the file.
+        seconds: it took.
+    """
+
+    stored: StoredQuantization
+    weights: int
+    source_bytes: int
+    stored_bytes: int
+    seconds: float
+
+
+def repack_weights(
+    source: PublishedSource, path: Path, *, tile_bytes: int = TILE_BYTES, advance: Advance = silent
+) -> RepackResult:
+    """Write the weights of a published checkpoint as one safetensors file in the stored form.
+
+    Memory is bounded by two tiles and the scales and zero points of one weight (under act-order also by the
+    codes of one gate or up). One tile is read while the one before it is written.
+
+    Args:
+        source: the checkpoint.
+        path: of the file to make.
+        tile_bytes: codes read at once; does not change what is written.
+        advance: told the bytes of the source that are done, ``source.nbytes`` in all.
+
+    Raises:
+        CheckpointError: a scale or another value is not finite, or a file changed since its header was read.
+    """
+    start = time.perf_counter()
+    layout = plan_layout(
+        source.config, source.stored, {name: ref.dtype for name, ref in source.tensors.plain.items()}
+    )
+    done = 0
+    with (
+        StoredWriter(path, layout) as writer,
+        TensorFiles(source.checkpoint.files) as files,
+        ThreadPoolExecutor(max_workers=1) as ahead,
+    ):
+        pieces = _pieces(source, layout, files, tile_bytes)
+        pending = ahead.submit(next, pieces, None)
+        while (piece := pending.result()) is not None:
+            pending = ahead.submit(next, pieces, None)
+            piece.write(writer)
+            done += piece.nbytes
+            advance(piece.nbytes)
+    advance(source.nbytes - done)  # what was only read to be checked
+    return RepackResult(
+        source.stored,
+        len(source.tensors.packed),
+        source.nbytes,
+        layout.file_bytes,
+        time.perf_counter() - start,
+    )
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Something to write, made of ``nbytes`` of the source."""
+
+    nbytes: int
+    write: Callable[[StoredWriter], None]
+
+
+def _pieces(source: PublishedSource, layout: Layout, files: TensorFiles, tile_bytes: int) -> Iterator[_Piece]:
+    for group in layout.groups:
+        for _, sharing in groupby(group, key=lambda weight: weight.tensor):
+            yield from _rows(source, files, tuple(sharing), tile_bytes)
+        yield from _input_orders(source, group)
+    for name in layout.plain:
+        yield from _copied(source, name, tile_bytes)
+
+
+def _rows(
+    source: PublishedSource, files: TensorFiles, weights: Sequence[StoredWeight], tile_bytes: int
+) -> Iterator[_Piece]:
+    """The rows of all weights that one tensor holds."""
+    opened = [WeightRows.open(source, files, source.tensors.packed[weight.name]) for weight in weights]
+    row_bytes = sum(one.row_bytes for one in opened)
+    nbytes = sum(one.parameter_bytes for one in opened)
+    rows, per_word = weights[0].shape[0], source.packing.outputs_per_word
+    step = max(tile_bytes // row_bytes // per_word, 1) * per_word
+    for first in range(0, rows, step):
+        count = min(step, rows - first)
+        parts = [one.read(files, first, count) for one in opened]
+        yield _Piece(
+            nbytes + count * row_bytes,
+            partial(StoredWriter.write_rows, weights=weights, first_row=first, parts=parts),
+        )
+        nbytes = 0
+
+
+def _input_orders(source: PublishedSource, weights: Sequence[StoredWeight]) -> Iterator[_Piece]:
+    for weight in weights:
+        if weight.input_order is not None and weight.holds_input_order:
+            order = source.groups[weight.name].order
+            if order is None:
+                order = np.arange(weight.shape[1], dtype=np.int32)
+            data = order.astype("<i4", copy=False)
+            yield _Piece(
+                0, partial(StoredWriter.write_plain, name=weight.input_order, first_byte=0, data=data)
+            )
+
+
+def _copied(source: PublishedSource, name: str, tile_bytes: int) -> Iterator[_Piece]:
+    """A tensor in floating point, as it is, checked to be finite."""
+    ref = source.tensors.plain[name]
+    for first, raw in read_blocks(ref, tile_bytes):
+        check_block(raw, ref.dtype, ref.dtype, ref, first)
+        yield _Piece(
+            raw.nbytes,
+            partial(StoredWriter.write_plain, name=name, first_byte=first * raw.itemsize, data=raw),
+        )
