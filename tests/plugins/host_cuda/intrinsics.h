@@ -9,6 +9,8 @@
 #include <cstring>
 #include <type_traits>
 
+#include "machine/races.h"
+
 namespace host_cuda
 {
 
@@ -33,10 +35,15 @@ using same_t = typename Same<Value>::type;
 
 } // namespace host_cuda
 
+// The instructions of a function are not accesses of their own.
+#define HOST_CUDA_UNSEEN __attribute__((noinline, no_sanitize("thread")))
+
 #define HOST_CUDA_ATOMIC(name, expression)                                                                             \
     template <typename Value>                                                                                          \
-    Value name(Value* address, host_cuda::same_t<Value> value)                                                         \
+    HOST_CUDA_UNSEEN Value name(Value* address, host_cuda::same_t<Value> value)                                        \
     {                                                                                                                  \
+        host_cuda::record_access(                                                                                      \
+            address, sizeof *address, host_cuda::Access::kAtomic, __builtin_return_address(0));                        \
         Value const old = *address;                                                                                    \
         *address = (expression);                                                                                       \
         return old;                                                                                                    \
@@ -53,14 +60,18 @@ HOST_CUDA_ATOMIC(atomicInc, old >= value ? 0 : old + 1)
 #undef HOST_CUDA_ATOMIC
 
 template <typename Value>
-Value atomicCAS(Value* address, host_cuda::same_t<Value> compare, host_cuda::same_t<Value> value)
+HOST_CUDA_UNSEEN Value atomicCAS(Value* address, host_cuda::same_t<Value> compare, host_cuda::same_t<Value> value)
 {
+    host_cuda::record_access(address, sizeof *address, host_cuda::Access::kAtomic, __builtin_return_address(0));
     Value const old = *address;
     *address = old == compare ? value : old;
     return old;
 }
 
-inline void __threadfence() {}
+inline void __threadfence()
+{
+    host_cuda::record_fence();
+}
 
 inline void __threadfence_block() {}
 

@@ -114,7 +114,7 @@ struct Or
 
 inline void __syncwarp(unsigned mask = host_cuda::kAllLanes, host_cuda::Site site = host_cuda::here("__syncwarp"))
 {
-    host_cuda::meet_warp(site, mask, nullptr, [](host_cuda::Arguments const&, unsigned) {});
+    host_cuda::meet_at_warp_barrier(site, mask);
 }
 
 template <typename Value>

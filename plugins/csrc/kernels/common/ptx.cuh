@@ -36,6 +36,14 @@ __device__ inline void copy_async_16(void* shared, void const* global, bool vali
         : "memory");
 }
 
+// The same for what is read once and in order, row after row of at least 256 bytes: L2 fetches 256 bytes at a time.
+__device__ inline void copy_async_16_streamed(void* shared, void const* global, bool valid = true)
+{
+    asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global),
+        "r"(valid ? 16 : 0)
+        : "memory");
+}
+
 // Closes the group of the copies this thread has started since the last one.
 __device__ inline void copy_async_commit()
 {
@@ -107,6 +115,15 @@ __device__ inline void mma_m16n8k16<__nv_bfloat16>(
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+// Transposes an 8x8 matrix of 16-bit elements: lane i gives elements 2 * (i % 4) and the next of row i / 4, and gets
+// those of column i / 4.
+__device__ inline uint32_t transpose_matrix(uint32_t pair)
+{
+    uint32_t transposed;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(transposed) : "r"(pair));
+    return transposed;
+}
+
 // Two floats rounded to Element, `low` in the low half.
 template <typename Element>
 __device__ inline uint32_t pack2(float low, float high);
@@ -153,6 +170,14 @@ __device__ inline float exp2_fast(float x)
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
+}
+
+// `value`, which the compiler takes for a new one each time: what follows from it is computed again where it is used,
+// instead of once before a loop, to stay in registers.
+__device__ inline int recomputed(int value)
+{
+    asm volatile("" : "+r"(value));
+    return value;
 }
 
 // 16 bytes of global memory that are read once: past L1, through the read-only path.

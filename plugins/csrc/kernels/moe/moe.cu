@@ -1,10 +1,10 @@
-// Q2MoE, reference: route, then one thread per activation of a chosen expert, then one per output element.
+// Q2MoE: which kernels take a call.
 #include <algorithm>
 #include <type_traits>
 
 #include "common/launch.cuh"
-#include "moe/arguments.h"
-#include "moe/route.cuh"
+#include "moe/fast.h"
+#include "moe/reference.cuh"
 
 namespace q2export
 {
@@ -13,8 +13,8 @@ namespace
 
 constexpr char kOp[] = "moe";
 
-// Expert pointers travel as kernel arguments, a chunk at a time: a copy from host memory would not outlive the call
-// when a CUDA graph replays it.
+// Pointers travel as kernel arguments, a chunk at a time: a copy from host memory would not outlive the call when a
+// CUDA graph replays it.
 constexpr int32_t kExpertsPerLaunch = 64;
 
 struct ExpertChunk
@@ -22,7 +22,7 @@ struct ExpertChunk
     Expert experts[kExpertsPerLaunch];
 };
 
-__global__ void store_experts_kernel(ExpertChunk const chunk, int32_t count, Expert* experts)
+__global__ void store_experts_kernel(__grid_constant__ ExpertChunk const chunk, int32_t count, Expert* experts)
 {
     for (int32_t e = threadIdx.x; e < count; e += blockDim.x)
     {
@@ -30,89 +30,73 @@ __global__ void store_experts_kernel(ExpertChunk const chunk, int32_t count, Exp
     }
 }
 
-q2export_status store_experts(q2export_moe_desc const& desc, void const* const* gate, void const* const* up,
-    void const* const* down, Expert* experts, q2export_stream stream)
+q2export_status store_experts(MoeCall const& call, Expert* experts)
 {
-    for (int32_t first = 0; first < desc.num_experts; first += kExpertsPerLaunch)
+    for (int32_t first = 0; first < call.desc.num_experts; first += kExpertsPerLaunch)
     {
-        int32_t const count = std::min(kExpertsPerLaunch, desc.num_experts - first);
+        int32_t const count = std::min(kExpertsPerLaunch, call.desc.num_experts - first);
         ExpertChunk chunk{};
         for (int32_t e = 0; e < count; ++e)
         {
-            chunk.experts[e] = {gate[first + e], up[first + e], down[first + e]};
+            chunk.experts[e] = {call.gate[first + e], call.up[first + e], call.down[first + e]};
         }
-        Q2EXPORT_TRY(launch(stream, LaunchShape{1}, store_experts_kernel, chunk, count, experts + first));
+        Q2EXPORT_TRY(launch(call.stream, LaunchShape{1}, store_experts_kernel, chunk, count, experts + first));
     }
     return Q2EXPORT_SUCCESS;
 }
 
-template <typename Element>
-__device__ float dot(Element const* a, Element const* b, int32_t length)
+bool is_aligned(void const* pointer)
 {
-    float sum = 0.0F;
-    for (int32_t i = 0; i < length; ++i)
-    {
-        sum += load(a + i) * load(b + i);
-    }
-    return sum;
+    return reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
 }
 
-// activated = silu(gate x) * (up x), rounded to T once.
-template <typename Element>
-__global__ void activate_kernel(
-    q2export_moe_desc desc, Element const* hidden, Expert const* experts, int32_t const* chosen, Element* activated)
+// The fast kernels copy 16 bytes at a time, count slots in shared memory and number tiles with 32 bits.
+bool is_fast(MoeCall const& call, Gpu const& gpu, int32_t tile)
 {
-    int64_t const index = element_index(); // [num_tokens, top_k, intermediate_size]
-    int64_t const slot = index / desc.intermediate_size;
-    int64_t const token = slot / desc.top_k;
-    if (token >= desc.num_tokens)
+    q2export_moe_desc const& desc = call.desc;
+    constexpr int32_t kMultiple = 16 / kElementBytes;
+    constexpr int32_t kMaxExperts = 1024;
+    if (desc.dtype == Q2EXPORT_FLOAT32 || desc.hidden_size % kMultiple != 0 || desc.intermediate_size % kMultiple != 0
+        || desc.num_experts > kMaxExperts || shared_bytes(kMoeTiles[tile]) > gpu.shared_bytes_per_block)
     {
-        return;
+        return false;
     }
-    Expert const expert = experts[chosen[slot]];
-    int64_t const row = index % desc.intermediate_size * desc.hidden_size;
-    Element const* const x = hidden + token * desc.hidden_size;
-    float const gate = dot(static_cast<Element const*>(expert.gate) + row, x, desc.hidden_size);
-    float const up = dot(static_cast<Element const*>(expert.up) + row, x, desc.hidden_size);
-    store(activated + index, gate / (1.0F + expf(-gate)) * up);
+    constexpr int32_t kMaxRow = INT32_MAX / kElementBytes;
+    if (std::max(desc.hidden_size, desc.intermediate_size) > kMaxRow)
+    {
+        return false;
+    }
+    int64_t const token_tiles
+        = max_token_tiles(desc.num_tokens * desc.top_k, desc.num_experts, kMoeTiles[tile].tokens);
+    int64_t const rows = std::max(2 * desc.intermediate_size, desc.hidden_size);
+    bool aligned = token_tiles * weight_tiles(kMoeTiles[tile], rows, 1) <= INT32_MAX;
+    aligned = aligned && is_aligned(call.hidden) && is_aligned(call.output);
+    for (int32_t e = 0; aligned && e < desc.num_experts; ++e)
+    {
+        aligned = is_aligned(call.gate[e]) && is_aligned(call.up[e]) && is_aligned(call.down[e]);
+    }
+    return aligned;
 }
 
-// output = sum over the slots, in order, of weight * (down activated): the same bits in every run.
-template <typename Element>
-__global__ void combine_kernel(q2export_moe_desc desc, Element const* activated, Expert const* experts,
-    int32_t const* chosen, float const* weight, Element* output)
+q2export_status run(MoeCall const& call, MoeWorkspace const& parts)
 {
-    int64_t const index = element_index(); // [num_tokens, hidden_size]
-    int64_t const token = index / desc.hidden_size;
-    if (token >= desc.num_tokens)
+    Gpu gpu{};
+    Q2EXPORT_TRY(current_gpu(&gpu));
+    int32_t const tile = choose_moe_tile(call.desc, gpu);
+    bool const fast = is_fast(call, gpu, tile);
+    if (!fast || call.desc.num_experts > kExpertsByValue)
     {
-        return;
+        Q2EXPORT_TRY(store_experts(call, parts.experts));
     }
-    int64_t const row = index % desc.hidden_size * desc.intermediate_size;
-    float sum = 0.0F;
-    for (int64_t slot = token * desc.top_k; slot < (token + 1) * desc.top_k; ++slot)
+    if (!fast)
     {
-        Element const* const down = static_cast<Element const*>(experts[chosen[slot]].down) + row;
-        sum += weight[slot] * dot(down, activated + slot * desc.intermediate_size, desc.intermediate_size);
+        return with_element_type(call.desc.dtype, [&](auto* type) {
+            return moe_reference<std::remove_pointer_t<decltype(type)>>(call, parts);
+        });
     }
-    store(output + index, sum);
-}
-
-template <typename Element>
-q2export_status compute(q2export_moe_desc const& desc, Element const* hidden, Element const* router_logits,
-    MoeWorkspace const& parts, Element* output, q2export_stream stream)
-{
-    Element* const activated = static_cast<Element*>(parts.activated);
-    Expert const* const experts = parts.experts;
-    int32_t const* const chosen = parts.chosen;
-    float const* const weight = parts.weight;
-    int64_t const activations = desc.num_tokens * desc.top_k * desc.intermediate_size;
-    Q2EXPORT_TRY(launch(
-        stream, one_thread_each(desc.num_tokens), route_kernel<Element>, desc, router_logits, parts.chosen, parts.weight));
-    Q2EXPORT_TRY(
-        launch(stream, one_thread_each(activations), activate_kernel<Element>, desc, hidden, experts, chosen, activated));
-    return launch(stream, one_thread_each(desc.num_tokens * desc.hidden_size), combine_kernel<Element>, desc, activated,
-        experts, chosen, weight, output);
+    Q2EXPORT_TRY(route_and_sort(call, parts, kMoeTiles[tile].tokens));
+    return call.desc.dtype == Q2EXPORT_FLOAT16 ? multiply_experts<__half>(call, parts, gpu, tile)
+                                               : multiply_experts<__nv_bfloat16>(call, parts, gpu, tile);
 }
 
 } // namespace
@@ -145,10 +129,5 @@ extern "C" q2export_status q2export_moe(q2export_moe_desc const* desc, void cons
     Q2EXPORT_TRY(check_pointer(kOp, "output", output));
     MoeWorkspace const parts = lay_out(*desc, workspace);
     Q2EXPORT_TRY(check_workspace(kOp, parts.bytes, workspace, workspace_bytes));
-    Q2EXPORT_TRY(store_experts(*desc, gate, up, down, parts.experts, stream));
-    return with_element_type(desc->dtype, [&](auto* type) {
-        using Element = std::remove_pointer_t<decltype(type)>;
-        return compute(*desc, static_cast<Element const*>(hidden), static_cast<Element const*>(router_logits), parts,
-            static_cast<Element*>(output), stream);
-    });
+    return run(MoeCall{*desc, hidden, router_logits, gate, up, down, output, stream}, parts);
 }

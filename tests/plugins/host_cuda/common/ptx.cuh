@@ -26,6 +26,12 @@ inline void copy_async_16(
     host_cuda::start_copy(site, shared, global, valid);
 }
 
+inline void copy_async_16_streamed(
+    void* shared, void const* global, bool valid = true, host_cuda::Site site = host_cuda::here("cp.async"))
+{
+    host_cuda::start_copy(site, shared, global, valid);
+}
+
 inline void copy_async_commit()
 {
     host_cuda::commit_copies();
@@ -62,6 +68,11 @@ inline void mma_m16n8k16(float (&accumulator)[4], uint32_t const (&a)[4], uint32
     host_cuda::multiply_m16n8k16(site, accumulator, a, b, host_cuda::widen_all<Element>);
 }
 
+inline uint32_t transpose_matrix(uint32_t pair, host_cuda::Site site = host_cuda::here("movmatrix.trans"))
+{
+    return host_cuda::transpose_matrix(site, pair);
+}
+
 template <typename Element>
 inline uint32_t pack2(float low, float high)
 {
@@ -95,6 +106,11 @@ inline float exp2_fast(float x)
     constexpr float kSmallestNormal = 1.17549435e-38F;
     float const y = std::exp2(x);
     return y < kSmallestNormal ? 0.0F : y;
+}
+
+inline int recomputed(int value)
+{
+    return value;
 }
 
 inline uint4 load_once_16(void const* global, host_cuda::Site site = host_cuda::here("ld.global.nc.v4"))

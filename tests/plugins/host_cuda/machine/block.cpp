@@ -58,6 +58,7 @@ struct Warp
     unsigned first; // thread
     unsigned lanes;
     unsigned ready; // mask of the lanes that can go on
+    unsigned barriers; // that it has passed
     std::vector<Meeting> meetings; // more than one where lanes have gone different ways
 };
 
@@ -80,9 +81,17 @@ public:
     void meet_warp(Site const& site, unsigned mask, void* argument, Operation operation);
     [[noreturn]] void loop();
 
+    void pass_warp_barrier();
+    Moment moment() const;
+
     Thread& current()
     {
         return *threads_[current_];
+    }
+
+    bool is_running() const
+    {
+        return kernel_ != nullptr;
     }
 
     uint32_t seed = 0;
@@ -101,7 +110,9 @@ private:
     std::vector<std::unique_ptr<Thread>> threads_; // as many as the largest block so far
     std::vector<Warp> warps_;
     unsigned size_ = 0; // threads in this block
-    unsigned current_ = 0;
+    unsigned number_ = 0; // of the block in its grid
+    unsigned current_ = 0; // thread
+    unsigned barriers_ = 0; // that it has passed
     unsigned sum_ = 0; // at the barrier
     unsigned released_sum_ = 0;
     uint32_t random_ = 1;
@@ -158,7 +169,7 @@ void Block::reset(dim3 shape)
         if (thread.lane == 0)
         {
             unsigned const lanes = std::min(kWarpLanes, size_ - i);
-            warps_.push_back({i, lanes, kAllLanes >> (kWarpLanes - lanes), {}});
+            warps_.push_back({i, lanes, kAllLanes >> (kWarpLanes - lanes), 0, {}});
         }
     }
 }
@@ -167,8 +178,9 @@ void Block::run(dim3 grid, dim3 block, std::function<void()> const& kernel)
 {
     kernel_ = &kernel;
     reset(block);
-    unsigned const number = (blockIdx.z * grid.y + blockIdx.y) * grid.x + blockIdx.x;
-    random_ = (number + 1) * 0x9E3779B9U ^ (seed + 1) * 0x85EBCA6BU;
+    number_ = (blockIdx.z * grid.y + blockIdx.y) * grid.x + blockIdx.x;
+    barriers_ = 0;
+    random_ = (number_ + 1) * 0x9E3779B9U ^ (seed + 1) * 0x85EBCA6BU;
     random_ = random_ == 0 ? 1 : random_;
     do
     {
@@ -177,6 +189,7 @@ void Block::run(dim3 grid, dim3 block, std::function<void()> const& kernel)
             run_warp(warps_[warp]);
         }
     } while (!finish_phase());
+    kernel_ = nullptr;
 }
 
 // Any warp of which a lane can go on.
@@ -263,6 +276,7 @@ bool Block::finish_phase()
     {
         warps_[i / kWarpLanes].ready |= bit(i % kWarpLanes);
     }
+    ++barriers_;
     released_sum_ = sum_;
     sum_ = 0;
     return false;
@@ -312,6 +326,16 @@ void Block::meet_warp(Site const& site, unsigned mask, void* argument, Operation
     warp.ready |= mask;
 }
 
+void Block::pass_warp_barrier()
+{
+    ++warps_[current_ / kWarpLanes].barriers;
+}
+
+Moment Block::moment() const
+{
+    return {number_, current_, barriers_, warps_[current_ / kWarpLanes].barriers};
+}
+
 void Block::refuse_diverged(Warp const& warp) const
 {
     std::fprintf(stderr, "host_cuda: block (%u, %u, %u): warp %u has diverged and cannot go on:\n", blockIdx.x,
@@ -356,6 +380,16 @@ unsigned current_lane()
     return the_block().current().lane;
 }
 
+bool is_in_kernel()
+{
+    return the_block().is_running();
+}
+
+Moment current_moment()
+{
+    return the_block().moment();
+}
+
 unsigned meet_block(Site const& site, unsigned value)
 {
     return the_block().meet(site, value);
@@ -366,12 +400,27 @@ void meet_warp(Site const& site, unsigned mask, void* argument, Operation operat
     the_block().meet_warp(site, mask, argument, operation);
 }
 
+void meet_at_warp_barrier(Site const& site, unsigned mask)
+{
+    the_block().meet_warp(site, mask, nullptr, [](Arguments const&, unsigned lanes) {
+        if (lanes == kAllLanes)
+        {
+            the_block().pass_warp_barrier();
+        }
+    });
+}
+
 void start_copy(Site const& site, void* shared, void const* global, bool valid)
 {
     check_alignment(site, shared);
     check_alignment(site, global);
     check_shared(site, shared, true);
     check_shared(site, global, false);
+    if (valid)
+    {
+        record_access(global, Copies::kBytes, Access::kRead, __builtin_return_address(0));
+    }
+    record_access(shared, Copies::kBytes, Access::kWrite, __builtin_return_address(0));
     the_block().current().copies.start(shared, global, valid);
 }
 
@@ -382,7 +431,14 @@ void commit_copies()
 
 void wait_for_copies(size_t pending_groups)
 {
-    the_block().current().copies.wait(pending_groups);
+    the_block().current().copies.wait(
+        pending_groups, [from = __builtin_return_address(0)](void const* shared, void const* global) {
+            if (global != nullptr)
+            {
+                record_access(global, Copies::kBytes, Access::kRead, from);
+            }
+            record_access(shared, Copies::kBytes, Access::kWrite, from);
+        });
 }
 
 void run_grid(dim3 grid, dim3 block, size_t shared_bytes, std::function<void()> const& kernel)
@@ -391,6 +447,7 @@ void run_grid(dim3 grid, dim3 block, size_t shared_bytes, std::function<void()> 
     std::lock_guard<std::mutex> const lock(mutex);
     gridDim = grid;
     blockDim = block;
+    forget_accesses_of_grid();
     SharedMemory shared(shared_bytes);
     for (unsigned z = 0; z < grid.z; ++z)
     {
@@ -400,6 +457,7 @@ void run_grid(dim3 grid, dim3 block, size_t shared_bytes, std::function<void()> 
             {
                 blockIdx = dim3(x, y, z);
                 shared.clear();
+                forget_accesses_of_block();
                 the_block().run(grid, block, kernel);
                 shared.check();
             }

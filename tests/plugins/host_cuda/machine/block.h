@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <functional>
 
+#include "machine/races.h"
 #include "vector_types.h"
 
 namespace host_cuda
@@ -39,6 +40,10 @@ constexpr Site here(char const* operation, char const* file = __builtin_FILE(), 
 // Lane of the running thread.
 unsigned current_lane();
 
+// Whether a kernel runs, and how far its running thread has come.
+bool is_in_kernel();
+Moment current_moment();
+
 // Waits for all threads of the block, which have to come to the same place; the sum of their values.
 unsigned meet_block(Site const& site, unsigned value = 0);
 
@@ -48,6 +53,9 @@ using Operation = void (*)(Arguments const& arguments, unsigned mask);
 
 // Waits for the lanes of the mask, which have to come to the same place with the same mask; the last of them operates.
 void meet_warp(Site const& site, unsigned mask, void* argument, Operation operation);
+
+// __syncwarp: with a full mask, a barrier of the warp.
+void meet_at_warp_barrier(Site const& site, unsigned mask);
 
 // The block's dynamic shared memory, and whether an address is in it or in static shared memory.
 unsigned char* dynamic_shared_memory();

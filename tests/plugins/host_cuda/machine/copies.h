@@ -30,8 +30,9 @@ public:
         group_ends_.push_back(copies_.size());
     }
 
-    // Lets all groups but the latest `pending` arrive.
-    void wait(size_t pending)
+    // Lets all groups but the latest `pending` arrive, after a call of `note` with target and source of each copy.
+    template <typename Note>
+    void wait(size_t pending, Note note)
     {
         if (group_ends_.size() <= pending)
         {
@@ -42,6 +43,7 @@ public:
         for (size_t i = 0; i < end; ++i)
         {
             static constexpr unsigned char kZeros[kBytes] = {};
+            note(copies_[i].target, copies_[i].source);
             std::memcpy(copies_[i].target, copies_[i].source == nullptr ? kZeros : copies_[i].source, kBytes);
         }
         copies_.erase(copies_.begin(), copies_.begin() + static_cast<std::ptrdiff_t>(end));

@@ -1,10 +1,10 @@
 #include "machine/fiber.h"
 
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 
 #include <sys/mman.h>
-#include <unistd.h>
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/common_interface_defs.h>
@@ -15,7 +15,10 @@ namespace host_cuda
 namespace
 {
 
+constexpr size_t kMaxStacks = 1024; // threads of a block
 constexpr size_t kStackBytes = 512 * 1024; // committed page by page, as far as a kernel gets
+constexpr size_t kGuardBytes = 64 * 1024; // of it; pages may be as large
+constexpr size_t kUsableBytes = kStackBytes - kGuardBytes;
 constexpr size_t kAlignment = 64;
 
 Fiber* left = nullptr; // the one that was running before the latest switch
@@ -28,22 +31,39 @@ size_t next_stack_bytes()
     constexpr size_t kStep = 320;
     constexpr size_t kSteps = 128;
     static size_t count = 0;
-    return kStackBytes - kStep * (count++ % kSteps) / kAlignment * kAlignment;
+    return kUsableBytes - kStep * (count++ % kSteps) / kAlignment * kAlignment;
 }
 
-// A stack whose lower end is a page that may not be touched.
+// Addresses for the stacks of the largest block.
+char* reserve_stacks()
+{
+    void* const memory = mmap(
+        nullptr, kMaxStacks * kStackBytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED)
+    {
+        std::perror("host_cuda: stacks for the threads of a block");
+        std::abort();
+    }
+    return static_cast<char*>(memory);
+}
+
+char* stacks()
+{
+    static char* const memory = reserve_stacks();
+    return memory;
+}
+
+// The next stack; the pages at its lower end may not be touched.
 void* allocate_stack()
 {
-    size_t const guard = static_cast<size_t>(sysconf(_SC_PAGESIZE));
-    void* const memory
-        = mmap(nullptr, guard + kStackBytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (memory == MAP_FAILED
-        || mprotect(static_cast<char*>(memory) + guard, kStackBytes, PROT_READ | PROT_WRITE) != 0)
+    static size_t count = 0;
+    char* const stack = stacks() + count++ * kStackBytes + kGuardBytes;
+    if (count > kMaxStacks || mprotect(stack, kUsableBytes, PROT_READ | PROT_WRITE) != 0)
     {
         std::perror("host_cuda: a stack for a thread");
         std::abort();
     }
-    return static_cast<char*>(memory) + guard;
+    return stack;
 }
 
 } // namespace
@@ -107,6 +127,12 @@ Fiber::Fiber(void (*entry)())
 }
 
 #endif
+
+bool Fiber::is_on_stack(void const* address)
+{
+    auto const offset = reinterpret_cast<uintptr_t>(address) - reinterpret_cast<uintptr_t>(stacks());
+    return offset < kMaxStacks * kStackBytes;
+}
 
 void Fiber::switch_to(Fiber& other)
 {

@@ -21,6 +21,9 @@ public:
     // Leaves this one, which has to be the running one, for `other`; returns when something switches back.
     void switch_to(Fiber& other);
 
+    // Whether an address is on any fiber's own stack.
+    static bool is_on_stack(void const* address);
+
 private:
     static void start();
     static void arrive(void* fake_stack);

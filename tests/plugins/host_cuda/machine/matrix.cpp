@@ -59,6 +59,21 @@ void load(Arguments const& arguments, unsigned)
     }
 }
 
+// Each argument is a lane's register: its pair of the matrix, then of the transposed one.
+void transpose(Arguments const& arguments, unsigned)
+{
+    uint16_t matrix[kRows][kRows];
+    for (unsigned lane = 0; lane < kWarpLanes; ++lane)
+    {
+        std::memcpy(&matrix[lane / 4][lane % 4 * 2], arguments[lane], sizeof(uint32_t));
+    }
+    for (unsigned lane = 0; lane < kWarpLanes; ++lane)
+    {
+        uint16_t const pair[2] = {matrix[lane % 4 * 2][lane / 4], matrix[lane % 4 * 2 + 1][lane / 4]};
+        std::memcpy(arguments[lane], pair, sizeof pair);
+    }
+}
+
 // Four columns at a time: the compiler's vectors, whatever the level of optimisation.
 typedef float Columns __attribute__((vector_size(16)));
 constexpr unsigned kColumns = 4;
@@ -112,8 +127,15 @@ void load_matrices(Site const& site, uint32_t* registers, unsigned count, void c
 {
     check_alignment(site, row);
     check_shared(site, row, true);
+    record_warp_read(row, kRows * sizeof(uint16_t), __builtin_return_address(0));
     Load argument{registers, count, row, transposed};
     meet_warp(site, kAllLanes, &argument, load);
+}
+
+uint32_t transpose_matrix(Site const& site, uint32_t pair)
+{
+    meet_warp(site, kAllLanes, &pair, transpose);
+    return pair;
 }
 
 void multiply_m16n8k16(

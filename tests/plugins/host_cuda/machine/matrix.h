@@ -41,6 +41,8 @@ void widen_all(uint16_t const* elements, float* values, size_t count)
 
 void load_matrices(Site const& site, uint32_t* registers, unsigned count, void const* row, bool transposed);
 
+uint32_t transpose_matrix(Site const& site, uint32_t pair);
+
 void multiply_m16n8k16(Site const& site, float (&accumulator)[4], uint32_t const (&a)[4], uint32_t const (&b)[2],
     Widen widen);
 

@@ -1,0 +1,17 @@
+// Q2MoE by tensor cores, compiled once per element type.
+#pragma once
+
+#include "common/gpu.h"
+#include "moe/arguments.h"
+
+namespace q2export
+{
+
+// Queues the router and the sort of the slots; token tiles are of `tile_tokens`.
+q2export_status route_and_sort(MoeCall const& call, MoeWorkspace const& parts, int32_t tile_tokens);
+
+// Queues both products and the weighted sum. Element: __half or __nv_bfloat16.
+template <typename Element>
+q2export_status multiply_experts(MoeCall const& call, MoeWorkspace const& parts, Gpu const& gpu, int32_t tile);
+
+} // namespace q2export

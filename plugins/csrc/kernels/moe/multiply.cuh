@@ -1,0 +1,154 @@
+// The arithmetic of the grouped product: the stages of a tile into the accumulators of a warp.
+#pragma once
+
+#include <cstdint>
+
+#include "common/ptx.cuh"
+#include "moe/product.cuh"
+#include "moe/ring.cuh"
+
+namespace q2export
+{
+
+template <typename Product>
+struct Accumulators
+{
+    // [16-row operand][8-token operand]; of a warp's pairs of 8-token operands, pair j is the tokens
+    // 16 * (j * token_warps + warp) and on: the first half of a tile is the first half of every warp.
+    float values[Product::kRowTiles][2 * Product::kTokenPairs][4];
+
+    __device__ void clear()
+    {
+#pragma unroll
+        for (auto& row : values)
+        {
+#pragma unroll
+            for (auto& token : row)
+            {
+                token[0] = token[1] = token[2] = token[3] = 0.0F;
+            }
+        }
+    }
+};
+
+// The operands of one 16-deep part of a stage.
+template <typename Product, int kPairs>
+struct Operands
+{
+    uint32_t weights[Product::kRowTiles][4];
+    uint32_t tokens[kPairs][4]; // registers 0, 1: the first eight; 2, 3: the second
+};
+
+// Where a lane reads its rows.
+template <typename Product>
+class Reader
+{
+public:
+    __device__ Reader()
+    {
+        int const lane = threadIdx.x % 32;
+        int const warp = threadIdx.x / 32;
+        int const weight_row = warp % Product::kShape.weight_warps * Product::kRowTiles * 16 + lane % 16;
+        int const token_row = warp / Product::kShape.weight_warps * 16 + lane / 16 * 8 + lane % 8;
+        // ldmatrix takes eight rows from each eight lanes. Weights: rows 0 .. 7 and 8 .. 15 of the first eight columns,
+        // then of the next. Tokens: 0 .. 7 by both, then 8 .. 15.
+        weights_ = swizzled(weight_row, lane / 16);
+        tokens_ = Product::kTokensOffset + swizzled(token_row, lane / 8 % 2);
+    }
+
+    // Stages are whole rows of 128 bytes, so that the chunk is bits 4 .. 6 of the offset: that of a part differs in the
+    // upper two of them.
+    template <int kPairs>
+    __device__ void load(Operands<Product, kPairs>& operands, unsigned char const* ring, int stage, int part) const
+    {
+        constexpr int kRows = 16 * Product::kRowBytes;
+        int const chunk = part * 2 * Product::kChunkBytes;
+        unsigned char const* const weights = ring + ((stage * Product::kStageBytes + weights_) ^ chunk);
+        unsigned char const* const tokens = ring + ((stage * Product::kStageBytes + tokens_) ^ chunk);
+#pragma unroll
+        for (int i = 0; i < Product::kRowTiles; ++i)
+        {
+            load_matrix_x4(operands.weights[i], weights + i * kRows);
+        }
+#pragma unroll
+        for (int j = 0; j < kPairs; ++j)
+        {
+            load_matrix_x4(operands.tokens[j], tokens + j * Product::kShape.token_warps * kRows);
+        }
+    }
+
+private:
+    int weights_; // bytes from the start of a stage
+    int tokens_;
+};
+
+template <typename Product, int kPairs>
+__device__ inline void multiply_part(
+    Accumulators<Product>& accumulators, Operands<Product, kPairs> const& operands)
+{
+#pragma unroll
+    for (int j = 0; j < 2 * kPairs; ++j)
+    {
+        uint32_t const tokens[2] = {operands.tokens[j / 2][j % 2 * 2], operands.tokens[j / 2][j % 2 * 2 + 1]};
+#pragma unroll
+        for (int i = 0; i < Product::kRowTiles; ++i)
+        {
+            mma_m16n8k16<typename Product::Element>(accumulators.values[i][j], operands.weights[i], tokens);
+        }
+    }
+}
+
+// The ring, as the whole block sees it: `stage` is the next one to multiply; the one before it is free.
+template <typename Product>
+struct Ring
+{
+    unsigned char* base;
+    int stage = 0;
+
+    __device__ unsigned char* free_stage() const
+    {
+        return base + (stage == 0 ? Product::kStages - 1 : stage - 1) * Product::kStageBytes;
+    }
+
+    // Waits until the next stage has arrived for all threads, and all are done with the one before.
+    __device__ void wait() const
+    {
+        copy_async_wait<Product::kStages - 2>();
+        __syncthreads();
+    }
+};
+
+// Multiplies a whole tile, with the first kPairs pairs of this warp's tokens. The operands of a part are loaded while
+// those of the one before are multiplied, also across stages, and the copies to the free stage are started in between,
+// a few at a time, so that the tensor cores do not wait for either. Every accumulator adds up its products in the order
+// of the inner dimension, whatever the tile: a token's result does not depend on the tokens it comes with.
+template <int kPairs, typename Product>
+__device__ inline void multiply_tile(Accumulators<Product>& accumulators, Reader<Product> const& reader,
+    Loader<Product>& loader, Ring<Product>& ring, int32_t depth)
+{
+    constexpr int kParts = kStepDepth / 16;
+    Operands<Product, kPairs> operands[2];
+    ring.wait();
+    reader.load(operands[0], ring.base, ring.stage, 0);
+    for (int32_t left = depth; left > 0; left -= kStepDepth)
+    {
+#pragma unroll
+        for (int part = 0; part + 1 < kParts; ++part)
+        {
+            reader.load(operands[(part + 1) % 2], ring.base, ring.stage, part + 1);
+            loader.template copy<kParts - 1>(ring.free_stage(), part);
+            multiply_part(accumulators, operands[part % 2]);
+        }
+        loader.advance();
+        copy_async_commit();
+        ring.stage = ring.stage + 1 == Product::kStages ? 0 : ring.stage + 1;
+        if (left > kStepDepth)
+        {
+            ring.wait();
+            reader.load(operands[0], ring.base, ring.stage, 0);
+        }
+        multiply_part(accumulators, operands[1]);
+    }
+}
+
+} // namespace q2export

@@ -1,0 +1,94 @@
+// One instance of the grouped product: tile, element type, and which of the two products of an expert it is.
+//
+// A block multiplies weight_rows rows of an expert's matrices, the A operand, by `tokens` of its tokens, the B operand.
+// In shared memory a row of either is 64 elements, 128 bytes. The accumulators of mma.m16n8k16 give lane 4 g + c rows g
+// and g + 8 of each 16, for tokens 2 c and 2 c + 1; so where gate and up meet, each 16 rows are eight of gate and the
+// same eight of up, and the lane that has a gate has its up (kGated).
+#pragma once
+
+#include <cstdint>
+
+#include <cuda_runtime.h>
+
+#include "moe/arguments.h"
+
+namespace q2export
+{
+
+struct ProductArguments
+{
+    Expert experts[kExpertsByValue];
+    Expert const* table; // in global memory, where there are more experts; else null
+    void const* tokens; // gated: T [tokens, depth]; else T [positions, depth]
+    void* outputs; // gated: T [positions, rows]; else T [slots, rows]
+    int32_t const* sorted; // [positions]: slot
+    TokenTile const* tiles;
+    int32_t const* tile_count;
+    int32_t rows; // of one matrix
+    int32_t depth; // columns of a matrix
+    int32_t top_k;
+};
+
+template <typename Element_, int kTile, bool kGated_>
+struct Product
+{
+    using Element = Element_;
+    static constexpr bool kGated = kGated_;
+    static constexpr MoeTile kShape = kMoeTiles[kTile];
+    static constexpr int kThreads = threads_of(kShape);
+    static constexpr int kStages = kShape.stages;
+    static constexpr int kStageBytes = stage_bytes(kShape);
+    static constexpr int kRowBytes = kStepDepth * kElementBytes;
+    static constexpr int kChunkBytes = 16; // of a copy, and of a row of an 8x8 matrix
+    static constexpr int kChunkElements = kChunkBytes / kElementBytes;
+    static constexpr int kChunks = kRowBytes / kChunkBytes;
+    static constexpr int kTokensOffset = kShape.weight_rows * kRowBytes; // in a stage, behind the weights
+    static constexpr int kRowsPerPass = kThreads / kChunks; // that the threads copy at a time
+    static constexpr int kWeightPasses = kShape.weight_rows / kRowsPerPass;
+    static constexpr int kTokenPasses = kShape.tokens / kRowsPerPass;
+    static constexpr int kOutputs = kShape.weight_rows / (kGated ? 2 : 1); // rows of a matrix, per tile
+
+    // Of a warp: 16-row operands, pairs of 8-token operands, outputs, and 8x8 blocks of outputs for 8 tokens.
+    static constexpr int kRowTiles = kShape.weight_rows / kShape.weight_warps / 16;
+    static constexpr int kTokenPairs = kShape.tokens / kShape.token_warps / 16;
+    static constexpr int kWarpOutputs = kOutputs / kShape.weight_warps;
+    static constexpr int kBlocks = kWarpOutputs / 8;
+    static constexpr int kVector = kBlocks < 4 ? kBlocks : 4; // blocks whose results a lane stores at once
+
+    static_assert(kWeightPasses * kRowsPerPass == kShape.weight_rows && kTokenPasses * kRowsPerPass == kShape.tokens);
+    static_assert(kRowsPerPass % 16 == 0 && kChunks == 8);
+    static_assert(kTokenPairs * kShape.token_warps * 16 == kShape.tokens);
+    static_assert(kRowTiles * kShape.weight_warps * 16 == kShape.weight_rows && kBlocks % kVector == 0);
+
+    // The output, of a tile's kOutputs, that a row of the weights in shared memory belongs to. Within the kVector blocks
+    // that a lane stores at once they are dealt out so that the lane's results are neighbours (store.cuh).
+    __host__ __device__ static constexpr int output_of(int row)
+    {
+        constexpr int kWarpRows = kRowTiles * 16;
+        int const row_tile = row % kWarpRows / 16;
+        int const block = kGated ? row_tile : 2 * row_tile + row % 16 / 8;
+        int const place = row % 8;
+        return row / kWarpRows * kWarpOutputs + block / kVector * kVector * 8 + place / 2 * 2 * kVector
+            + block % kVector * 2 + place % 2;
+    }
+
+    __host__ __device__ static constexpr bool is_up(int row)
+    {
+        return kGated && row % 16 >= 8;
+    }
+
+    // Whether a pass further on is the same number of outputs further on for all threads; the loads rely on it.
+    static constexpr bool passes_are_shifts()
+    {
+        bool same = true;
+        for (int row = 0; row < kShape.weight_rows; ++row)
+        {
+            int const in_pass = row % kRowsPerPass;
+            same = same && output_of(row) == output_of(in_pass) + output_of(row - in_pass);
+        }
+        return same;
+    }
+    static_assert(passes_are_shifts());
+};
+
+} // namespace q2export
