@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from q2export.api import build, export, load, plan, verify
     from q2export.errors import Q2ExportError
+    from q2export.quantize_api import quantize
 
 __version__ = "0.1.0"
 
-__all__ = ["Q2ExportError", "__version__", "build", "export", "load", "plan", "verify"]
+__all__ = ["Q2ExportError", "__version__", "build", "export", "load", "plan", "quantize", "verify"]
 
 _MODULE_OF = {
     "Q2ExportError": "q2export.errors",
@@ -28,6 +29,7 @@ _MODULE_OF = {
     "export": "q2export.api",
     "load": "q2export.api",
     "plan": "q2export.api",
+    "quantize": "q2export.quantize_api",
     "verify": "q2export.api",
 }
 

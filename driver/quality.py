@@ -139,6 +139,6 @@ def weight_qualities(statistics: Iterable[WeightStatistics]) -> list[WeightQuali
     from q2export.runtime.quality.results import WeightQuality
 
     return [
-        WeightQuality(each.name, each.shape, each.relative_error**0.5, each.stored_bytes)
+        WeightQuality(each.name, each.shape, each.relative_error, each.stored_bytes)
         for each in statistics
     ]

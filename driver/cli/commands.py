@@ -15,6 +15,7 @@ from q2export.suggest import nearest
 # In the order of use. Each is `command` of the module q2export.cli.<name>; its help begins with these words.
 COMMANDS: Mapping[str, str] = {
     "build": "Build an engine package from a checkpoint, and check its parity.",
+    "quantize": "Write a checkpoint with quantized weights.",
     "export": "Write a checkpoint as an ONNX file for a target.",
     "generate": "Generate text from a prompt.",
     "chat": "Talk to a model, with its own chat template.",

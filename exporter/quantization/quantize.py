@@ -7,23 +7,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from q2export.errors import CheckpointError
 from q2export.exporter.parameters import expected_parameters
 from q2export.exporter.quantization.layout import plan_layout
 from q2export.exporter.quantization.quantizer import Quantizer
 from q2export.exporter.quantization.round_to_nearest import RoundToNearest
-from q2export.exporter.quantization.statistics import WeightStatistics
+from q2export.exporter.quantization.statistics import WeightStatistics, relative_error
 from q2export.exporter.quantization.stored import StoredQuantization
 from q2export.exporter.quantization.stream import Stream
 from q2export.exporter.quantization.writer import StoredWriter
+from q2export.placement import require_free_space
 from q2export.progress import Advance, silent
 from q2export.quantization import Quantization
 
 if TYPE_CHECKING:
-    from q2export.exporter.export import Source
+    from q2export.exporter.source import Source
 
 THREADS = 2
-CHUNK_VALUES = 1 << 17
-"""Values quantized at once; with the temporaries about what a second-level cache holds."""
+CHUNK_VALUES = 1 << 18
+"""Values quantized at once: enough that threads seldom wait for each other between two NumPy calls."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,11 @@ class QuantizeResult:
     source_bytes: int
     stored_bytes: int
     seconds: float
+
+    @property
+    def relative_error(self) -> float:
+        """Root mean square of the differences over that of the values, of all quantized weights together."""
+        return relative_error(self.weights)
 
 
 def quantize_weights(
@@ -69,12 +76,16 @@ def quantize_weights(
 
     Raises:
         ProfileError: the quantization does not fit the model.
-        CheckpointError: a value is not finite, or the file changed since its header was read.
+        CheckpointError: the checkpoint is quantized already, a value is not finite, or the file changed since
+            its header was read.
+        PackageError: there is no space for the file.
     """
     start = time.perf_counter()
+    check_not_quantized(source)
     refs = source.checkpoint.tensors
     stored = StoredQuantization.of(quantization)
     layout = plan_layout(source.config, stored, {name: ref.dtype for name, ref in refs.items()})
+    require_free_space(path.parent, layout.file_bytes, "quantized weights")
     with (
         StoredWriter(path, layout) as writer,
         Stream(refs, quantizer or RoundToNearest(), writer, threads, advance) as stream,
@@ -91,6 +102,19 @@ def quantize_weights(
         layout.file_bytes,
         time.perf_counter() - start,
     )
+
+
+def check_not_quantized(source: Source) -> None:
+    """Refuse what is quantized already: rounding twice only adds to the error.
+
+    Raises:
+        CheckpointError: naming the file.
+    """
+    if source.config.quantization is not None:
+        raise CheckpointError(
+            f"{source.folder / 'config.json'}: the checkpoint is quantized already (quantization_config); "
+            "quantize the model it was made from, or build this one as it is"
+        )
 
 
 def source_bytes(source: Source) -> int:

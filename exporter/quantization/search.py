@@ -24,9 +24,9 @@ from q2export.exporter.quantization.pack import UInt8Array
 from q2export.exporter.quantization.quantizer import Float32Array
 from q2export.quantization import Scheme
 
-_FACTORS = {4: (0.9, 0.95, 1.0, 1.05, 1.1, 1.15, 1.2), 8: (1.0,)}
-"""Grid per bits. Above 1 the largest values are clipped. For int4 a grid of 40 points over 0.8 to 1.6 lowers
-the error of normally distributed weights by less than half a percent; for int8 clipping never pays."""
+_FACTORS = {4: (0.9, 0.96, 1.02, 1.08, 1.14, 1.2), 8: (1.0,)}
+"""Grid per bits. Above 1 the largest values are clipped. For int4, 40 points over 0.8 to 1.6 lower the
+squared error of normally distributed weights by another 0.4 %; for int8 the range is spanned as it is."""
 
 _SMALLEST_SCALE = np.float32(2.0**-126)
 """The smallest normal number, so that its reciprocal is finite."""
@@ -64,13 +64,12 @@ def search_parameters(blocks: Float32Array, scheme: Scheme) -> BlockParameters:
         both = search_parameters(np.repeat(blocks, 2, axis=1), scheme)
         return BlockParameters(both.scales[:1], None if both.zero_points is None else both.zero_points[:1])
     unit, zero_points = _full_range(blocks, scheme)
-    low = np.float32(-scheme.default_zero_point)
-    high = np.float32(scheme.levels - 1 - scheme.default_zero_point)
     if zero_points is None:
-        scales = _best_scales(blocks, unit, low, high, _FACTORS[scheme.bits])
+        low = np.asarray(-scheme.default_zero_point, np.float32)
     else:
-        below = zero_points.astype(np.float32)
-        scales = _best_scales(blocks, unit, -below, (scheme.levels - 1) - below, _FACTORS[scheme.bits])
+        low = -zero_points.astype(np.float32)
+    high = low + np.float32(scheme.levels - 1)
+    scales = _best_scales(blocks, unit, (low, high), _FACTORS[scheme.bits])
     return BlockParameters(_representable(scales), zero_points)
 
 
@@ -107,10 +106,10 @@ def _nonzero(scales: Float32Array) -> Float32Array:
 def _best_scales(
     blocks: Float32Array,
     unit: Float32Array,
-    low: Float32Array | np.float32,
-    high: Float32Array | np.float32,
+    limits: tuple[Float32Array, Float32Array],
     factors: tuple[float, ...],
 ) -> Float32Array:
+    """``unit`` times what fits best; ``limits`` are the smallest and the largest code."""
     if len(factors) == 1:
         return unit
     normalised = blocks * (1 / unit)
@@ -120,8 +119,7 @@ def _best_scales(
     for factor in factors:
         np.multiply(normalised, np.float32(factor), out=codes)
         np.rint(codes, out=codes)
-        np.maximum(codes, low, out=codes)
-        np.minimum(codes, high, out=codes)
+        _clip(codes, *limits)
         product = np.einsum("ij,ij->j", normalised, codes)
         square = np.einsum("ij,ij->j", codes, codes)
         np.maximum(square, 1, out=square)  # integers: 0 or at least 1
@@ -130,6 +128,15 @@ def _best_scales(
         np.copyto(best, score, where=better)
         np.copyto(fit, product / square, where=better)
     return unit * fit
+
+
+def _clip(values: Float32Array, low: Float32Array, high: Float32Array) -> None:
+    """The fastest way NumPy has: ``clip`` is vectorised for single limits alone, the others for arrays."""
+    if low.ndim == 0:
+        np.clip(values, low, high, out=values)
+    else:
+        np.maximum(values, low, out=values)
+        np.minimum(values, high, out=values)
 
 
 def _representable(scales: Float32Array) -> Float32Array:

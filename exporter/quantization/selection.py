@@ -114,6 +114,5 @@ def _check_block_size(weights: Iterable[StoredWeight], block_size: int) -> None:
     advice = f"use block size {' or '.join(fitting)}, or {kept}" if fitting else f"no block size does; {kept}"
     raise ProfileError(
         f"quantization.block_size: {block_size} does not divide the {wrong[0].shape[1]} columns of "
-        f"{wrong[0].name!r} ({len(wrong)} such weights: {listed_names([weight.name for weight in wrong])}); "
-        f"{advice}"
+        f"{listed_names([weight.name for weight in wrong])}; {advice}"
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,8 +37,15 @@ class WeightStatistics:
 
     @property
     def relative_error(self) -> float:
-        """``squared_error / squared_norm``; 0 for a weight of zeros."""
-        return self.squared_error / self.squared_norm if self.squared_norm > 0 else 0.0
+        """Root mean square of the difference over that of the weight; 0 for a weight of zeros."""
+        return relative_error((self,))
+
+
+def relative_error(weights: Iterable[WeightStatistics]) -> float:
+    """Root mean square of the differences over that of the values, of several weights together."""
+    found = tuple(weights)
+    norm = math.fsum(one.squared_norm for one in found)
+    return math.sqrt(math.fsum(one.squared_error for one in found) / norm) if norm > 0 else 0.0
 
 
 @dataclass(frozen=True)

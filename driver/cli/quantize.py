@@ -1,0 +1,115 @@
+"""``q2export quantize``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from q2export.cli import options
+from q2export.cli.output import aligned, format_bytes, format_seconds, print_json, warn
+
+if TYPE_CHECKING:
+    from q2export.quantize_api import QuantizedCheckpoint
+
+_LARGEST = 3  # weights with the largest error that are shown
+
+
+@click.command()
+@options.model
+@options.revision
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder to make.")
+@click.option(
+    "--quantization",
+    type=click.Choice(["int4", "int8"]),
+    default="int4",
+    show_default=True,
+    help="Type of the quantized weights.",
+)
+@click.option(
+    "--block-size",
+    type=click.Choice(["32", "64", "128"]),
+    default="32",
+    show_default=True,
+    help="Values that share a scale.",
+)
+@click.option("--asymmetric", is_flag=True, help="Store a zero point per block, too.")
+@click.option(
+    "--keep",
+    multiple=True,
+    metavar="PATTERN",
+    help="Leave weights whose names match in high precision, such as 'model.layers.0.*'. May be repeated.",
+)
+@click.option("--no-embedding", is_flag=True, help="Leave the embedding and the head in high precision.")
+@options.overwrite
+@options.json_output
+def command(
+    model: str,
+    revision: str | None,
+    output: Path,
+    quantization: Literal["int4", "int8"],
+    block_size: str,
+    asymmetric: bool,
+    keep: tuple[str, ...],
+    no_embedding: bool,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Write a checkpoint with quantized weights.
+
+    Every command takes the result as --model. Norms, biases and routers stay as they are.
+    """
+    from q2export.quantize_api import quantize
+
+    made = quantize(
+        model,
+        output,
+        weights=quantization,
+        block_size=int(block_size),
+        symmetric=not asymmetric,
+        embedding=not no_embedding,
+        keep=keep,
+        revision=revision,
+        overwrite=overwrite,
+    )
+    warn(made.warnings)
+    if as_json:
+        print_json(_document(made))
+    else:
+        click.echo(f"quantized {output}\n{aligned(_rows(made), indent=2)}")
+
+
+def _rows(made: QuantizedCheckpoint) -> list[tuple[str, str]]:
+    result = made.result
+    how, before, after = result.quantization, result.source_bytes, result.stored_bytes
+    kind = (
+        f"{how.weights}, blocks of {how.block_size}, {'symmetric' if how.symmetric else 'with zero points'}"
+    )
+    rows = [
+        ("weights", f"{len(result.weights)} quantized: {kind}, {how.method}"),
+        ("size", f"{format_bytes(before)} -> {format_bytes(after)}, {after / before:.1%}"),
+        ("error", f"{result.relative_error:.2%} of the root mean square of all quantized values"),
+    ]
+    largest = sorted(result.weights, key=lambda one: one.relative_error, reverse=True)[:_LARGEST]
+    rows += [("  largest", f"{one.relative_error:.2%} {one.name}") for one in largest]
+    rows.append(("peak memory", f"{format_bytes(made.peak_rss_bytes)} resident"))
+    rows.append(("time", format_seconds(result.seconds)))
+    return rows
+
+
+def _document(made: QuantizedCheckpoint) -> dict[str, Any]:
+    from q2export.codec import to_plain
+
+    result = made.result
+    return {
+        "folder": str(made.folder),
+        "quantization": to_plain(result.quantization),
+        "seconds": result.seconds,
+        "peak_rss_bytes": made.peak_rss_bytes,
+        "source_bytes": result.source_bytes,
+        "stored_bytes": result.stored_bytes,
+        "relative_error": result.relative_error,
+        "weights": [{**to_plain(one), "relative_error": one.relative_error} for one in result.weights],
+        "warnings": list(made.warnings),
+    }

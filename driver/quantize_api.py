@@ -1,0 +1,78 @@
+"""``q2export.quantize``: write a checkpoint with quantized weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from q2export.model_source import resolve_model
+from q2export.pipeline import peak_rss_bytes
+from q2export.progress import progress_bar
+from q2export.quantization import Quantization, WeightType
+
+if TYPE_CHECKING:
+    from q2export.exporter.quantization.quantize import QuantizeResult
+
+
+@dataclass(frozen=True)
+class QuantizedCheckpoint:
+    """What :func:`quantize` made.
+
+    Attributes:
+        folder: the checkpoint.
+        result: sizes, time, and the error of each weight.
+        warnings: what deserves attention, one sentence each.
+        peak_rss_bytes: largest resident set of this process until then.
+    """
+
+    folder: Path
+    result: QuantizeResult
+    warnings: tuple[str, ...]
+    peak_rss_bytes: int
+
+
+def quantize(
+    model: str | Path,
+    output: str | Path,
+    *,
+    weights: WeightType = "int4",
+    block_size: int = 32,
+    symmetric: bool = True,
+    embedding: bool = True,
+    keep: Sequence[str] = (),
+    revision: str | None = None,
+    overwrite: bool = False,
+) -> QuantizedCheckpoint:
+    """Write a checkpoint folder with quantized weights, which every command takes as a model.
+
+    Neither PyTorch nor onnx is needed. A few megabytes of the model are in memory at a time.
+
+    Args:
+        model: checkpoint folder or hub id, not quantized itself.
+        output: folder to make; nothing is left there after an error.
+        weights: ``int4`` or ``int8``.
+        block_size: values that share a scale: 32, 64 or 128.
+        symmetric: without zero points.
+        embedding: quantize the embedding and the head, too.
+        keep: shell patterns of Hugging Face names of weights to leave in high precision.
+        revision: of a hub id.
+        overwrite: replace an existing quantized checkpoint.
+
+    Raises:
+        Q2ExportError: one of its family; the message says what to do.
+    """
+    from q2export.exporter.quantization.folder import quantize_checkpoint
+    from q2export.exporter.quantization.quantize import check_not_quantized, source_bytes
+    from q2export.exporter.source import load_source
+
+    quantization = Quantization(
+        weights=weights, block_size=block_size, symmetric=symmetric, embedding=embedding, keep=tuple(keep)
+    )
+    source = load_source(resolve_model(model, revision).folder)
+    check_not_quantized(source)
+    with progress_bar("quantizing weights", source_bytes(source)) as advance:
+        result = quantize_checkpoint(source, Path(output), quantization, overwrite=overwrite, advance=advance)
+    folder = Path(output).absolute()
+    return QuantizedCheckpoint(folder, result, source.config.warnings, peak_rss_bytes())

@@ -1,0 +1,148 @@
+"""A checkpoint folder in the stored form: weights, configuration, and the texts of the original."""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from q2export.errors import ConfigError, PackageError
+from q2export.exporter.quantization.quantize import (
+    THREADS,
+    QuantizeResult,
+    check_not_quantized,
+    quantize_weights,
+)
+from q2export.exporter.quantization.quantizer import Quantizer
+from q2export.exporter.quantization.stored import StoredQuantization
+from q2export.exporter.quantization.stored_config import CONFIG_KEY, config_section, is_stored
+from q2export.hashing import HashingWriter
+from q2export.placement import copy_file, describe_filesystem
+from q2export.progress import Advance, silent
+from q2export.quantization import Quantization
+from q2export.staging import Staging, exit_on_termination
+from q2export.strict_json import read_object
+
+if TYPE_CHECKING:
+    from q2export.exporter.source import Source
+
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+COPIED_FILES = (
+    "added_tokens.json",
+    "chat_template.jinja",
+    "generation_config.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+)
+"""What a checkpoint holds besides weights and configuration; copied where it is there."""
+
+_MAX_CONFIG_BYTES = 16 << 20
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+def quantize_checkpoint(
+    source: Source,
+    output: Path,
+    quantization: Quantization,
+    *,
+    quantizer: Quantizer | None = None,
+    threads: int = THREADS,
+    overwrite: bool = False,
+    advance: Advance = silent,
+) -> QuantizeResult:
+    """Write a quantized checkpoint folder, all of it or nothing.
+
+    Args:
+        source: the checkpoint, not quantized itself.
+        output: folder to make; missing parents are made, too.
+        quantization, quantizer, threads, advance: as in
+            :func:`~q2export.exporter.quantization.quantize.quantize_weights`.
+        overwrite: replace ``output`` if it is a checkpoint in the stored form with nothing else in it.
+
+    Raises:
+        ProfileError, CheckpointError: as in ``quantize_weights``.
+        PackageError: the output is in the way, cannot be written, or does not fit.
+    """
+    check_not_quantized(source)
+    with staged_checkpoint(output, overwrite) as folder:
+        result = quantize_weights(
+            source,
+            folder / WEIGHTS_FILE,
+            quantization,
+            quantizer=quantizer,
+            threads=threads,
+            advance=advance,
+        )
+        write_texts(source.folder, folder, StoredQuantization.of(quantization))
+    return result
+
+
+def write_texts(source: Path, folder: Path, stored: StoredQuantization) -> None:
+    """Write ``config.json`` with its ``quantization_config``, and copy tokenizer and generation settings.
+
+    Args:
+        source: folder of the original checkpoint.
+        folder: that of the quantized one.
+        stored: what is quantized.
+    """
+    config = read_object(source / CONFIG_FILE, _MAX_CONFIG_BYTES, ConfigError)
+    config[CONFIG_KEY] = config_section(stored)
+    with HashingWriter(folder / CONFIG_FILE) as file:
+        file.write((json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode())
+    for name in COPIED_FILES:
+        if (source / name).is_file():
+            copy_file(source / name, folder / name)
+
+
+@contextmanager
+def staged_checkpoint(output: Path, overwrite: bool) -> Iterator[Path]:
+    """A temporary folder that becomes ``output`` when the block ends normally, and disappears otherwise.
+
+    Raises:
+        PackageError: the output is in the way, or cannot be written.
+    """
+    staging = Staging(output)
+    _check_output(staging.output, overwrite)
+    with exit_on_termination():
+        try:
+            staging.create()
+            yield staging.folder
+            staging.commit(replace=overwrite)
+        except FileExistsError as error:
+            raise PackageError(f"{output} was made by someone else meanwhile; nothing was changed") from error
+        except OSError as error:
+            where = f"{staging.output.parent} ({describe_filesystem(staging.output.parent)})"
+            if error.errno in _NO_SPACE:
+                raise PackageError(
+                    f"no space left in {where} writing {output.name}; nothing was kept. Free some or write "
+                    "elsewhere"
+                ) from error
+            raise PackageError(f"cannot write to {where}: {error.strerror}") from error
+        finally:
+            staging.discard()
+
+
+def _check_output(output: Path, overwrite: bool) -> None:
+    """Refuse an output that exists, unless it may be replaced and is a checkpoint written here."""
+    if not output.exists() or (overwrite and output.is_dir() and not any(output.iterdir())):
+        return
+    if not overwrite:
+        raise PackageError(f"{output} exists already; choose another output, or replace it with --overwrite")
+    keep = f"{output} is not replaced: "
+    try:
+        config = read_object(output / CONFIG_FILE, _MAX_CONFIG_BYTES, PackageError)
+    except PackageError as error:
+        raise PackageError(f"{keep}it is no checkpoint ({error}); remove it yourself") from None
+    if not is_stored(config.get(CONFIG_KEY)):
+        raise PackageError(f"{keep}it is no checkpoint that q2export quantized; remove it yourself")
+    known = {WEIGHTS_FILE, CONFIG_FILE, *COPIED_FILES}
+    if surplus := sorted(path.name for path in output.iterdir() if path.name not in known):
+        more = f" and {len(surplus) - 1} more" if surplus[1:] else ""
+        raise PackageError(f"{keep}it holds {surplus[0]!r}{more}; move it away first")
