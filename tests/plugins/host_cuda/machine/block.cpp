@@ -415,9 +415,9 @@ void start_copy(Site const& site, void* shared, void const* global, bool valid)
     check_alignment(site, shared);
     check_alignment(site, global);
     check_shared(site, shared, true);
-    check_shared(site, global, false);
-    if (valid)
+    if (valid) // else the address counts for nothing
     {
+        check_shared(site, global, false);
         record_access(global, Copies::kBytes, Access::kRead, __builtin_return_address(0));
     }
     record_access(shared, Copies::kBytes, Access::kWrite, __builtin_return_address(0));
