@@ -1,0 +1,118 @@
+// Which tiles the prefill attention uses, and in which order: pure functions of the description and the GPU.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "common/gpu.h"
+#include "q2export/kernels.h"
+
+namespace q2export
+{
+
+constexpr int kPrefillKeys = 64; // of one tile of keys or values
+constexpr int kPrefillWarps = 4; // of one block
+
+// How many of the tile's rows a warp owns. A row is one query head of one token: the heads of a group are rows of
+// the same tile, so that each key is read once for all of them.
+//   kShort  16 rows, 64 a block: the query stays in registers. Small blocks, for little shared memory or little work.
+//   kTall   32 rows, 128 a block: each fragment of a key serves two tensor-core instructions, which halves the
+//           traffic of shared memory. The query stays in shared memory, for want of registers.
+enum class PrefillTile : int32_t
+{
+    kShort = 16,
+    kTall = 32
+};
+
+constexpr int prefill_rows(PrefillTile tile)
+{
+    return kPrefillWarps * static_cast<int>(tile);
+}
+
+constexpr int kPrefillSlots = 3; // tiles of keys and values in shared memory: one is read, the others are being filled
+
+// Bytes of `rows` rows of 16-bit elements.
+constexpr size_t prefill_tile_bytes(int rows, int head_dim)
+{
+    return static_cast<size_t>(rows) * head_dim * 2;
+}
+
+constexpr size_t kPrefillRowsBytes = 192; // for where the tile's rows are, see TileRows
+
+// Where in shared memory the ring of slots ends: a tall tile's query, the ring, where the rows are.
+constexpr size_t prefill_ring_end(PrefillTile tile, int head_dim)
+{
+    size_t const query = tile == PrefillTile::kTall ? prefill_tile_bytes(prefill_rows(tile), head_dim) : 0;
+    return query + kPrefillSlots * prefill_tile_bytes(kPrefillKeys, head_dim);
+}
+
+constexpr size_t prefill_shared_bytes(PrefillTile tile, int head_dim)
+{
+    return prefill_ring_end(tile, head_dim) + kPrefillRowsBytes;
+}
+
+// Blocks that share a multiprocessor: what the registers of the kernel are limited to.
+constexpr int prefill_blocks_per_multiprocessor(int head_dim)
+{
+    return head_dim == 64 ? 3 : 2;
+}
+
+// Whether the tensor-core kernels compute this attention. The maximum of a row is taken before the scale, which has to
+// keep the order of the scores for that.
+inline bool prefill_serves(q2export_attention_desc const& desc)
+{
+    bool const has_tiles = desc.head_dim == 64 || desc.head_dim == 128;
+    bool const is_narrow = desc.dtype == Q2EXPORT_FLOAT16 || desc.dtype == Q2EXPORT_BFLOAT16;
+    return has_tiles && is_narrow && desc.scale > 0.0F && desc.scale <= 1.0e30F;
+}
+
+struct PrefillPlan
+{
+    PrefillTile tile;
+    int64_t row_tiles; // of one KV head of one row of the batch
+    int64_t section; // (batch, kv_head) pairs whose blocks are queued together
+    int64_t blocks;
+};
+
+inline int64_t ceil_divide(int64_t dividend, int64_t divisor)
+{
+    return (dividend + divisor - 1) / divisor;
+}
+
+inline PrefillTile choose_prefill_tile(q2export_attention_desc const& desc, Gpu const& gpu)
+{
+    constexpr PrefillTile kTile = PrefillTile::kTall;
+    constexpr int64_t kReserved = 1024; // by the driver, of each block
+    int64_t const shared = static_cast<int64_t>(prefill_shared_bytes(kTile, desc.head_dim)) + kReserved;
+    bool const fits = gpu.shared_bytes_per_multiprocessor >= 2 * shared; // one multiplies while the other exponentiates
+    int64_t const rows = desc.sequence * (desc.num_heads / desc.num_kv_heads);
+    int64_t const blocks = desc.batch * desc.num_kv_heads * ceil_divide(rows, prefill_rows(kTile));
+    return fits && blocks >= gpu.multiprocessors ? kTile : PrefillTile::kShort;
+}
+
+// Blocks start in the order of their index. Within a section the tiles with the most keys come first, so that the
+// last blocks to run are short ones. A section's keys and values fit in half of L2, so that the blocks that run at
+// one time find them there; but it has at least two blocks for each that can run, for else its long tiles would
+// start late.
+inline PrefillPlan plan_prefill(q2export_attention_desc const& desc, Gpu const& gpu)
+{
+    PrefillPlan plan{};
+    plan.tile = choose_prefill_tile(desc, gpu);
+    int64_t const rows = desc.sequence * (desc.num_heads / desc.num_kv_heads);
+    int64_t const pairs = desc.batch * desc.num_kv_heads;
+    plan.row_tiles = ceil_divide(rows, prefill_rows(plan.tile));
+    plan.blocks = pairs * plan.row_tiles;
+    if (plan.blocks == 0)
+    {
+        return plan;
+    }
+    int64_t const pair_bytes = 2 * desc.capacity * desc.head_dim * 2;
+    int64_t const resident = int64_t{gpu.multiprocessors} * prefill_blocks_per_multiprocessor(desc.head_dim);
+    int64_t const in_l2 = pair_bytes == 0 ? pairs : gpu.l2_bytes / 2 / pair_bytes;
+    int64_t const least = ceil_divide(2 * resident, plan.row_tiles);
+    int64_t const section = in_l2 > least ? in_l2 : least;
+    plan.section = section < pairs ? section : pairs;
+    return plan;
+}
+
+} // namespace q2export

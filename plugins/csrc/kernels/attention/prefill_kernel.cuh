@@ -1,0 +1,212 @@
+// The kernel of the prefill attention: one block per tile of query rows, four warps, keys and values through a ring of
+// tiles in shared memory that asynchronous copies fill: keys 0, values 0, keys 1, values 1, ...
+#pragma once
+
+#include "attention/prefill_block.cuh"
+#include "attention/prefill_rows.cuh"
+#include "attention/prefill_softmax.cuh"
+#include "common/vector.cuh"
+
+namespace q2export
+{
+
+constexpr int kPrefillThreads = kPrefillWarps * kWarpSize;
+
+// What the heuristics say of a kind of tile, as constants: device code may not call functions of the host.
+template <PrefillTile kTile>
+constexpr int kPrefillRows = prefill_rows(kTile);
+template <PrefillTile kTile, int kHeadDim>
+constexpr int kPrefillRingEnd = static_cast<int>(prefill_ring_end(kTile, kHeadDim));
+template <int kHeadDim>
+constexpr int kPrefillBlocks = prefill_blocks_per_multiprocessor(kHeadDim);
+
+// The first of the rows of this warp.
+template <int kWarpRows>
+__device__ inline int first_row()
+{
+    return recomputed(static_cast<int>(threadIdx.x)) / kWarpSize * kWarpRows;
+}
+
+// Starts copying the query of a tall tile to the start of shared memory; rows of padding become zero.
+template <typename Element, int kHeadDim, int kRows>
+__device__ inline void copy_query(PrefillArguments<Element> const& arguments, TileRows const& rows)
+{
+    constexpr int kChunks = kHeadDim / kChunkElements;
+    int const chunk = static_cast<int>(threadIdx.x) % kChunks;
+#pragma unroll 4
+    for (int row = static_cast<int>(threadIdx.x) / kChunks; row < kRows; row += kPrefillThreads / kChunks)
+    {
+        copy_async_16(dynamic_shared() + tile_offset<kHeadDim>(row, chunk),
+            arguments.query + rows.offset(arguments.desc, row) + chunk * kChunkElements, !rows.is_padding(row));
+    }
+}
+
+// Writes a warp's kRows rows from the tile at `staging` in shared memory; padding as zeros.
+template <typename Element, int kHeadDim, int kRows>
+__device__ inline void write_rows(
+    PrefillArguments<Element> const& arguments, TileRows const& rows, int staging)
+{
+    constexpr int kChunks = kHeadDim / kChunkElements;
+    int const chunk = lane_index() % kChunks;
+#pragma unroll 4
+    for (int i = lane_index() / kChunks; i < kRows; i += kWarpSize / kChunks)
+    {
+        int const row = first_row<kRows>() + i;
+        if (rows.token_of(row) >= arguments.desc.sequence)
+        {
+            continue;
+        }
+        unsigned char const* const staged = dynamic_shared() + staging + tile_offset<kHeadDim>(row, chunk);
+        store_vector(arguments.output + rows.offset(arguments.desc, row) + chunk * kChunkElements,
+            rows.is_padding(row) ? make_uint4(0, 0, 0, 0) : load_vector(staged));
+    }
+}
+
+// Hides what the rows of a warp do not see of the keys from `key` on.
+template <int kFragments, int kColumns>
+__device__ inline void mask_rows(
+    float (&scores)[kFragments][kColumns][4], TileRows const& rows, int32_t key, int32_t sliding_window)
+{
+#pragma unroll
+    for (int f = 0; f < kFragments; ++f)
+    {
+        int32_t begin[2];
+        int32_t end[2];
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+        {
+            int const row = first_row<kFragments * kFragmentRows>() + f * kFragmentRows + half * 8 + lane_index() / 4;
+            int32_t const newest = rows.end_of(rows.token_of(row));
+            begin[half] = begin_of(sliding_window, newest) - key;
+            end[half] = newest - key;
+        }
+        hide_keys(scores[f], begin, end, sliding_window > 0);
+    }
+}
+
+template <typename Element, int kHeadDim, PrefillTile kTile>
+__global__ void __launch_bounds__(kPrefillThreads, kPrefillBlocks<kHeadDim>)
+    prefill_kernel(PrefillArguments<Element> const arguments)
+{
+    constexpr bool kIsTall = kTile == PrefillTile::kTall;
+    constexpr int kRows = kPrefillRows<kTile>;
+    constexpr int kWarpRows = kRows / kPrefillWarps;
+    constexpr int kFragments = kWarpRows / kFragmentRows;
+    constexpr int kColumns = kPrefillKeys / 8;
+    constexpr int kSlotBytes = kTileBytes<kHeadDim, kPrefillKeys>;
+
+    constexpr int kRing = kIsTall ? kTileBytes<kHeadDim, kRows> : 0; // offset in shared memory, behind the query
+
+    q2export_attention_desc const& desc = arguments.desc;
+    PrefillBlock const block = locate_block(arguments, blockIdx.x);
+    TileRows& rows = *reinterpret_cast<TileRows*>(dynamic_shared() + kPrefillRingEnd<kTile, kHeadDim>);
+    find_rows(rows, desc, block, row_lengths(desc, arguments.past_lengths, arguments.query_lengths, block.b), kRows);
+    __syncthreads();
+    if (rows.is_padding(0))
+    {
+        write_rows<Element, kHeadDim, kWarpRows>(arguments, rows, 0);
+        return;
+    }
+
+    int32_t const begin = rows.begin;
+    int32_t const end = rows.end;
+    int32_t const tiles = (end - begin - 1) / kPrefillKeys + 1;
+    int64_t const cached = cache_offset(desc, block.b, block.kv_head, 0);
+
+    auto const start_copy = [&](int position, int slot) {
+        if (position < 2 * tiles)
+        {
+            int32_t const key = begin + position / 2 * kPrefillKeys;
+            Element const* const source = position % 2 == 0 ? arguments.keys : arguments.values;
+            copy_rows<kHeadDim, kPrefillKeys, kPrefillThreads>(kRing + slot * kSlotBytes,
+                source + cached + static_cast<int64_t>(key) * kHeadDim, end - key);
+        }
+        copy_async_commit(); // an empty group where there is nothing left to copy keeps their count
+    };
+    if constexpr (kIsTall)
+    {
+        copy_query<Element, kHeadDim, kRows>(arguments, rows); // in the first group
+    }
+#pragma unroll
+    for (int position = 0; position < kPrefillSlots - 1; ++position)
+    {
+        start_copy(position, position);
+    }
+    uint32_t query[kIsTall ? 1 : kHeadDim / 16][4];
+    if constexpr (!kIsTall)
+    {
+        int const row = first_row<kWarpRows>() + lane_index() / 4;
+        Element const* const row_0 = rows.is_padding(row) ? nullptr : arguments.query + rows.offset(arguments.desc, row);
+        Element const* const row_1
+            = rows.is_padding(row + 8) ? nullptr : arguments.query + rows.offset(desc, row + 8);
+        load_query<kHeadDim>(query, row_0, row_1);
+    }
+    int const query_tile = rows_first<kHeadDim>(first_row<kWarpRows>() * kHeadDim * 2);
+    auto const load_fragment = [&](uint32_t(&fragment)[4], int f, int k) {
+        if constexpr (kIsTall)
+        {
+            int const offset = skip_chunks(recomputed(query_tile), 2 * k);
+            load_matrix_x4(fragment, dynamic_shared() + offset + kTileBytes<kHeadDim, 16> * f);
+        }
+        else
+        {
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+            {
+                fragment[i] = query[k][i];
+            }
+        }
+    };
+
+    // Waits for the tile at `position`, which is in `slot`, and refills the slot of the one before, which every warp has
+    // read by now. Returns where the tile is.
+    int slot = 0;
+    auto const next_tile = [&](int position) {
+        copy_async_wait<kPrefillSlots - 2>();
+        __syncthreads();
+        start_copy(position + kPrefillSlots - 1, slot == 0 ? kPrefillSlots - 1 : slot - 1);
+        int const tile = kRing + slot * kSlotBytes;
+        slot = slot == kPrefillSlots - 1 ? 0 : slot + 1;
+        return tile;
+    };
+
+    OnlineSoftmax<kFragments> softmax(desc.scale);
+    float output[kFragments][kHeadDim / 8][4] = {};
+    for (int i = 0; i < tiles; ++i)
+    {
+        float scores[kFragments][kColumns][4];
+        score_keys<Element, kHeadDim>(scores, load_fragment, next_tile(2 * i));
+        int32_t const key = begin + i * kPrefillKeys;
+        if (rows.end_for_all - key < kPrefillKeys || rows.begin_for_all > key)
+        {
+            mask_rows(scores, rows, key, desc.sliding_window);
+        }
+        uint32_t weights[kFragments][kColumns / 2][4];
+        softmax.template add<Element>(weights, scores, output);
+        add_values<Element, kHeadDim>(output, weights, next_tile(2 * i + 1));
+    }
+
+    // Staged in place of the query of this warp's own rows, or in a slot that all warps have read.
+    int const staging = kIsTall ? 0 : slot * kSlotBytes;
+#pragma unroll
+    for (int f = 0; f < kFragments; ++f)
+    {
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+        {
+            float const factor = softmax.normaliser(f, half);
+            int const row = first_row<kWarpRows>() + f * kFragmentRows + half * 8 + lane_index() / 4;
+#pragma unroll
+            for (int n = 0; n < kHeadDim / 8; ++n)
+            {
+                unsigned char* const chunk = dynamic_shared() + staging + tile_offset<kHeadDim>(row, n);
+                reinterpret_cast<uint32_t*>(chunk)[lane_index() % 4]
+                    = pack2<Element>(output[f][n][2 * half] * factor, output[f][n][2 * half + 1] * factor);
+            }
+        }
+    }
+    __syncwarp();
+    write_rows<Element, kHeadDim, kWarpRows>(arguments, rows, staging);
+}
+
+} // namespace q2export
