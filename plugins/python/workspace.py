@@ -15,7 +15,9 @@ _FLOAT32 = 4
 _ALIGNMENT = 256  # Q2EXPORT_WORKSPACE_ALIGNMENT
 _SLACK = 16 * _ALIGNMENT  # of the buffers a workspace is divided into
 _ROUTING = 64  # bytes for each pair of token and expert: logit, rank, position, weight
-_SPLIT_TASKS = 4096  # (row, key/value head, part of the cache): more rows than that need no splitting
+_SPLIT_BLOCKS = 1024  # thread blocks that leave partial results: more work than that needs no splitting
+_SPLIT_TOKENS = 16  # new tokens up to which the cache is split
+_SPLIT_ROWS = 64  # query rows, (head of the group, token), of one such block
 
 
 def reserved_bytes(spec: opspec.OpSpec, sizes: Mapping[str, int], attributes: Attributes) -> int:
@@ -33,8 +35,8 @@ def reserved_bytes(spec: opspec.OpSpec, sizes: Mapping[str, int], attributes: At
     if spec.name in (opspec.ATTENTION.name, opspec.ROTARY_ATTENTION.name):
         rows = sizes["B"] * sizes["S"]
         rotated = rows * (sizes["Hq"] + sizes["Hkv"]) * sizes["D"] * _FLOAT32
-        # Partial outputs with their maximum and sum, where few rows are spread over the whole device.
-        group = sizes["Hq"] // sizes["Hkv"]
-        partials = _SPLIT_TASKS * group * (sizes["D"] + 2) * _FLOAT32
-        return rotated + partials + _SLACK
+        # Partial outputs with maximum and sum, where few rows are spread over the whole device; a counter each.
+        query_rows = sizes["Hq"] // sizes["Hkv"] * min(sizes["S"], _SPLIT_TOKENS)
+        partials = min(query_rows, _SPLIT_ROWS) * (sizes["D"] + 2) * _FLOAT32
+        return rotated + _SPLIT_BLOCKS * (partials + _FLOAT32) + _SLACK
     return 0

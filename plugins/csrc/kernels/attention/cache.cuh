@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include <cuda_runtime.h>
+
 #include "q2export/kernels.h"
 
 namespace q2export

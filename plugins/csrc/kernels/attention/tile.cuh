@@ -226,4 +226,24 @@ __device__ inline float sum_of_row(float sum)
     return sum + __shfl_xor_sync(kWholeWarp, sum, 2);
 }
 
+__device__ inline float highest_of_warp(float value)
+{
+#pragma unroll
+    for (int distance = 1; distance < kWarpSize; distance *= 2)
+    {
+        value = fmaxf(value, __shfl_xor_sync(kWholeWarp, value, distance));
+    }
+    return value;
+}
+
+__device__ inline float sum_of_warp(float value)
+{
+#pragma unroll
+    for (int distance = 1; distance < kWarpSize; distance *= 2)
+    {
+        value += __shfl_xor_sync(kWholeWarp, value, distance);
+    }
+    return value;
+}
+
 } // namespace q2export

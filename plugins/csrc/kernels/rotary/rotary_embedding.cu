@@ -1,5 +1,8 @@
-// Q2RotaryEmbedding, reference: one thread per pair of channels.
+// Q2RotaryEmbedding: one block per token where head_dim allows 16-byte accesses, else one thread per pair of channels.
+#include <type_traits>
+
 #include "common/arguments.h"
+#include "common/element.cuh"
 #include "common/launch.cuh"
 #include "rotary/rotation.cuh"
 
@@ -23,9 +26,45 @@ q2export_status check(q2export_rotary_desc const* desc)
 }
 
 template <typename Element>
-__global__ void rotary_embedding_kernel(q2export_rotary_desc desc, Element const* x, int64_t const* position_ids,
-    float const* inv_freq, Element* y)
+struct RotaryArguments
 {
+    q2export_rotary_desc desc;
+    Element const* x; // [batch, sequence, num_heads, head_dim], as is y
+    int64_t const* position_ids;
+    float const* inv_freq;
+    Element* y;
+};
+
+// One block per token. A thread holds both halves of its pairs before it writes either: y may be x.
+template <typename Element>
+__global__ void rotate_token_kernel(RotaryArguments<Element> const arguments)
+{
+    constexpr int kVector = kVectorElements<Element>;
+    __shared__ float2 shared[kMaxTablePairs];
+    q2export_rotary_desc const& desc = arguments.desc;
+    int32_t const half = desc.head_dim / 2;
+    int32_t const chunks = half / kVector;
+    int64_t const token = blockIdx.x;
+    int32_t const items = desc.num_heads * chunks;
+    int64_t const start = token * desc.num_heads * desc.head_dim;
+    TurnTable<kVector> table(shared, half);
+    table.fill(arguments.position_ids[token], arguments.inv_freq, desc.attention_factor);
+    for (int32_t item = static_cast<int32_t>(threadIdx.x); item < items; item += static_cast<int32_t>(blockDim.x))
+    {
+        int32_t const chunk = item % chunks;
+        int64_t const offset = start + static_cast<int64_t>(item / chunks) * desc.head_dim + chunk * kVector;
+        uint4 first = load_vector(arguments.x + offset);
+        uint4 second = load_vector(arguments.x + offset + half);
+        table.template rotate_vectors<Element>(first, second, chunk);
+        store_vector(arguments.y + offset, first);
+        store_vector(arguments.y + offset + half, second);
+    }
+}
+
+template <typename Element>
+__global__ void rotate_pair_kernel(RotaryArguments<Element> const arguments)
+{
+    q2export_rotary_desc const& desc = arguments.desc;
     int32_t const half = desc.head_dim / 2;
     int64_t const index = element_index(); // [batch, sequence, num_heads, head_dim / 2]
     int64_t const head = index / half;
@@ -34,9 +73,29 @@ __global__ void rotary_embedding_kernel(q2export_rotary_desc desc, Element const
     {
         return;
     }
-    int64_t const offset = head * desc.head_dim;
-    rotate_pair(x + offset, y + offset, static_cast<int32_t>(index % half), desc.head_dim, position_ids[token],
-        inv_freq, desc.attention_factor);
+    int32_t const i = static_cast<int32_t>(index % half);
+    int64_t const offset = head * desc.head_dim + i;
+    float2 const turn = turn_of(arguments.position_ids[token], arguments.inv_freq, i, desc.attention_factor);
+    float2 const turned = rotate(load(arguments.x + offset), load(arguments.x + offset + half), turn);
+    store(arguments.y + offset, turned.x);
+    store(arguments.y + offset + half, turned.y);
+}
+
+template <typename Element>
+q2export_status rotate_all(RotaryArguments<Element> const& arguments, q2export_stream stream)
+{
+    q2export_rotary_desc const& desc = arguments.desc;
+    int64_t const tokens = desc.batch * desc.sequence;
+    int32_t const half = desc.head_dim / 2;
+    constexpr int kVector = kVectorElements<Element>;
+    if (half % kVector == 0 && half <= kMaxTablePairs && desc.num_heads <= kMaxTableHeads
+        && is_vector_aligned(arguments.x) && is_vector_aligned(arguments.y))
+    {
+        LaunchShape shape{tokens};
+        shape.threads = threads_for_items(desc.num_heads * (half / kVector));
+        return launch(stream, shape, rotate_token_kernel<Element>, arguments);
+    }
+    return launch(stream, one_thread_each(tokens * desc.num_heads * half), rotate_pair_kernel<Element>, arguments);
 }
 
 } // namespace
@@ -56,8 +115,7 @@ extern "C" q2export_status q2export_rotary_embedding(q2export_rotary_desc const*
 {
     using namespace q2export;
     Q2EXPORT_TRY(check(desc));
-    int64_t const pairs = desc->batch * desc->sequence * desc->num_heads * (desc->head_dim / 2);
-    if (pairs == 0)
+    if (desc->batch * desc->sequence == 0)
     {
         return Q2EXPORT_SUCCESS;
     }
@@ -67,7 +125,8 @@ extern "C" q2export_status q2export_rotary_embedding(q2export_rotary_desc const*
     Q2EXPORT_TRY(check_pointer(kOp, "y", y));
     return with_element_type(desc->dtype, [&](auto* type) {
         using Element = std::remove_pointer_t<decltype(type)>;
-        return launch(stream, one_thread_each(pairs), rotary_embedding_kernel<Element>, *desc,
-            static_cast<Element const*>(x), position_ids, inv_freq, static_cast<Element*>(y));
+        RotaryArguments<Element> const arguments{
+            *desc, static_cast<Element const*>(x), position_ids, inv_freq, static_cast<Element*>(y)};
+        return rotate_all(arguments, stream);
     });
 }

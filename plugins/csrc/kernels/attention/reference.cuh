@@ -1,4 +1,5 @@
-// Causal grouped-query attention over the cache (Ainslie et al. 2023), reference: one block per query head.
+// Causal grouped-query attention over the cache (Ainslie et al. 2023), reference: one block per query head. It computes
+// what the fast kernels do not: float32, any head_dim, any alignment.
 //
 // Softmax in one pass over tiles of keys, with a running maximum (Milakov and Gimelshein 2018). Everything is float.
 #pragma once
@@ -12,10 +13,10 @@
 namespace q2export
 {
 
-constexpr int kTile = 128; // keys of one step
+constexpr int kReferenceKeys = 128; // keys of one step
 
 template <typename Element>
-struct AttendArguments
+struct ReferenceArguments
 {
     q2export_attention_desc desc;
     Element const* query; // [batch, sequence, num_heads, head_dim]
@@ -43,12 +44,12 @@ __device__ void score_tile(
 }
 
 template <typename Element>
-__global__ void attend_kernel(AttendArguments<Element> const arguments)
+__global__ void reference_kernel(ReferenceArguments<Element> const arguments)
 {
     q2export_attention_desc const& desc = arguments.desc;
     __shared__ float query[Q2EXPORT_MAX_HEAD_DIM];
     __shared__ float sum[Q2EXPORT_MAX_HEAD_DIM]; // of values, weighted; each channel belongs to one thread
-    __shared__ float scores[kTile];
+    __shared__ float scores[kReferenceKeys];
 
     int64_t const head_index = blockIdx.x; // [batch, sequence, num_heads]
     int64_t const token = head_index / desc.num_heads;
@@ -71,9 +72,9 @@ __global__ void attend_kernel(AttendArguments<Element> const arguments)
     int64_t const begin = desc.sliding_window > 0 && end > desc.sliding_window ? end - desc.sliding_window : 0;
     float maximum = -INFINITY; // the running maximum and normaliser are the same in every thread
     float normaliser = 0.0F;
-    for (int64_t first = begin; first < end; first += kTile)
+    for (int64_t first = begin; first < end; first += kReferenceKeys)
     {
-        int64_t const count = end - first < kTile ? end - first : kTile;
+        int64_t const count = end - first < kReferenceKeys ? end - first : kReferenceKeys;
         int64_t const cached = cache_offset(desc, b, kv_head, first);
         score_tile(desc, query, arguments.keys + cached, count, scores);
         __syncthreads();
@@ -110,14 +111,14 @@ __global__ void attend_kernel(AttendArguments<Element> const arguments)
 
 // Queues the attention of all tokens. `query` stands in for the tensors' own where it has been rotated.
 template <typename Element>
-q2export_status attend(q2export_attention_desc const& desc, q2export_attention_tensors const& tensors,
+q2export_status reference_attention(q2export_attention_desc const& desc, q2export_attention_tensors const& tensors,
     Element const* query, q2export_stream stream)
 {
-    AttendArguments<Element> const arguments{desc, query, static_cast<Element const*>(tensors.present_key),
+    ReferenceArguments<Element> const arguments{desc, query, static_cast<Element const*>(tensors.present_key),
         static_cast<Element const*>(tensors.present_value), tensors.past_lengths, tensors.query_lengths,
         static_cast<Element*>(tensors.output)};
     return launch(
-        stream, LaunchShape{desc.batch * desc.sequence * desc.num_heads}, attend_kernel<Element>, arguments);
+        stream, LaunchShape{desc.batch * desc.sequence * desc.num_heads}, reference_kernel<Element>, arguments);
 }
 
 } // namespace q2export
