@@ -18,15 +18,17 @@ __global__ void __launch_bounds__(Product::kThreads)
     grouped_product_kernel(__grid_constant__ ProductArguments const arguments)
 {
     int32_t const weight_tiles = (arguments.rows + Product::kOutputs - 1) / Product::kOutputs;
+    int32_t const first = static_cast<int32_t>(blockIdx.x);
+    // Both loads at once: the list has room for as many tiles as the grid has blocks.
+    TokenTile const token_tile = arguments.tiles[first / weight_tiles];
     int32_t const tiles = *arguments.tile_count * weight_tiles;
     int32_t const blocks = balanced_blocks(tiles, static_cast<int32_t>(gridDim.x));
-    int32_t const first = static_cast<int32_t>(blockIdx.x);
     if (first >= blocks)
     {
         return;
     }
     Ring<Product> ring{dynamic_shared()};
-    Loader<Product> loader(arguments, weight_tiles, first, tiles, blocks);
+    Loader<Product> loader(arguments, token_tile, weight_tiles, first, tiles, blocks);
 #pragma unroll
     for (int stage = 0; stage + 1 < Product::kStages; ++stage)
     {
@@ -41,14 +43,7 @@ __global__ void __launch_bounds__(Product::kThreads)
         Work const work
             = find_work(arguments.tiles[tile / weight_tiles], weight_tiles, Product::kShape.tokens, tile);
         accumulators.clear();
-        if (Product::kTokenPairs > 1 && work.tokens <= Product::kShape.tokens / 2)
-        {
-            multiply_tile<(Product::kTokenPairs + 1) / 2>(accumulators, reader, loader, ring, arguments.depth);
-        }
-        else
-        {
-            multiply_tile<Product::kTokenPairs>(accumulators, reader, loader, ring, arguments.depth);
-        }
+        multiply_tile(accumulators, reader, loader, ring, arguments.depth, work.tokens);
         store_tile(accumulators, arguments, work);
     }
 }

@@ -69,7 +69,7 @@ bool is_fast(MoeCall const& call, Gpu const& gpu, int32_t tile)
     int64_t const token_tiles
         = max_token_tiles(desc.num_tokens * desc.top_k, desc.num_experts, kMoeTiles[tile].tokens);
     int64_t const rows = std::max(2 * desc.intermediate_size, desc.hidden_size);
-    bool aligned = token_tiles * weight_tiles(kMoeTiles[tile], rows, 1) <= INT32_MAX;
+    bool aligned = token_tiles * weight_tiles(kMoeTiles[tile], rows, 1) <= INT32_MAX / 2;
     aligned = aligned && is_aligned(call.hidden) && is_aligned(call.output);
     for (int32_t e = 0; aligned && e < desc.num_experts; ++e)
     {

@@ -14,7 +14,7 @@ template <typename Product>
 struct Accumulators
 {
     // [16-row operand][8-token operand]; of a warp's pairs of 8-token operands, pair j is the tokens
-    // 16 * (j * token_warps + warp) and on: the first half of a tile is the first half of every warp.
+    // 16 * (j * token_warps + warp) and on: a tile that is not full leaves all warps the same work.
     float values[Product::kRowTiles][2 * Product::kTokenPairs][4];
 
     __device__ void clear()
@@ -118,12 +118,12 @@ struct Ring
     }
 };
 
-// Multiplies a whole tile, with the first kPairs pairs of this warp's tokens. The operands of a part are loaded while
+// Multiplies a tile, with the first kPairs pairs of each warp's tokens. The operands of a part are loaded while
 // those of the one before are multiplied, also across stages, and the copies to the free stage are started in between,
 // a few at a time, so that the tensor cores do not wait for either. Every accumulator adds up its products in the order
 // of the inner dimension, whatever the tile: a token's result does not depend on the tokens it comes with.
 template <int kPairs, typename Product>
-__device__ inline void multiply_tile(Accumulators<Product>& accumulators, Reader<Product> const& reader,
+__device__ inline void multiply_pairs(Accumulators<Product>& accumulators, Reader<Product> const& reader,
     Loader<Product>& loader, Ring<Product>& ring, int32_t depth)
 {
     constexpr int kParts = kStepDepth / 16;
@@ -149,6 +149,22 @@ __device__ inline void multiply_tile(Accumulators<Product>& accumulators, Reader
         }
         multiply_part(accumulators, operands[1]);
     }
+}
+
+// Multiplies a tile, with no more pairs than its tokens need.
+template <int kPairs = 1, typename Product>
+__device__ inline void multiply_tile(Accumulators<Product>& accumulators, Reader<Product> const& reader,
+    Loader<Product>& loader, Ring<Product>& ring, int32_t depth, int32_t tokens)
+{
+    if constexpr (kPairs < Product::kTokenPairs)
+    {
+        if (tokens > kPairs * Product::kShape.token_warps * 16)
+        {
+            multiply_tile<kPairs + 1>(accumulators, reader, loader, ring, depth, tokens);
+            return;
+        }
+    }
+    multiply_pairs<kPairs>(accumulators, reader, loader, ring, depth);
 }
 
 } // namespace q2export

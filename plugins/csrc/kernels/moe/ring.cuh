@@ -23,7 +23,9 @@ template <typename Product>
 class Loader
 {
 public:
-    __device__ Loader(ProductArguments const& arguments, int32_t weight_tiles, int32_t tile, int32_t end, int32_t stride)
+    // The block's tiles are tile, tile + stride and so on before `end`; `token_tile` is that of the first.
+    __device__ Loader(ProductArguments const& arguments, TokenTile const& token_tile, int32_t weight_tiles, int32_t tile,
+        int32_t end, int32_t stride)
         : arguments_(arguments)
         , weight_tiles_(weight_tiles)
         , tile_(tile)
@@ -32,7 +34,7 @@ public:
         , row_bytes_(arguments.depth * kElementBytes)
         , row_(threadIdx.x / Product::kChunks)
         , chunk_(threadIdx.x % Product::kChunks)
-        , token_tile_(arguments.tiles[tile / weight_tiles])
+        , token_tile_(token_tile)
     {
         start_tile();
     }
