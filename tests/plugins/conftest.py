@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.plugins import sanitizers
-from tests.plugins.host_kernels import ROOT, compile_once
+from tests.plugins.host_kernels import RACES, ROOT, SANITIZED, compile_once
 
 
 @pytest.fixture(scope="session")
@@ -34,4 +34,12 @@ def host_kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sanitized_kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same under AddressSanitizer and UBSan; for processes of :func:`~tests.plugins.sanitizers.run`."""
     sanitizers.library("libasan.so")
-    return compile_once(tmp_path_factory, "libsanitized.so", sanitizers.FLAGS)
+    return compile_once(tmp_path_factory, "libsanitized.so", SANITIZED)
+
+
+@pytest.fixture(scope="session")
+def race_checked_kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, aborting at the first data race; for processes of their own."""
+    if shutil.which("g++") is None:
+        pytest.skip("needs g++ to compile the kernels")
+    return compile_once(tmp_path_factory, "libraces.so", RACES)

@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from ctypes import byref, c_char_p, c_float, c_size_t, c_void_p
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -40,34 +41,52 @@ def run_compiler(command: Sequence[str]) -> None:
         pytest.fail(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
 
 
+@dataclass(frozen=True)
+class HostFlags:
+    """How to compile CUDA sources for the host.
+
+    Attributes:
+        common: flags of every file and of the linker.
+        kernels: flags of the CUDA sources alone.
+        link: flags of the linker alone.
+    """
+
+    common: Sequence[str] = ("-O1",)
+    kernels: Sequence[str] = ()
+    link: Sequence[str] = ("-shared",)
+
+
+SANITIZED = HostFlags(("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"))
+RACES = HostFlags(("-O1", "-g"), kernels=("-fsanitize=thread",))
+"""Its calls end in ``host_cuda/machine/races.cpp``; gcc's own run-time library takes no part."""
+
+
 def compile_host_library(
-    output: Path,
-    flags: Sequence[str] = ("-O1",),
-    sources: Sequence[Path] = KERNEL_SOURCES,
-    link: Sequence[str] = ("-shared",),
+    output: Path, flags: HostFlags = HostFlags(), sources: Sequence[Path] = KERNEL_SOURCES
 ) -> Path:
-    """Compile CUDA sources, all kernels unless told, for the host into ``output``, a library unless told."""
-    common = ["g++", "-std=c++17", "-fPIC", *WARNINGS, f"-I{HOST_CUDA}", *INCLUDES, *flags]
+    """Compile CUDA sources, all kernels unless told, for the host into the library ``output``."""
+    command = ["g++", "-std=c++17", "-fPIC", *WARNINGS, f"-I{HOST_CUDA}", *INCLUDES, *flags.common]
     folder = output.with_suffix(".objects")
     folder.mkdir(exist_ok=True)
-    sources = [*MACHINE_SOURCES, *sources]
-    objects = [folder / f"{source.parent.name}-{source.stem}.o" for source in sources]
+    objects = {
+        source: folder / f"{source.parent.name}-{source.stem}.o" for source in (*MACHINE_SOURCES, *sources)
+    }
 
-    def compile_object(source: Path, target: Path) -> None:
-        run_compiler([*common, "-c", "-x", "c++", str(source), "-o", str(target)])
+    def compile_object(source: Path) -> None:
+        own = [] if source in MACHINE_SOURCES else flags.kernels
+        run_compiler([*command, *own, "-c", "-x", "c++", str(source), "-o", str(objects[source])])
 
     with ThreadPoolExecutor(COMPILE_JOBS) as pool:
-        list(pool.map(compile_object, sources, objects))
-    run_compiler([*common, *link, *map(str, objects), "-o", str(output)])
+        list(pool.map(compile_object, objects))
+    run_compiler([*command, *flags.link, *map(str, objects.values()), "-ldl", "-o", str(output)])
     return output
 
 
 def compile_once(
     tmp_path_factory: pytest.TempPathFactory,
     name: str,
-    flags: Sequence[str] = ("-O1",),
+    flags: HostFlags = HostFlags(),
     sources: Sequence[Path] = KERNEL_SOURCES,
-    link: Sequence[str] = ("-shared",),
 ) -> Path:
     """:func:`compile_host_library` once for all workers of pytest-xdist: one compiles, the others wait."""
     folder = tmp_path_factory.getbasetemp()
@@ -77,7 +96,7 @@ def compile_once(
     with open(folder / f"{name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not output.exists():
-            compile_host_library(output, flags, sources, link)
+            compile_host_library(output, flags, sources)
     return output
 
 
@@ -124,10 +143,16 @@ class HostKernels:
         assert bool((workspace[size:] == 0xFF).all()), f"{op} writes beyond its workspace"
 
     def rotary_embedding(
-        self, x: Tensor, position_ids: Tensor, inv_freq: Tensor, attention_factor: float
+        self,
+        x: Tensor,
+        position_ids: Tensor,
+        inv_freq: Tensor,
+        attention_factor: float,
+        *,
+        in_place: bool = False,
     ) -> Tensor:
         inputs = self.moved([x, position_ids, inv_freq])
-        y = torch.full_like(inputs[0], float("nan"))
+        y = inputs[0] if in_place else torch.full_like(inputs[0], float("nan"))
         desc = RotaryDesc(*x.shape, DTYPES[x.dtype], attention_factor)
         self.call("rotary_embedding", desc, pointers(*inputs, y))
         return y.cpu()

@@ -143,6 +143,99 @@ __global__ void copy_beyond_source(Buffers buffers)
     copy_async_wait<0>();
 }
 
+__global__ void shuffle_is_no_barrier(Buffers buffers)
+{
+    __shared__ float shared[64];
+    shared[threadIdx.x] = buffers.in[threadIdx.x];
+    float const other = __shfl_xor_sync(kAll, 1.0F, 1);
+    buffers.out[blockIdx.x * 64 + threadIdx.x] = other + shared[threadIdx.x ^ 1];
+}
+
+__global__ void matrix_without_barrier(Buffers buffers)
+{
+    reinterpret_cast<float4*>(dynamic_shared())[threadIdx.x] = make_float4(buffers.in[0], 0.0F, 0.0F, 0.0F);
+    uint32_t registers[4];
+    load_matrix_x4(registers, dynamic_shared() + threadIdx.x * 16);
+    buffers.out[blockIdx.x * 64 + threadIdx.x] = static_cast<float>(registers[0]);
+}
+
+__global__ void copy_without_barrier(Buffers buffers)
+{
+    copy_async_16(dynamic_shared() + threadIdx.x * 16, buffers.in + threadIdx.x * 4);
+    copy_async_commit();
+    copy_async_wait<0>();
+    __syncwarp();
+    buffers.out[blockIdx.x * 64 + threadIdx.x] = reinterpret_cast<float*>(dynamic_shared())[(threadIdx.x ^ 32) * 4];
+}
+
+__global__ void overwritten_while_read(Buffers buffers)
+{
+    float* const shared = reinterpret_cast<float*>(dynamic_shared());
+    shared[threadIdx.x] = buffers.in[threadIdx.x];
+    __syncthreads();
+    buffers.out[blockIdx.x * 64 + threadIdx.x] = shared[63 - threadIdx.x];
+    shared[threadIdx.x] = 0.0F;
+}
+
+__global__ void two_writers(Buffers buffers)
+{
+    buffers.out[threadIdx.x] = 1.0F;
+}
+
+// Each block leaves a value; the last one to come adds them up.
+template <bool kFence>
+__global__ void last_block_sums(Buffers buffers)
+{
+    unsigned* const arrived = reinterpret_cast<unsigned*>(buffers.out);
+    __shared__ bool is_last;
+    buffers.out[128 + blockIdx.x * 64 + threadIdx.x] = buffers.in[threadIdx.x];
+    __syncthreads();
+    if (threadIdx.x == 0)
+    {
+        if (kFence)
+        {
+            __threadfence();
+        }
+        is_last = atomicAdd(arrived, 1U) == gridDim.x - 1;
+    }
+    __syncthreads();
+    if (is_last)
+    {
+        buffers.out[64 + threadIdx.x] = buffers.out[128 + threadIdx.x] + buffers.out[192 + (threadIdx.x ^ 1)];
+    }
+}
+
+// No mistake: every way to order accesses.
+__global__ void ordered_by_barriers(Buffers buffers)
+{
+    __shared__ float exchanged[64];
+    __shared__ float total;
+    float* const shared = reinterpret_cast<float*>(dynamic_shared());
+    float const value = buffers.in[threadIdx.x];
+    for (unsigned mask = 1; mask < 32; mask *= 2)
+    {
+        exchanged[threadIdx.x] = value;
+        __syncwarp();
+        float const other = exchanged[threadIdx.x ^ mask];
+        __syncwarp();
+        exchanged[threadIdx.x] = value + other;
+    }
+    copy_async_16(shared + threadIdx.x * 4, buffers.in + threadIdx.x * 4);
+    copy_async_commit();
+    copy_async_wait<0>();
+    if (threadIdx.x == 0)
+    {
+        total = 0.0F;
+    }
+    __syncthreads();
+    uint32_t registers[4];
+    load_matrix_x4(registers, shared + threadIdx.x % 32 * 4);
+    atomicAdd(&total, shared[(threadIdx.x ^ 33) * 4]);
+    __syncthreads();
+    shared[threadIdx.x] = total;
+    buffers.out[blockIdx.x * 64 + threadIdx.x] = total + exchanged[63 - threadIdx.x];
+}
+
 using Kernel = void (*)(Buffers);
 
 struct Mistake
@@ -157,7 +250,11 @@ constexpr Mistake kMistakes[] = {{"diverged_shuffle", diverged_shuffle}, {"retur
     {"misaligned_copy", misaligned_copy}, {"copy_to_global", copy_to_global}, {"unfinished_copy", unfinished_copy},
     {"misaligned_matrix", misaligned_matrix}, {"matrix_in_global", matrix_in_global},
     {"beyond_dynamic_shared", beyond_dynamic_shared}, {"beyond_static_shared", beyond_static_shared},
-    {"copy_beyond_source", copy_beyond_source}};
+    {"copy_beyond_source", copy_beyond_source}, {"shuffle_is_no_barrier", shuffle_is_no_barrier},
+    {"matrix_without_barrier", matrix_without_barrier}, {"copy_without_barrier", copy_without_barrier},
+    {"overwritten_while_read", overwritten_while_read}, {"two_writers", two_writers},
+    {"last_block_without_fence", last_block_sums<false>}, {"last_block", last_block_sums<true>},
+    {"ordered_by_barriers", ordered_by_barriers}};
 
 } // namespace
 
@@ -169,7 +266,7 @@ int main(int, char** arguments)
         {
             std::unique_ptr<float4[]> const in(new float4[64]());
             std::unique_ptr<float4[]> const out(new float4[64]());
-            launch(nullptr, LaunchShape{1, 1, 1, kThreads64, 1024}, mistake.kernel, Buffers{&in[0].x, &out[0].x});
+            launch(nullptr, LaunchShape{2, 1, 1, kThreads64, 1024}, mistake.kernel, Buffers{&in[0].x, &out[0].x});
             return 0;
         }
     }

@@ -1,4 +1,4 @@
-"""The kernels on shapes that leave blocks half full: a process of its own, under sanitizers.
+"""The kernels on shapes that leave blocks half full, in a process that may abort: sanitizers, race detector.
 
 python -m tests.plugins.sanitized LIBRARY clean|overflow
 """

@@ -6,14 +6,14 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
 from tests.plugins.host_kernels import ROOT
 
-FLAGS = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 OPTIONS = {"ASAN_OPTIONS": "detect_leaks=0"}  # Python itself never frees all
 
 
@@ -28,13 +28,19 @@ def library(name: str) -> str:
     return path
 
 
-def run(module: str, arguments: Sequence[str], timeout: float = 60) -> subprocess.CompletedProcess[str]:
-    """Run a module of the tests with the sanitizers loaded."""
-    environment = {
-        **os.environ,
-        **OPTIONS,
-        "LD_PRELOAD": f"{library('libasan.so')} {library('libubsan.so')}",
-        "OMP_NUM_THREADS": "1",
-    }
+def run_apart(
+    module: str,
+    arguments: Sequence[str],
+    environment: Mapping[str, str] = MappingProxyType({}),
+    timeout: float = 60,
+) -> subprocess.CompletedProcess[str]:
+    """Run a module of the tests in a process of its own, which may come to a bad end."""
     command = [sys.executable, "-m", module, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=timeout)
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=variables, timeout=timeout)
+
+
+def run(module: str, arguments: Sequence[str], timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    """:func:`run_apart` with the sanitizers loaded."""
+    preload = {"LD_PRELOAD": f"{library('libasan.so')} {library('libubsan.so')}"}
+    return run_apart(module, arguments, {**OPTIONS, **preload}, timeout)

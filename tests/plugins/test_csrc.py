@@ -58,6 +58,12 @@ def test_kernels_are_clean_under_sanitizers(sanitized_kernels: Path) -> None:
     assert done.stdout.split() == ["rotary", "attention", "moe"]
 
 
+def test_kernels_have_no_races(race_checked_kernels: Path) -> None:
+    done = sanitizers.run_apart("tests.plugins.sanitized", [str(race_checked_kernels), "clean"])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["rotary", "attention", "moe"]
+
+
 def test_the_sanitizer_sees_a_kernel_leave_its_buffer(sanitized_kernels: Path) -> None:
     done = sanitizers.run("tests.plugins.sanitized", [str(sanitized_kernels), "overflow"])
     assert done.returncode != 0

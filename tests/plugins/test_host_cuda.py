@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import shutil
 from ctypes import c_float, c_void_p
 from pathlib import Path
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tests.plugins.host_kernels import CSRC, compile_once
+from tests.plugins.host_machine import RTX_4090, pretending, thread_order
 
 SOURCES = [*sorted(CSRC.glob("kernels/common/*.cu")), Path(__file__).with_name("probes.cu")]
 SEEDS = range(8)
@@ -241,10 +243,10 @@ class TestBlock:
 
     def test_the_order_of_threads_varies(self, probes: Probes) -> None:
         orders = set()
-        for seed_ in SEEDS:
-            probes.library.host_cuda_set_seed(seed_)
+        for order_seed in SEEDS:
             order = np.zeros(128, dtype=np.int32)
-            probes("order", 128, np.zeros(1, dtype=np.int32), order)
+            with thread_order(probes.library, order_seed):
+                probes("order", 128, np.zeros(1, dtype=np.int32), order)
             assert sorted(order) == list(range(128))
             orders.add(tuple(order))
         assert len(orders) > len(SEEDS) / 2
@@ -259,21 +261,18 @@ class TestBlock:
     def test_a_missing_barrier_gives_a_wrong_result(
         self, probes: Probes, kernel: str, blocks: int, threads: int
     ) -> None:
-        x = torch.randn(blocks * threads)
         thread = torch.arange(threads)
         source = {"reverse": threads - 1 - thread, "broadcast": thread % 32, "exchange": thread // 2}[kernel]
-        expected = x.view(blocks, threads)[:, source].flatten()
         wrong = 0
-        for seed_ in SEEDS:
-            probes.library.host_cuda_set_seed(seed_)
-            for barrier in (1, 0):
-                y = torch.zeros_like(x)
-                x = torch.randn_like(x)  # static shared memory keeps what the last launch left there
-                expected = x.view(blocks, threads)[:, source].flatten()
+        for order_seed, barrier in itertools.product(SEEDS, (1, 0)):
+            x = torch.randn(blocks * threads)  # static shared memory keeps what the last launch left there
+            y = torch.zeros_like(x)
+            expected = x.view(blocks, threads)[:, source].flatten()
+            with thread_order(probes.library, order_seed):
                 probes(kernel, barrier, x, blocks, threads, y)
-                is_right = torch.equal(y, expected)
-                assert is_right or not barrier
-                wrong += not is_right
+            is_right = torch.equal(y, expected)
+            assert is_right or not barrier
+            wrong += not is_right
         assert wrong >= len(SEEDS) / 4
 
 
@@ -287,8 +286,8 @@ class TestDevice:
             probes("shared_limit", 227 * 1024 + 1, 1)
 
     def test_another_gpu(self, probes: Probes) -> None:
-        probes.library.host_cuda_set_gpu(86, 84, 99 * 1024, 100 * 1024, 6 << 20)
-        with pytest.raises(RuntimeError, match="invalid argument"):
-            probes("shared_limit", 100 * 1024, 1)
-        probes.library.host_cuda_set_gpu(90, 132, 227 * 1024, 228 * 1024, 50 << 20)
+        with pretending(probes.library, RTX_4090):
+            probes("shared_limit", 99 * 1024, 1)
+            with pytest.raises(RuntimeError, match="invalid argument"):
+                probes("shared_limit", 100 * 1024, 1)
         probes("shared_limit", 100 * 1024, 1)

@@ -6,12 +6,13 @@ import os
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.plugins import sanitizers
-from tests.plugins.host_kernels import CSRC, compile_once
+from tests.plugins.host_kernels import CSRC, RACES, SANITIZED, HostFlags, compile_once
 
 SOURCES = [*sorted(CSRC.glob("kernels/common/*.cu")), Path(__file__).with_name("mistakes.cu")]
 
@@ -20,13 +21,20 @@ SOURCES = [*sorted(CSRC.glob("kernels/common/*.cu")), Path(__file__).with_name("
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if shutil.which("g++") is None:
         pytest.skip("needs g++ to compile kernels")
-    return compile_once(tmp_path_factory, "mistakes", sources=SOURCES, link=())
+    return compile_once(tmp_path_factory, "mistakes", HostFlags(link=()), SOURCES)
 
 
 @pytest.fixture(scope="module")
 def sanitized_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sanitizers.library("libasan.so")
-    return compile_once(tmp_path_factory, "sanitized-mistakes", sanitizers.FLAGS, SOURCES, link=())
+    return compile_once(tmp_path_factory, "sanitized-mistakes", replace(SANITIZED, link=()), SOURCES)
+
+
+@pytest.fixture(scope="module")
+def race_checked_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if shutil.which("g++") is None:
+        pytest.skip("needs g++ to compile kernels")
+    return compile_once(tmp_path_factory, "race-checked-mistakes", replace(RACES, link=()), SOURCES)
 
 
 def run(program: Path, mistake: str) -> str:
@@ -75,3 +83,27 @@ def test_the_mapping_says_what_is_wrong(program: Path, mistake: str, messages: l
 def test_sanitizers_see_what_leaves_its_memory(sanitized_program: Path, mistake: str, message: str) -> None:
     said = run(sanitized_program, mistake)
     assert re.search(message, said) and "mistakes.cu" in said, said
+
+
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        ("shuffle_is_no_barrier", "(reads|writes) shared memory .* has (written|read)"),
+        ("matrix_without_barrier", "reads shared memory .* has written"),
+        ("copy_without_barrier", "(reads|writes) shared memory .* has (written|read)"),
+        ("overwritten_while_read", "(reads|writes) shared memory .* has (written|read)"),
+        ("two_writers", "writes global memory .* of block 0 has written"),
+        ("last_block_without_fence", "reads global memory .* of block 0 has written"),
+    ],
+)
+def test_races_are_seen_whatever_the_order(race_checked_program: Path, mistake: str, message: str) -> None:
+    said = run(race_checked_program, mistake)
+    assert re.search(f"race: it {message}, with no barrier in between", said), said
+    if shutil.which("addr2line") is not None:
+        assert len(re.findall(r"(now|before): .*mistakes\.cu:\d+", said)) == 2, said
+
+
+@pytest.mark.parametrize("kernel", ["ordered_by_barriers", "last_block"])
+def test_barriers_and_fences_order(race_checked_program: Path, kernel: str) -> None:
+    done = subprocess.run([race_checked_program, kernel], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr

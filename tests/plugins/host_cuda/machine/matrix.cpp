@@ -127,7 +127,10 @@ void load_matrices(Site const& site, uint32_t* registers, unsigned count, void c
 {
     check_alignment(site, row);
     check_shared(site, row, true);
-    record_warp_read(row, kRows * sizeof(uint16_t), __builtin_return_address(0));
+    if (current_lane() < count * kRows)
+    {
+        record_warp_read(row, kRows * sizeof(uint16_t), __builtin_return_address(0));
+    }
     Load argument{registers, count, row, transposed};
     meet_warp(site, kAllLanes, &argument, load);
 }

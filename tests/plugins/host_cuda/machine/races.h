@@ -24,6 +24,9 @@ struct Moment
     uint32_t warp_barrier; // how many the warp has passed
 };
 
+// Some source is compiled for it.
+void detect_races();
+
 // Starts over with a grid, and with shared memory for a block.
 void forget_accesses_of_grid();
 void forget_accesses_of_block();
