@@ -89,10 +89,10 @@ def plan_engine(trt: ModuleType, source: Source, profile: Profile, dtype: str, c
     Raises:
         ProfileError: it does not fit; names the largest batch and capacity that would.
     """
-    from q2export.exporter.export import planned_bytes
+    from q2export.exporter.sizes import planned_bytes
     from q2export.plugins.python.loader import is_rtx
 
-    weights = sum(planned_bytes(source, dtype))
+    weights = planned_bytes(source, "tensorrt", dtype).total
     need = check_gpu_memory(budget(source.config, dtype, weights, profile), profile, capacity)
     builder = "rtx" if is_rtx(trt) else "tensorrt"
     return EnginePlan(trt, builder, need, host_bytes_to_build(weights), available_memory_bytes())

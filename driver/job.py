@@ -46,10 +46,10 @@ class Job:
 
     def describe(self) -> dict[str, Any]:
         """Plain data for ``build --dry-run``."""
-        from q2export.exporter.export import planned_bytes
+        from q2export.exporter.sizes import planned_bytes
 
         config = self.source.config
-        in_place, converted = planned_bytes(self.source, self.dtype)
+        weights = planned_bytes(self.source, self.profile.target, self.dtype)
         shape = config.num_hidden_layers, config.num_key_value_heads, config.head_dim
         return {
             "model": {
@@ -61,7 +61,7 @@ class Job:
             "target": self.profile.target,
             "dtype": self.dtype,
             "max_capacity": self.capacity,
-            "weights": {"in_place_bytes": in_place, "converted_bytes": converted},
+            "weights": {"in_place_bytes": weights.in_place, "converted_bytes": weights.converted},
             "kv_cache_bytes_per_token": CacheShape(*shape, self.dtype).bytes_per_token,
             "tensorrt": None if self.engine is None else self.engine.describe(),
             "profile": self.profile.to_dict(),

@@ -14,6 +14,7 @@ from q2export.errors import ProfileError
 
 WeightType = Literal["none", "int4", "int8"]
 Method = Literal["round-to-nearest", "gptq"]
+Activations = Literal["float32", "int8"]
 
 BITS: dict[str, int] = {"int4": 4, "int8": 8}
 BLOCK_SIZES = (32, 64, 128)
@@ -57,6 +58,9 @@ class Quantization:
         embedding: quantize the embedding and the head, too. A tied pair shares one quantized weight.
         keep: shell patterns of the Hugging Face names of weights to leave in high precision, such as
             ``model.layers.0.*``.
+        activations: the type activations have in products with quantized weights, on ONNX Runtime. ``int8``
+            rounds them, block by block, when they are multiplied: faster, and less exact. It says how an
+            engine computes, not what is stored.
     """
 
     weights: WeightType = "none"
@@ -65,9 +69,11 @@ class Quantization:
     method: Method = "round-to-nearest"
     embedding: bool = True
     keep: tuple[str, ...] = ()
+    activations: Activations = "float32"
 
     def __post_init__(self) -> None:
-        for name, valid in (("weights", get_args(WeightType)), ("method", get_args(Method))):
+        choices = {"weights": WeightType, "method": Method, "activations": Activations}
+        for name, valid in ((name, get_args(kind)) for name, kind in choices.items()):
             if getattr(self, name) not in valid:
                 raise ProfileError(
                     f"quantization.{name} is {getattr(self, name)!r}, expected one of {', '.join(valid)}"

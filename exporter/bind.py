@@ -12,6 +12,7 @@ import math
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import onnx_ir as ir
@@ -65,8 +66,7 @@ class Binding:
 def _is_one_run(refs: tuple[TensorRef, ...]) -> bool:
     """Whether the tensors follow each other in one file."""
     return all(
-        one.file == other.file and one.offset + one.nbytes == other.offset
-        for one, other in zip(refs, refs[1:], strict=False)
+        one.file == other.file and one.offset + one.nbytes == other.offset for one, other in pairwise(refs)
     )
 
 
@@ -167,7 +167,8 @@ def _fills(sources: tuple[TensorRef, ...], form: Form, dtype: ir.DataType, shape
         expected = _nbytes(dtype, shape)
         if form is Form.UNPADDED_NIBBLES:
             expected = math.prod(shape[:-1]) * _nbytes(dtype, shape[-1:]) if len(sources) == 1 else -1
-        return all(ref.dtype == "U8" for ref in sources) and sum(ref.nbytes for ref in sources) == expected
+        integers = all(ref.dtype not in FLOAT_DTYPES for ref in sources)
+        return integers and sum(ref.nbytes for ref in sources) == expected
     if dtype not in SAFETENSORS_TYPES or not all(ref.dtype in FLOAT_DTYPES for ref in sources):
         return False
     if len(sources) == 1:

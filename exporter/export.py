@@ -2,38 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, get_args
 
 import onnx_ir as ir
 
 from q2export.errors import ExportError
 from q2export.exporter.bind import BindingPlan, plan_binding
-from q2export.exporter.checkpoint import Checkpoint, open_checkpoint
-from q2export.exporter.config import ModelConfig, load_config
-from q2export.exporter.parameters import check_parameters, expected_parameters
+from q2export.exporter.passes.base import Pass
+from q2export.exporter.source import DTYPE_NAMES, Source, load_source
+from q2export.quantization import Activations
 from q2export.suggest import nearest
+
+__all__ = ["Graph", "Source", "Target", "build_graph", "load_source", "target_dtype"]
 
 Target = Literal["portable", "onnxruntime", "tensorrt"]
 
-DTYPE_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _ONNX_RUNTIME_TYPES = ("float32",)
-
-
-@dataclass(frozen=True)
-class Source:
-    """A checkpoint that passed every check that headers allow."""
-
-    folder: Path
-    config: ModelConfig
-    checkpoint: Checkpoint
-
-    @property
-    def dtype(self) -> str:
-        """The checkpoint's own type, ``float32``, ``float16`` or ``bfloat16``."""
-        return DTYPE_NAMES[self.checkpoint.dtype]
 
 
 @dataclass(frozen=True)
@@ -49,18 +34,6 @@ class Graph:
     model: ir.Model
     plan: BindingPlan
     passes: tuple[tuple[str, int, tuple[str, ...]], ...]
-
-
-def load_source(folder: Path) -> Source:
-    """Read and check ``config.json`` and all tensor headers; no weight is read.
-
-    Raises:
-        ConfigError, CheckpointError: naming file and field or tensor.
-    """
-    config = load_config(folder)
-    checkpoint = open_checkpoint(folder)
-    check_parameters(checkpoint, config)
-    return Source(folder, config, checkpoint)
 
 
 def target_dtype(source: Source, target: Target, dtype: str | None) -> str:
@@ -83,7 +56,13 @@ def target_dtype(source: Source, target: Target, dtype: str | None) -> str:
     return dtype or source.dtype
 
 
-def build_graph(source: Source, target: Target, dtype: str, max_positions: int) -> Graph:
+def build_graph(
+    source: Source,
+    target: Target,
+    dtype: str,
+    max_positions: int,
+    activations: Activations = "float32",
+) -> Graph:
     """Trace, emit and lower.
 
     Args:
@@ -91,33 +70,33 @@ def build_graph(source: Source, target: Target, dtype: str, max_positions: int) 
         target: ``portable`` is the canonical graph itself.
         dtype: from :func:`target_dtype`.
         max_positions: largest capacity the engine will be asked for, in tokens.
+        activations: see :class:`q2export.quantization.Quantization`.
 
     Raises:
         ExportError: a part of the model has no translation.
     """
     from q2export.exporter.emit import emit
-    from q2export.exporter.lowering import onnxruntime, tensorrt
     from q2export.exporter.passes.base import run_passes
 
     model = emit(source.config, dtype)
-    lowerings = {
-        "portable": [],
-        "onnxruntime": onnxruntime.passes(max_positions, stack_experts=dtype != source.dtype),
-        "tensorrt": tensorrt.passes(),
-    }
-    results = run_passes(model, lowerings[target])
-    plan = plan_binding(model, source.checkpoint, expected_parameters(source.config))
+    results = run_passes(model, _lowering(source, target, dtype, max_positions, activations))
+    plan = plan_binding(model, source.checkpoint, source.tensor_names)
     return Graph(model, plan, tuple((one.name, one.matched, tuple(one.refused)) for one in results))
 
 
-def planned_bytes(source: Source, dtype: str) -> tuple[int, int]:
-    """Return the bytes of weights a graph of ``dtype`` would read in place, and those after conversion."""
-    in_place = converted = 0
-    itemsize = 4 if dtype == "float32" else 2
-    for name in expected_parameters(source.config):  # without the copy of a tied head some checkpoints hold
-        ref = source.checkpoint.tensors[name]
-        if DTYPE_NAMES[ref.dtype] == dtype:
-            in_place += ref.nbytes
-        else:
-            converted += math.prod(ref.shape) * itemsize
-    return in_place, converted
+def _lowering(
+    source: Source, target: Target, dtype: str, max_positions: int, activations: Activations
+) -> list[Pass]:
+    from q2export.exporter.lowering import onnxruntime, portable, tensorrt
+
+    graph_type = ir.DataType[{"float32": "FLOAT"}.get(dtype, dtype.upper())]
+    if target == "portable":
+        return portable.passes(source.stored, graph_type)
+    if target == "tensorrt":
+        return tensorrt.passes()
+    return onnxruntime.passes(
+        max_positions,
+        stack_experts=dtype != source.dtype,
+        stored=source.stored,
+        activations=activations,
+    )

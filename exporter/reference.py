@@ -16,12 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from q2export.exporter.checkpoint import TensorRef, read_blocks
 from q2export.exporter.config import ModelConfig
-from q2export.exporter.export import Source
 from q2export.exporter.model.decoder import DecoderLayer
+from q2export.exporter.parameter_values import ParameterValues
 from q2export.exporter.rope import inverse_frequencies
-from q2export.exporter.values import convert_block
+from q2export.exporter.source import Source
 
 Float32Array = npt.NDArray[np.float32]
 _EMBEDDING, _NORM, _HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
@@ -63,9 +62,8 @@ class CheckpointReference:
     """Runs a checkpoint, teacher-forced."""
 
     def __init__(self, source: Source) -> None:
-        self._source = source
         self._config = source.config
-        self._tensors = source.checkpoint.tensors
+        self._values = ParameterValues(source)
         inv_freq, self._attention_factor = inverse_frequencies(self._config.rope, self._config.head_dim)
         self._inv_freq = torch.from_numpy(inv_freq)
 
@@ -107,17 +105,14 @@ class CheckpointReference:
 
     def final_norm(self, hidden: Sequence[Tensor]) -> list[Tensor]:
         """Normalise the last layer's results: ``[1, tokens, hidden_size]`` to ``[tokens, hidden_size]``."""
-        norm = self._read(self._tensors[_NORM])
+        norm = self._read(_NORM)
         return [functional.rms_norm(one[0], norm.shape, norm, self._config.rms_norm_eps) for one in hidden]
 
     def embed(self, sequence: Sequence[int]) -> Tensor:
         """Rows of the embedding, ``[1, tokens, hidden_size]``; only these rows are read."""
-        ref = self._tensors[_EMBEDDING]
-        row_bytes = ref.nbytes // ref.shape[0]
         rows = {
-            token: self._read(TensorRef(ref.name, ref.dtype, ref.shape[1:], ref.file, ref.offset + token *
-                row_bytes, row_bytes)) for token in set(sequence)
-        }  # fmt: skip
+            token: torch.from_numpy(self._values.rows(_EMBEDDING, token, 1)[0]) for token in set(sequence)
+        }
         return torch.stack([rows[token] for token in sequence])[None]
 
     def head(self, hidden: Sequence[Tensor]) -> list[Float32Array]:
@@ -125,32 +120,21 @@ class CheckpointReference:
 
         They are computed in slices of the vocabulary, so that the matrix is never whole in memory.
         """
-        ref = self._tensors[_EMBEDDING if self._config.tie_word_embeddings else _HEAD]
-        vocab, width = ref.shape
-        logits = [np.empty((len(one), vocab), dtype=np.float32) for one in hidden]
-        carried = np.empty(0, dtype=np.float32)
-        first = 0
-        for _, raw in read_blocks(ref):
-            values = np.concatenate((carried, convert_block(raw, ref.dtype, "F32").view(np.float32)))
-            rows = values.size // width
-            weight = torch.from_numpy(values[: rows * width].reshape(rows, width))
+        name = _EMBEDDING if self._config.tie_word_embeddings else _HEAD
+        logits = [np.empty((len(one), self._config.vocab_size), dtype=np.float32) for one in hidden]
+        for first, rows in self._values.slices(name):
+            weight = torch.from_numpy(rows)
             for out, one in zip(logits, hidden, strict=True):
-                out[:, first : first + rows] = functional.linear(one, weight).numpy()
-            carried = values[rows * width :]
-            first += rows
+                out[:, first : first + len(rows)] = functional.linear(one, weight).numpy()
         return logits
 
     def _load(self, module: nn.Module, path: str) -> None:
-        weights = {name: self._read(self._tensors[f"{path}.{name}"]) for name, _ in module.named_parameters()}
+        weights = {name: self._read(f"{path}.{name}") for name, _ in module.named_parameters()}
         module.load_state_dict(weights, assign=True)
 
-    def _read(self, ref: TensorRef) -> Tensor:
-        """One tensor in float32."""
-        values = np.empty(ref.shape, dtype=np.float32)
-        flat = values.reshape(-1)
-        for start, raw in read_blocks(ref):
-            flat[start : start + raw.size] = convert_block(raw, ref.dtype, "F32").view(np.float32)
-        return torch.from_numpy(values)
+    def _read(self, name: str) -> Tensor:
+        """One parameter in float32."""
+        return torch.from_numpy(self._values.read(name))
 
     @staticmethod
     def _keep(run: Run, capture: Collection[str], name: str, tensors: Sequence[Tensor]) -> None:

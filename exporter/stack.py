@@ -19,7 +19,9 @@ class Form(Enum):
     ALTERNATING_ROWS = "as VALUES, but the tensors are pairs, and the rows of each pair alternate"
     BYTES = "bytes as they are, one tensor after the other, seen as another type and shape"
     SIGNED_CODES = "as BYTES, but codes of weights become signed: the highest bit of each is flipped"
-    UNPADDED_NIBBLES = "as BYTES, but rows of an odd number of nibbles lose the one that fills their last byte"
+    UNPADDED_NIBBLES = (
+        "as BYTES, but rows of an odd number of nibbles lose the one that fills their last byte"
+    )
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 The choices are measured per op: ``benchmarks/results/ort_ops.md``. Mixture-of-experts layers run as their
 function body (tokens sorted by expert, one Gemm per expert and matrix) where the experts can be read in
-place; where they are converted anyway they are written stacked, for ``com.microsoft.MoE``.
+place; where they are converted anyway they are written stacked, for ``com.microsoft.MoE``. Quantized weights
+are multiplied without dequantizing them, experts by ``com.microsoft.QMoE``.
 """
 
 from __future__ import annotations
@@ -11,27 +12,50 @@ from q2export.exporter.passes.base import Pass
 from q2export.exporter.passes.fuse_rotary_attention import FuseRotaryAttention
 from q2export.exporter.passes.inline_functions import InlineFunctions
 from q2export.exporter.passes.merge_reshapes import MergeReshapes
+from q2export.exporter.passes.order_inputs import OrderInputs
 from q2export.exporter.passes.ort_attention import LowerAttentionToOnnxRuntime
 from q2export.exporter.passes.ort_moe import StackExperts
 from q2export.exporter.passes.ort_moe_traps import RefuseMoeTraps
+from q2export.exporter.passes.ort_quantized_experts import LowerQuantizedExperts
+from q2export.exporter.passes.ort_quantized_gather import LowerQuantizedGather
+from q2export.exporter.passes.ort_quantized_products import (
+    FLOAT32_ACTIVATIONS,
+    INT8_ACTIVATIONS,
+    LowerQuantizedProducts,
+)
 from q2export.exporter.passes.ort_silu import FuseSilu
 from q2export.exporter.passes.remove_unused import RemoveUnused
+from q2export.exporter.passes.stored_operands import StoredWeights
+from q2export.quantization import Activations
+
+_ACCURACY_LEVELS: dict[Activations, int] = {"float32": FLOAT32_ACTIVATIONS, "int8": INT8_ACTIVATIONS}
 
 
-def passes(max_positions: int, stack_experts: bool = False) -> list[Pass]:
+def passes(
+    max_positions: int,
+    *,
+    stack_experts: bool = False,
+    stored: StoredWeights | None = None,
+    activations: Activations = "float32",
+) -> list[Pass]:
     """Return the passes, in order.
 
     Args:
         max_positions: the engine's largest capacity in tokens.
         stack_experts: the experts' weights are written anew in any case, so their layout is free.
+        stored: the quantized weights, by Hugging Face name.
+        activations: the type they have in products with quantized weights.
     """
+    weights, level = stored or {}, _ACCURACY_LEVELS[activations]
     return [
         FuseRotaryAttention(),
         LowerAttentionToOnnxRuntime(max_positions),
         MergeReshapes(),
-        *([StackExperts()] if stack_experts else []),
+        *([OrderInputs(weights), LowerQuantizedExperts(weights, level)] if weights else []),
+        *([StackExperts(weights)] if stack_experts else []),
         InlineFunctions(),
         FuseSilu(),
+        *([LowerQuantizedGather(weights), LowerQuantizedProducts(weights, level)] if weights else []),
         RemoveUnused(),
         RefuseMoeTraps(),
     ]

@@ -23,18 +23,27 @@ from q2export.exporter.passes.base import (
     replace,
 )
 from q2export.exporter.passes.ort_attention import MICROSOFT
+from q2export.exporter.passes.stored_operands import StoredWeights, stored_operand
 from q2export.exporter.stack import META_KEY, Form, Stack
 
 _FIXED_INPUTS = len(opspec.MOE.inputs)
 
 
 class StackExperts(Pass):
-    """Replace every mixture of experts."""
+    """Attributes:
+    stored: quantized weights; mixtures with such experts are left alone.
+    """
+
+    def __init__(self, stored: StoredWeights | None = None) -> None:
+        self.stored = stored or {}
 
     def rewrite(self, model: ir.Model, result: PassResult) -> None:
-        """Replace them; the weights of single experts are no longer read."""
+        """Replace every mixture of experts; the weights of single experts are no longer read."""
         graph = model.graph
         for node in nodes_of(graph, opspec.MOE.name, opspec.DOMAIN):
+            if any(stored_operand(self.stored, node, index) for index in range(len(node.inputs))):
+                result.refused.append(f"{node.name}: experts are quantized")
+                continue
             self._lower(graph, node)
             result.matched += 1
         if result.matched:

@@ -14,7 +14,8 @@ from q2export import opspec
 from q2export.errors import CheckpointError, ConfigError, ExportError, PackageError
 from q2export.exporter import bind, convert
 from q2export.exporter.checkpoint import SINGLE_FILE
-from q2export.exporter.export import build_graph, load_source, planned_bytes, target_dtype
+from q2export.exporter.export import build_graph, load_source, target_dtype
+from q2export.exporter.sizes import planned_bytes
 from tests.helpers.checkpoints import tiny_config, write_checkpoint, write_json
 
 
@@ -70,7 +71,8 @@ def test_planned_bytes_are_those_bound(tmp_path: Path, dtype: str) -> None:
     source = load_source(checkpoint)
     plan = build_graph(source, "portable", dtype, 64).plan
     assert plan.in_place_bytes > 0 and plan.converted_bytes > 0
-    assert planned_bytes(source, dtype) == (plan.in_place_bytes, plan.converted_bytes)
+    planned = planned_bytes(source, "portable", dtype)
+    assert (planned.in_place, planned.converted) == (plan.in_place_bytes, plan.converted_bytes)
 
 
 def test_passes_are_reported(folder: Path) -> None:

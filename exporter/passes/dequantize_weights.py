@@ -1,0 +1,168 @@
+"""``DequantizeLinear`` before every use of a quantized weight: quantization in standard ONNX.
+
+The portable graph has unsigned codes, the bytes on disk, and float32 scales. TensorRT takes signed codes
+only, without zero points, and scales of the type it computes in (:class:`Operands`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from q2export.exporter.passes.base import Pass, PassResult, constant, insert
+from q2export.exporter.passes.stored_operands import (
+    StoredWeights,
+    require_all_lowered,
+    stored_operand,
+    view,
+)
+from q2export.exporter.quantization.stored import StoredWeight
+from q2export.exporter.stack import Form
+
+_UNSIGNED = {4: ir.DataType.UINT4, 8: ir.DataType.UINT8}
+_SIGNED = {4: ir.DataType.INT4, 8: ir.DataType.INT8}
+
+
+@dataclass(frozen=True)
+class Operands:
+    """In which types codes and scales are given.
+
+    Attributes:
+        signed: codes are signed, and zero points are zero.
+        dtype: what the graph computes in.
+        scale_dtype: of the scales; where it is not ``dtype``, the dequantized weight is cast.
+    """
+
+    signed: bool
+    dtype: ir.DataType
+    scale_dtype: ir.DataType
+
+
+class DequantizeWeights(Pass):
+    """Attributes:
+    stored: the quantized weights.
+    operands: the types of codes and scales.
+    """
+
+    def __init__(self, stored: StoredWeights, operands: Operands) -> None:
+        self.stored = stored
+        self.operands = operands
+
+    def rewrite(self, model: ir.Model, result: PassResult) -> None:
+        """Dequantize every weight once, before the first node that reads it."""
+        dequantizer = _Dequantizer(model.graph, self.operands)
+        for node in list(model.graph):
+            for index in range(len(node.inputs)):
+                weight = stored_operand(self.stored, node, index)
+                if weight is not None:
+                    node.replace_input_with(index, dequantizer.weight(node, weight))
+        result.matched = len(dequantizer.tensors)
+
+    def ensures(self, model: ir.Model) -> None:
+        """No quantized weight is read as floating point."""
+        require_all_lowered(model.graph, self.stored)
+
+
+@dataclass
+class _Dequantizer:
+    """Makes every value once.
+
+    Attributes:
+        tensors: what was dequantized, by name of the stored tensor.
+        weights: the same by name of the weight; a tensor may hold two.
+        zero_points: equal ones, by shape.
+    """
+
+    graph: ir.Graph
+    operands: Operands
+    tensors: dict[str, ir.Value] = field(default_factory=dict)
+    weights: dict[str, ir.Value] = field(default_factory=dict)
+    zero_points: dict[tuple[int, int], ir.Value] = field(default_factory=dict)
+
+    def weight(self, node: ir.Node, weight: StoredWeight) -> ir.Value:
+        """A weight in floating point, ``[out, in]``; new nodes stand before ``node``."""
+        if weight.tensor not in self.tensors:
+            self.tensors[weight.tensor] = self._dequantized(node, weight)
+        if weight.name not in self.weights:
+            self.weights[weight.name] = _rows(self.graph, node, weight, self.tensors[weight.tensor])
+        return self.weights[weight.name]
+
+    def _dequantized(self, node: ir.Node, weight: StoredWeight) -> ir.Value:
+        """All rows of the tensor that holds a weight, ``[rows, in]``."""
+        operands, shape = self.operands, [weight.rows, weight.shape[1]]
+        path = weight.tensor.removesuffix(".weight")
+        inputs = [self._codes(weight), self._scales(weight)]
+        value = insert(
+            self.graph,
+            node,
+            "DequantizeLinear",
+            inputs if operands.signed else [*inputs, self._zero_points(node, weight)],
+            name=f"{path}/DequantizeLinear",
+            attributes={"axis": 1, "block_size": weight.scheme.block_size},
+        ).outputs[0]
+        value.shape, value.type = ir.Shape(shape), ir.TensorType(operands.scale_dtype)
+        if operands.scale_dtype != operands.dtype:
+            to = {"to": operands.dtype.value}
+            value = insert(self.graph, node, "Cast", [value], name=f"{path}/weight", attributes=to).outputs[0]
+            value.shape, value.type = ir.Shape(shape), ir.TensorType(operands.dtype)
+        return value
+
+    def _codes(self, weight: StoredWeight) -> ir.Value:
+        bits, form = weight.scheme.bits, Form.SIGNED_CODES if self.operands.signed else Form.BYTES
+        dtype = _SIGNED[bits] if self.operands.signed else _UNSIGNED[bits]
+        shape = [weight.rows, weight.shape[1]]
+        return view(self.graph, f"{weight.tensor}/codes", dtype, shape, [weight.tensor], form)
+
+    def _scales(self, weight: StoredWeight) -> ir.Value:
+        dtype, shape = self.operands.scale_dtype, list(weight.scale_shape)
+        label = "scale" if dtype == ir.DataType.FLOAT else f"scale_{dtype.name.lower()}"
+        return view(self.graph, f"{weight.tensor}/{label}", dtype, shape, [weight.scale_name], Form.VALUES)
+
+    def _zero_points(self, node: ir.Node, weight: StoredWeight) -> ir.Value:
+        """``[rows, blocks]``, in the type of the codes."""
+        bits, shape = weight.scheme.bits, weight.scale_shape
+        if weight.zero_point_name is None:
+            if shape not in self.zero_points:
+                self.zero_points[shape] = self._equal_zero_points(weight)
+            return self.zero_points[shape]
+        form = Form.UNPADDED_NIBBLES if bits == 4 and weight.blocks % 2 else Form.BYTES
+        name = f"{weight.tensor}/zero_point"
+        return view(self.graph, name, _UNSIGNED[bits], list(shape), [weight.zero_point_name], form)
+
+    def _equal_zero_points(self, weight: StoredWeight) -> ir.Value:
+        """The same zero point everywhere, made where the graph runs, once for all weights of a shape.
+
+        ``DequantizeLinear`` wants them in the shape of the scales; ``Expand`` takes no 4-bit types.
+        """
+        bits, (rows, blocks) = weight.scheme.bits, weight.scale_shape
+        name, first = f"zero_point/{rows}x{blocks}", next(iter(self.graph))
+        code = np.array([[weight.scheme.default_zero_point]], dtype=np.uint8)
+        one = constant(self.graph, f"const/zero_point_code_{bits}", ir.tensor(code))
+        sizes = ir.tensor(np.array([rows, blocks], dtype=np.int64))
+        shape = constant(self.graph, f"const/shape_{rows}_{blocks}", sizes)
+        value = insert(self.graph, first, "Expand", [one, shape], name=f"{name}/bytes").outputs[0]
+        if bits != 8:
+            to = {"to": _UNSIGNED[bits].value}
+            value = insert(self.graph, first, "Cast", [value], name=name, attributes=to).outputs[0]
+        value.shape, value.type = ir.Shape([rows, blocks]), ir.TensorType(_UNSIGNED[bits])
+        return value
+
+
+def _rows(graph: ir.Graph, node: ir.Node, weight: StoredWeight, tensor: ir.Value) -> ir.Value:
+    """The rows of one weight, ``[out, in]``, of the tensor that holds it."""
+    if weight.row_step == 1:
+        return tensor
+    rows, columns = weight.shape
+    path = weight.name.removesuffix(".weight")
+    sizes = ir.tensor(np.array([rows, weight.row_step, columns], dtype=np.int64))
+    split = constant(graph, f"const/shape_{rows}_{weight.row_step}_{columns}", sizes)
+    rows_of_all = insert(graph, node, "Reshape", [tensor, split], name=f"{path}/alternating").outputs[0]
+    which = ir.tensor(np.array(weight.first_row, dtype=np.int64))
+    index = constant(graph, f"const/index_{weight.first_row}", which)
+    value = insert(
+        graph, node, "Gather", [rows_of_all, index], name=f"{path}/rows", attributes={"axis": 1}
+    ).outputs[0]
+    value.shape, value.type = ir.Shape([rows, columns]), tensor.type
+    return value

@@ -1,0 +1,64 @@
+"""Put the input of products into the order of the columns of their quantized weights.
+
+GPTQ may quantize the columns of a matrix in another order than they have (act-order), and its blocks are of
+columns in that order. The stored form keeps the columns so; a ``Gather`` on the input, one for all products
+that share it, makes up for it.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from q2export import opspec
+from q2export.errors import ExportError
+from q2export.exporter.passes.base import Pass, PassResult, input_of, insert, nodes_of
+from q2export.exporter.passes.stored_operands import StoredWeights, stored_operand, view
+
+
+class OrderInputs(Pass):
+    """Attributes:
+    stored: the quantized weights.
+    """
+
+    def __init__(self, stored: StoredWeights) -> None:
+        self.stored = stored
+
+    def rewrite(self, model: ir.Model, result: PassResult) -> None:
+        """Insert the gathers, and count the nodes that read them."""
+        graph = model.graph
+        ordered: dict[tuple[ir.Value, str], ir.Value] = {}
+        for node in [*nodes_of(graph, "Gemm"), *nodes_of(graph, opspec.MOE.name, opspec.DOMAIN)]:
+            order = self._order(node)
+            if order is None:
+                continue
+            source = input_of(node, 0)
+            key = source, order
+            if key not in ordered:
+                ordered[key] = self._gather(graph, node, source, order)
+            node.replace_input_with(0, ordered[key])
+            result.matched += 1
+
+    def _order(self, node: ir.Node) -> str | None:
+        """Name of the order the matrices want that read the input of the node."""
+        found = [stored_operand(self.stored, node, index) for index in range(len(node.inputs))]
+        if node.op_type == opspec.MOE.name:  # the last matrix of each expert reads something else
+            experts = found[len(opspec.MOE.inputs) :]
+            found = [weight for index, weight in enumerate(experts) if index % 3 != 2]
+        else:
+            found = found[1:2]
+        orders = {weight.input_order if weight is not None else None for weight in found}
+        if len(orders) > 1:
+            raise ExportError(f"{node.name}: the columns of its experts are not all in the same order")
+        return orders.pop() if orders else None
+
+    def _gather(self, graph: ir.Graph, node: ir.Node, source: ir.Value, order: str) -> ir.Value:
+        columns = source.shape[-1] if source.shape is not None else None
+        if not isinstance(columns, int):
+            raise ExportError(f"{node.name}: its input has no known width")
+        indices = view(graph, order, ir.DataType.INT32, [columns], [order])
+        path = (node.name or "").rsplit("/", 1)[0]
+        gather = insert(
+            graph, node, "Gather", [source, indices], name=f"{path}/ordered", attributes={"axis": -1}
+        )
+        gather.outputs[0].shape, gather.outputs[0].type = source.shape, source.type
+        return gather.outputs[0]

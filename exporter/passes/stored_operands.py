@@ -1,0 +1,99 @@
+"""Initializers that see quantized weights as the ops of a target want them.
+
+Several may see the same bytes; none has data of its own. The data are bound later (``exporter/bind.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from q2export.errors import ExportError
+from q2export.exporter.quantization.stored import StoredWeight
+from q2export.exporter.stack import META_KEY, Form, Stack
+
+StoredWeights = Mapping[str, StoredWeight]
+"""Quantized weights by Hugging Face name, which is also that of their initializer in the traced graph."""
+
+
+def view(
+    graph: ir.Graph,
+    name: str,
+    dtype: ir.DataType,
+    shape: Sequence[int],
+    tensors: Sequence[str],
+    form: Form = Form.BYTES,
+) -> ir.Value:
+    """Return the initializer ``name``, adding it at first use as a view of tensors of the checkpoint."""
+    existing = graph.initializers.get(name)
+    if existing is not None:
+        return existing
+    value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(list(shape)))
+    value.meta[META_KEY] = Stack(tuple(tensors), form)
+    graph.initializers.add(value)
+    return value
+
+
+@dataclass(frozen=True)
+class KernelOperands:
+    """What the contrib ops of ONNX Runtime take of a quantized matrix, or of several stacked ones.
+
+    Attributes:
+        codes: uint8. scales: float32. zero_points: uint8, packed as the codes, each row padded to whole
+            bytes; None where the scheme is symmetric.
+    """
+
+    codes: ir.Value
+    scales: ir.Value
+    zero_points: ir.Value | None
+
+
+def kernel_operands(
+    graph: ir.Graph, name: str, weights: Sequence[StoredWeight], *, experts: int = 0, by_block: bool = False
+) -> KernelOperands:
+    """Make the operands of rows that follow each other.
+
+    Args:
+        graph: to add them to.
+        name: of the matrix; its parts are called ``NAME/codes``, ``NAME/scale`` and ``NAME/zero_point``.
+        weights: rows of one after those of the other; of weights that share a tensor, one stands for all.
+        experts: number of equal matrices the rows are divided into, which becomes the first axis; 0 for none.
+        by_block: codes are ``[rows, blocks, bytes of a block]`` instead of ``[rows, bytes of a row]``.
+    """
+    first = weights[0]
+    rows = sum(weight.rows for weight in weights)
+    leading = [experts, rows // experts] if experts else [rows]
+    code_bytes = first.codes_shape[1]
+    code_shape = [first.blocks, code_bytes // first.blocks] if by_block else [code_bytes]
+    tensors = [weight.tensor for weight in weights]
+    label = f"{name}/blocks" if by_block else f"{name}/codes"
+    codes = view(graph, label, ir.DataType.UINT8, [*leading, *code_shape], tensors)
+    tensors = [weight.scale_name for weight in weights]
+    scales = view(graph, f"{name}/scale", ir.DataType.FLOAT, [*leading, first.blocks], tensors, Form.VALUES)
+    tensors = [weight.zero_point_name for weight in weights if weight.zero_point_name is not None]
+    if not tensors:
+        return KernelOperands(codes, scales, None)
+    shape = [*leading, first.zero_point_shape[1]]
+    return KernelOperands(codes, scales, view(graph, f"{name}/zero_point", ir.DataType.UINT8, shape, tensors))
+
+
+def stored_operand(stored: StoredWeights, node: ir.Node, index: int) -> StoredWeight | None:
+    """The quantized weight that ``node`` reads as its input ``index``; None if that is no such weight."""
+    value = node.inputs[index] if index < len(node.inputs) else None
+    if value is None or not value.is_initializer() or META_KEY in value.meta:
+        return None
+    return stored.get(value.name or "")
+
+
+def require_all_lowered(graph: ir.Graph, stored: StoredWeights) -> None:
+    """Raise ExportError where a node still reads a quantized weight as if it were floating point."""
+    for node in graph:
+        for index, _ in enumerate(node.inputs):
+            weight = stored_operand(stored, node, index)
+            if weight is not None:
+                raise ExportError(
+                    f"{node.name}: {node.op_type} reads the quantized weight {weight.name!r} in a way that "
+                    "has no translation"
+                )

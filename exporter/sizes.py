@@ -1,0 +1,81 @@
+"""What the weights of a graph will take, from headers alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from q2export.exporter.parameters import EMBEDDING, expected_parameters
+from q2export.exporter.quantization.stored import StoredWeight
+from q2export.exporter.source import DTYPE_NAMES, Source
+
+_ITEMSIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
+_SCALE_BYTES = 4
+
+
+@dataclass(frozen=True)
+class PlannedBytes:
+    """Bytes of weights.
+
+    Attributes:
+        in_place: read from the files of the checkpoint, or of the quantized one made of it.
+        converted: written anew. quantized: of either, those of quantized weights.
+    """
+
+    in_place: int
+    converted: int
+    quantized: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.in_place + self.converted
+
+
+def planned_bytes(
+    source: Source, target: str, dtype: str, stored: Mapping[str, StoredWeight] | None = None
+) -> PlannedBytes:
+    """Return what a graph of ``target`` and ``dtype`` will read.
+
+    Args:
+        source: the checkpoint.
+        target: see :data:`q2export.exporter.export.Target`.
+        dtype: of weights and activations.
+        stored: the weights that are to be quantized first; None for those that are.
+    """
+    weights = source.stored if stored is None else stored
+    in_place = converted = 0
+    for name in expected_parameters(source.config):  # without the copy of a tied head some checkpoints hold
+        if name in weights:
+            continue
+        ref = source.checkpoint.tensors[name]
+        if DTYPE_NAMES[ref.dtype] == dtype:
+            in_place += ref.nbytes
+        else:
+            converted += math.prod(ref.shape) * _ITEMSIZE[dtype]
+    parts = [
+        _quantized(weight, target, dtype, source.config.tie_word_embeddings) for weight in weights.values()
+    ]
+    placed, written = (sum(column) for column in zip(*parts, strict=True)) if parts else (0, 0)
+    orders = {weight.input_order: weight.shape[1] * 4 for weight in weights.values() if weight.input_order}
+    quantized = placed + written + sum(orders.values())
+    return PlannedBytes(in_place + placed + sum(orders.values()), converted + written, quantized)
+
+
+def _quantized(weight: StoredWeight, target: str, dtype: str, tied: bool) -> tuple[int, int]:
+    """Bytes of one quantized weight in place, and written anew."""
+    if target == "onnxruntime":
+        return weight.nbytes, 0
+    is_embedding = weight.name == EMBEDDING
+    is_product = tied or not is_embedding
+    rows = weight.shape[0]
+    codes, scales = rows * weight.codes_shape[1], rows * weight.blocks
+    if target == "tensorrt":  # signed codes and narrow scales for products; rows are gathered as they are
+        written = codes + scales * _ITEMSIZE[dtype] if is_product else 0
+        return (weight.nbytes if is_embedding else 0), written
+    padded = weight.scheme.bits == 4 and weight.blocks % 2 == 1 and not weight.scheme.symmetric
+    if not (padded and is_product):
+        return weight.nbytes, 0
+    unpadded = -(-rows * weight.blocks // 2)
+    return (weight.nbytes if is_embedding else codes + scales * _SCALE_BYTES), unpadded
