@@ -18,11 +18,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from q2export.package_reader import Check, Package
     from q2export.runtime.backends.base import Backend
+    from q2export.runtime.backends.onnxruntime import OnnxRuntimeBackend
     from q2export.runtime.engine import Engine
+    from q2export.runtime.op_profile import OperatorProfile
 
-__all__ = ["load"]
+__all__ = ["load", "profile"]
 
 _log = logging.getLogger(__name__)
 
@@ -68,6 +73,47 @@ def load(
     )
 
 
+def profile(
+    package: Path | str,
+    prompts: npt.NDArray[np.int64],
+    new_tokens: int,
+    *,
+    repeat: int = 3,
+    warmup: int = 1,
+    threads: int | None = None,
+    prepack: bool | None = None,
+) -> OperatorProfile:
+    """Generate with ONNX Runtime's profiler on: where the time goes, operator by operator and node by node.
+
+    Args:
+        package: the folder that ``q2export build`` wrote, for ONNX Runtime.
+        prompts: token ids, ``[batch, tokens]``.
+        new_tokens: to generate after each prompt, at least 2.
+        repeat: measured runs.
+        warmup: runs before those.
+        threads, prepack: as in :func:`load`.
+
+    Raises:
+        PackageError: as in :func:`load`, or the package is not for ONNX Runtime.
+        GenerationError: batch or tokens are more than the engine was built for.
+    """
+    import tempfile
+
+    from q2export.errors import PackageError
+    from q2export.package_reader import read_package
+    from q2export.runtime.op_profile import profile_operators
+
+    opened = read_package(package)
+    if opened.manifest.target != "onnxruntime":
+        raise PackageError(
+            f"{opened.folder}: built for target {opened.manifest.target!r}; operators are profiled "
+            "in packages for onnxruntime only"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        backend = _open_onnxruntime(opened, threads, prepack, Path(folder) / "trace")
+        return profile_operators(backend, prompts, new_tokens, repeat=repeat, warmup=warmup)
+
+
 def _open_backend(opened: Package, threads: int | None, prepack: bool | None) -> Backend[Any]:
     """Load the engine with what the manifest says runs it."""
     from q2export.errors import PackageError
@@ -82,12 +128,20 @@ def _open_backend(opened: Package, threads: int | None, prepack: bool | None) ->
             f"{folder}: holds a graph for target {manifest.target!r}, no engine; build one with: "
             f"{opened.rebuild_command()}"
         )
+    return _open_onnxruntime(opened, threads, prepack, None)
+
+
+def _open_onnxruntime(
+    opened: Package, threads: int | None, prepack: bool | None, profile: Path | None
+) -> OnnxRuntimeBackend:
+    """Load it as asked, else as the package's profile says."""
     from q2export.runtime.backends.onnxruntime import OnnxRuntimeBackend
 
+    folder, manifest = opened.folder, opened.manifest
     if threads is None:
         from_profile = manifest.profile.get("threads")
         threads = from_profile if isinstance(from_profile, int) else 0
     if prepack is None:
         asked = manifest.profile.get("prepack", "auto")
         prepack = asked == "always" or (asked == "auto" and manifest.weights.converted_bytes > 0)
-    return OnnxRuntimeBackend(folder, manifest.engine, threads=threads, prepack=prepack)
+    return OnnxRuntimeBackend(folder, manifest.engine, threads=threads, prepack=prepack, profile=profile)

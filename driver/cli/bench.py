@@ -42,6 +42,9 @@ class Measurement:
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Prompts at once.")
 @click.option("--repeat", type=click.IntRange(min=1), default=5, show_default=True, help="Measured runs.")
 @click.option("--warmup", type=click.IntRange(min=0), default=1, show_default=True, help="Runs before those.")
+@click.option(
+    "--profile-ops", is_flag=True, help="Show instead where the time goes, by operator (ONNX Runtime only)."
+)
 @options.threads
 @options.prepack
 @options.json_output
@@ -52,6 +55,7 @@ def command(
     batch: int,
     repeat: int,
     warmup: int,
+    profile_ops: bool,
     threads: int | None,
     prepack: bool | None,
     as_json: bool,
@@ -60,13 +64,31 @@ def command(
 
     Prompts are random token ids from a fixed seed. Shown are the median, the slowest and the fastest run, in
     tokens/s of the whole batch.
+
+    With --profile-ops, ONNX Runtime's profiler tells how long each node takes, prefill and decode apart. The
+    profiler takes time itself: trust the shares, and measure speed without it.
     """
     from q2export import api
 
+    if profile_ops:
+        from q2export.cli.bench_ops import show_profile
+
+        show_profile(
+            package,
+            prompt_tokens,
+            new_tokens,
+            batch,
+            repeat=repeat,
+            warmup=warmup,
+            threads=threads,
+            prepack=prepack,
+            as_json=as_json,
+        )
+        return
     start = time.perf_counter()
     engine = api.load(package, threads=threads, prepack=prepack)
     load_seconds = time.perf_counter() - start
-    prompts = _random_prompts(engine.backend.vocab_size, batch, prompt_tokens)
+    prompts = random_prompts(engine.backend.vocab_size, batch, prompt_tokens)
     runs = [_run(engine, prompts, new_tokens) for _ in range(warmup + repeat)][warmup:]
     prefill = _rates(batch * prompt_tokens, (run.prefill_seconds for run in runs))
     decode = _rates(batch * (new_tokens - 1), (run.decode_seconds for run in runs))
@@ -96,7 +118,8 @@ def command(
     click.echo(aligned(rows, right=(1, 2, 3)))
 
 
-def _random_prompts(vocab_size: int, batch: int, tokens: int) -> list[list[int]]:
+def random_prompts(vocab_size: int, batch: int, tokens: int) -> list[list[int]]:
+    """``batch`` prompts of random ids, the same at every call."""
     draw = random.Random(0)
     return [[draw.randrange(vocab_size) for _ in range(tokens)] for _ in range(batch)]
 

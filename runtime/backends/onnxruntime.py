@@ -21,7 +21,12 @@ _WARNING_SEVERITY = 3  # errors only: ORT warns of every name it meets twice
 
 
 def open_session(
-    model: Path | bytes, *, threads: int = 0, prepack: bool = False, weights_folder: Path | None = None
+    model: Path | bytes,
+    *,
+    threads: int = 0,
+    prepack: bool = False,
+    weights_folder: Path | None = None,
+    profile: Path | None = None,
 ) -> onnxruntime.InferenceSession:
     """Open an ONNX file with its weights mapped from disk.
 
@@ -32,6 +37,7 @@ def open_session(
             fifth faster (docs/performance.md), loading takes a second per 2 GB, and the copy takes as much
             memory as the weights; without it they are read where they are mapped.
         weights_folder: for bytes, the folder that external data are relative to.
+        profile: start of the path of a file for ONNX Runtime's profiler; None does not profile.
 
     Raises:
         PackageError: ONNX Runtime refuses the file; its own message is part of ours.
@@ -48,6 +54,8 @@ def open_session(
     # arena, where buffers go after their last use, reuses them as well.
     options.enable_mem_reuse = False
     options.add_session_config_entry("session.disable_prepacking", "0" if prepack else "1")
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
     if weights_folder is not None:
         options.add_session_config_entry(
             "session.model_external_initializers_file_folder_path", str(weights_folder)
@@ -89,20 +97,29 @@ class OnnxRuntimeCache:
 class OnnxRuntimeBackend:
     """A :class:`~q2export.runtime.backends.base.Backend` over an ONNX Runtime session."""
 
-    def __init__(self, folder: Path, engine: EngineInfo, *, threads: int = 0, prepack: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        engine: EngineInfo,
+        *,
+        threads: int = 0,
+        prepack: bool = False,
+        profile: Path | None = None,
+    ) -> None:
         """Load the engine of a package.
 
         Args:
             folder: the package.
             engine: from its manifest.
             threads: CPU threads; 0 is one per core.
-            prepack: see :func:`open_session`.
+            prepack, profile: see :func:`open_session`.
 
         Raises:
             PackageError: the engine file cannot be loaded, or is not the engine the manifest describes.
         """
+        self.calls = 0  # of ONNX Runtime
         self._engine = engine
-        self._session = open_session(folder / engine.file, threads=threads, prepack=prepack)
+        self._session = open_session(folder / engine.file, threads=threads, prepack=prepack, profile=profile)
         expected = {*_STEP_INPUTS, *_cache_names("past", engine.num_hidden_layers)}
         found = {value.name for value in self._session.get_inputs()}
         if found != expected:
@@ -193,6 +210,11 @@ class OnnxRuntimeBackend:
             binding.bind_input(name, "cpu", 0, np.int64, array.shape, array.ctypes.data)
         binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
         self._session.run_with_iobinding(binding)
+        self.calls += 1
+
+    def end_profiling(self) -> Path:
+        """Write what the profiler has recorded; only of a backend opened with ``profile``."""
+        return Path(self._session.end_profiling())
 
     def _bind_cache(self, cache: OnnxRuntimeCache, rows: slice) -> Any:
         """Bind every layer's cache rows, as input and output of the same memory."""

@@ -5,10 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 
 from q2export.cli.main import main
+from q2export.runtime.op_profile import OperatorProfile
+from q2export.runtime.op_trace import NodeTime, PhaseProfile
 from q2export.runtime.results import GenerationResult, Timings
 from tests.driver.engines import FakeBackend
 
@@ -67,3 +72,59 @@ def test_table(engine: TimedEngine, capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[0] == "tokens/s slowest fastest"
     assert lines[1] == "prefill 64.0 32.0 128.0 16 tokens, batch 2"
     assert lines[2] == "decode 8.0 4.0 16.0 8 steps, batch 2"
+
+
+NODES = (NodeTime("layer.0/Gemm", "Gemm", 0.006), NodeTime("layer.1/Gemm", "Gemm", 0.002))
+PROFILE = OperatorProfile(
+    PhaseProfile(3, 2, 0.4, NODES[:1]), PhaseProfile(24, 1, 0.01, (*NODES, NodeTime("add", "Add", 0.001)))
+)
+
+
+@pytest.fixture
+def profiled(monkeypatch: pytest.MonkeyPatch) -> list[npt.NDArray[np.int64]]:
+    """The prompts that were profiled; the package has a vocabulary of 100."""
+    seen: list[npt.NDArray[np.int64]] = []
+
+    def profile(
+        package: object, prompts: npt.NDArray[np.int64], new_tokens: int, **options: object
+    ) -> OperatorProfile:
+        assert new_tokens == 9
+        assert options == {"repeat": 3, "warmup": 1, "threads": 2, "prepack": None}
+        seen.append(prompts)
+        return PROFILE
+
+    manifest = SimpleNamespace(engine=SimpleNamespace(vocab_size=100))
+    monkeypatch.setattr("q2export.runtime.profile", profile)
+    monkeypatch.setattr(
+        "q2export.cli.bench_ops.read_package", lambda package: SimpleNamespace(manifest=manifest)
+    )
+    return seen
+
+
+def test_profile_of_operators_as_json(
+    profiled: list[npt.NDArray[np.int64]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", "package", *OPTIONS, "--threads", "2", "--profile-ops", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert profiled[0].shape == (2, 16)
+    assert profiled[0].max() < 100
+    decode = document["decode"]
+    assert decode["operators"] == [
+        {"op_type": "Gemm", "nodes": 2, "seconds": 0.008},
+        {"op_type": "Add", "nodes": 1, "seconds": 0.001},
+    ]
+    assert decode["nodes"][0] == {"name": "layer.0/Gemm", "op_type": "Gemm", "seconds": 0.006}
+    assert decode["between_nodes_seconds"] == pytest.approx(0.001)
+    assert (document["prefill"]["calls_per_turn"], decode["turns"], document["batch"]) == (2, 24, 2)
+
+
+def test_profile_of_operators_as_tables(
+    profiled: list[npt.NDArray[np.int64]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", "package", *OPTIONS, "--threads", "2", "--profile-ops"]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == "prefill: 400.00 ms for 16 tokens, batch 2, in 2 calls, median of 3"
+    assert "decode: 10.00 ms for a token, batch 2, in 1 call, median of 24" in lines
+    assert "Gemm 8.000 80.0% 2" in lines
+    assert "between nodes 1.000 10.0%" in lines
+    assert "layer.1/Gemm 2.000 20.0%" in lines
