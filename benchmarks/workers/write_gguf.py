@@ -1,7 +1,8 @@
-"""Write a dense Qwen2 checkpoint as a q4_0 GGUF file; runs in the peers' interpreter (gguf, llama-cpp-python).
+"""Write a dense Qwen2 checkpoint as a q4_0 GGUF file; needs gguf and llama-cpp-python.
 
-``python -m benchmarks.workers.write_gguf CHECKPOINT OUTPUT``. Every matrix is q4_0 (``pure``), the tied embedding and
-head too: what llama.cpp's own ``llama-quantize`` would keep in six bits is as small here as the other contestants'.
+``python -m benchmarks.workers.write_gguf CHECKPOINT OUTPUT``. Every matrix is q4_0 (``pure``), also the
+tied embedding and head, which ``llama-quantize`` would keep in six bits: smaller and faster, as the others
+have it.
 """
 
 from __future__ import annotations
