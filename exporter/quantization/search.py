@@ -24,8 +24,9 @@ from q2export.exporter.quantization.pack import UInt8Array
 from q2export.exporter.quantization.quantizer import Float32Array
 from q2export.quantization import Scheme
 
-_FACTORS = {4: (0.9, 0.96, 1.02, 1.08, 1.14, 1.2), 8: (1.0,)}
-"""Grid per bits. Above 1 the largest values are clipped. For int4, 40 points over 0.8 to 1.6 lower the
+_FACTORS = {4: (1.02, 0.96, 1.08, 0.9, 1.14, 1.2), 8: (1.0,)}
+"""Grid per bits; of equals the first wins, with which a block of one value has that value times 1/8 for its
+scale, exactly. Above 1 the largest values are clipped. For int4, 40 points over 0.8 to 1.6 lower the
 squared error of normally distributed weights by another 0.4 %; for int8 the range is spanned as it is."""
 
 _SMALLEST_SCALE = np.float32(2.0**-126)

@@ -1,0 +1,101 @@
+"""``q2export quantize``: from options to a checkpoint, and what is printed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import q2export
+from q2export.cli.main import main
+from q2export.quantization import Quantization
+from tests.exporter.quantization.models import MOE, blocks_config
+from tests.helpers.checkpoints import write_checkpoint
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return write_checkpoint(tmp_path / "model", blocks_config(**MOE, rope_theta=None), dtype="BF16")
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    code = main(["quantize", *map(str, arguments)])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def section(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "config.json").read_text())["quantization_config"]
+    return found
+
+
+def test_every_option_reaches_the_checkpoint(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--quantization", "int8", "--block-size", "64", "--asymmetric", "--no-embedding"]
+    keep = ["--keep", "*.down_proj.weight", "--keep", "model.layers.1.*"]
+    code, out, err = run(capsys, "--model", model, "-o", tmp_path / "out", *options, *keep)
+    assert code == 0, err
+    found = section(tmp_path / "out")
+    expected = {"bits": 8, "block_size": 64, "symmetric": False, "embedding": False}
+    assert expected.items() <= found.items()
+    assert found["keep"] == ["*.down_proj.weight", "model.layers.1.*"]
+    assert "18 quantized: int8, blocks of 64, with zero points, round-to-nearest" in out
+    assert "rope_theta" in err
+
+
+def test_json_says_the_same_for_programs(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = run(capsys, "--model", model, "-o", tmp_path / "out", "--json")
+    assert code == 0
+    document = json.loads(out)
+    assert document["stored_bytes"] == (tmp_path / "out" / "model.safetensors").stat().st_size
+    assert document["quantization"]["weights"] == "int4" and document["quantization"]["block_size"] == 32
+    assert document["source_bytes"] > 2 * document["stored_bytes"]
+    assert len(document["weights"]) == 2 + 2 * (4 + 3 * 7)
+    assert 0.05 < document["relative_error"] < 0.1
+    assert {"name", "shape", "relative_error", "stored_bytes"} <= document["weights"][0].keys()
+
+
+def test_the_api_does_the_same(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "--model", model, "-o", tmp_path / "a")[0] == 0
+    made = q2export.quantize(model, tmp_path / "b")
+    assert made.folder == tmp_path / "b" and made.result.quantization == Quantization("int4")
+    files = ("config.json", "model.safetensors")
+    assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in files)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--keep", "modle.layers.0.*"], "error: quantization.keep: 'modle.layers.0.*' matches no weight"),
+        (["--block-size", "128"], "error: quantization.block_size: 128 does not divide the 64 columns of"),
+    ],
+)
+def test_a_refused_request_is_one_message_and_leaves_nothing(
+    options: list[str], message: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = run(capsys, "--model", model, "-o", tmp_path / "out", *options)
+    assert (code, out) == (1, "") and message in err and "Traceback" not in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+
+
+def test_a_quantized_model_and_an_output_in_the_way_are_refused(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(capsys, "--model", model, "-o", tmp_path / "out")[0] == 0
+    code, _, err = run(capsys, "--model", model, "-o", tmp_path / "out")
+    assert code == 1 and "exists already; choose another output, or replace it with --overwrite" in err
+    code, _, err = run(capsys, "--model", tmp_path / "out", "-o", tmp_path / "out2")
+    assert code == 1 and "is quantized already" in err
+    assert run(capsys, "--model", model, "-o", tmp_path / "out", "--overwrite")[0] == 0
+
+
+def test_an_unknown_type_is_a_usage_error(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = run(capsys, "--model", model, "-o", tmp_path / "out", "--quantization", "int3")
+    assert code == 2 and "int3" in err
