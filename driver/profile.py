@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from q2export.codec import Source, decode, fields_of, from_plain, join, to_plain
 from q2export.errors import ProfileError
+from q2export.quantization import Quantization
 from q2export.ranges import Range, StepRanges
 from q2export.strict_yaml import parse_yaml, read_yaml
 from q2export.suggest import nearest
@@ -80,7 +81,7 @@ class Profile:
         max_logits: positions per sequence whose logits one step of a TensorRT engine can return.
         version_compatible: whether newer TensorRT versions may load the engine.
         weight_streaming: whether weights may stay in host memory and be streamed to the GPU while it runs.
-        quantization: of the weights; none is implemented yet.
+        quantization: of the weights. Of a checkpoint that is quantized already only ``activations`` matter.
         workspace_mib: scratch memory the engine builder may use, in MiB; None is the builder's default.
         threads: CPU threads; 0 is one per core.
         prepack: whether ONNX Runtime keeps its own, faster copy of the matrices in memory. ``auto``: where
@@ -101,7 +102,7 @@ class Profile:
     description: str = ""
     gpu: str | None = None
     compute_capability: str | None = None
-    quantization: str | None = None
+    quantization: Quantization = field(default_factory=Quantization)
     memory_mib: int | None = None
     builder: Builder = "auto"
     max_logits: int = 64
@@ -117,8 +118,6 @@ class Profile:
     def __post_init__(self) -> None:
         if not self.name:
             raise ProfileError("name must not be empty")
-        if self.quantization is not None:
-            raise ProfileError(f"quantization {self.quantization!r} is not implemented yet; leave it null")
         self._check_device()
         self._check_sizes()
 
@@ -139,6 +138,16 @@ class Profile:
                     )
 
     def _check_tensorrt(self) -> None:
+        if self.quantization.enabled and not self.quantization.symmetric:
+            raise ProfileError(
+                "quantization.symmetric false is not implemented for TensorRT, which takes no zero points of "
+                "blocks; leave it true"
+            )
+        if self.quantization.activations != "float32":
+            raise ProfileError(
+                f"quantization.activations {self.quantization.activations!r} is for ONNX Runtime; TensorRT "
+                "multiplies quantized weights in the type of the engine: leave it 'float32'"
+            )
         if self.compute_capability is None:
             raise ProfileError("target 'tensorrt' needs a compute_capability such as \"8.0\", found null")
         if self.dtype == "float32":
@@ -285,9 +294,16 @@ def _leaves(kind: type, prefix: str = "") -> dict[str, Any]:
 
 
 def _defaults(kind: type) -> tuple[dict[str, object], dict[str, Origin]]:
-    values: dict[str, object] = {
-        f.name: f.default for f in dataclasses.fields(kind) if f.default is not dataclasses.MISSING
-    }
+    """Value of every scalar that has a default, by dotted key; sections have one for all they hold or none."""
+    values: dict[str, object] = {}
+    for item in dataclasses.fields(kind):
+        if not item.metadata.get("plain", True):
+            continue
+        if item.default is not dataclasses.MISSING:
+            values[item.name] = item.default
+        elif item.default_factory is not dataclasses.MISSING:
+            plain = to_plain(item.default_factory())
+            values |= {join(item.name, name): value for name, value in plain.items()}
     return values, dict.fromkeys(values, "default")
 
 

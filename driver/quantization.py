@@ -75,12 +75,10 @@ class Quantization:
         choices = {"weights": WeightType, "method": Method, "activations": Activations}
         for name, valid in ((name, get_args(kind)) for name, kind in choices.items()):
             if getattr(self, name) not in valid:
-                raise ProfileError(
-                    f"quantization.{name} is {getattr(self, name)!r}, expected one of {', '.join(valid)}"
-                )
+                raise ProfileError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(valid)}")
         if self.block_size not in BLOCK_SIZES:
             sizes = ", ".join(map(str, BLOCK_SIZES))
-            raise ProfileError(f"quantization.block_size is {self.block_size}, expected one of {sizes}")
+            raise ProfileError(f"block_size is {self.block_size}, expected one of {sizes}")
 
     @property
     def enabled(self) -> bool:

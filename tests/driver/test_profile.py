@@ -19,6 +19,7 @@ from q2export.profile import (
     parse_overrides,
     profile_names,
 )
+from q2export.quantization import Quantization
 
 SMALL = """
 name: small
@@ -80,7 +81,7 @@ def test_precedence_and_origin(small: Path) -> None:
     assert profile.origin["workspace_mib"] == "default"
     assert profile.overrides() == {"batch.max": 16, "threads": 3}
     leaves = {key for key in profile.origin if "." in key}
-    assert len(profile.origin) == len(leaves) + len(dataclasses.fields(Profile)) - 5  # 4 sections and origin
+    assert len(profile.origin) == len(leaves) + len(dataclasses.fields(Profile)) - 6  # 5 sections and origin
     assert "origin" not in profile.to_dict()
 
 
@@ -143,7 +144,19 @@ def test_contradicting_file_is_refused_not_lowered(small: Path) -> None:
         ("1e-3", "-1", r"parity: max_abs_logit_error must be finite and not negative, found -1"),
         ("agreement: 0.5", "agreement: 99", r"min_top1_agreement must be from 0 to 1, found 99"),
         ("name: small", "name: ''", r"name must not be empty"),
-        ("name: small", "name: s\nquantization: int4", r"quantization 'int4' is not implemented yet"),
+        ("name: small", "name: s\nquantization: int4", r"quantization must be a mapping, found 'int4'"),
+        ("name: small", "name: s\nquantization: {bits: 4}", r"unknown key 'bits' in quantization"),
+        (
+            "name: small",
+            "name: s\nquantization: {weights: int5}",
+            r"quantization\.weights is 'int5'; did you mean 'int[48]'",
+        ),
+        (
+            "name: small",
+            "name: s\nquantization: {block_size: 33}",
+            r"quantization: block_size is 33, expected",
+        ),
+        ("name: small", "name: s\nquantization: {keep: x}", r"quantization\.keep must be a list, found 'x'"),
         ("name: small", "name: s\nthreads: -1", r"threads must be 0 \(all cores\) or more, found -1"),
         ("name: small", "name: s\nworkspace_mib: 0", r"workspace_mib must be at least 1"),
         ("name: small", "name: s\ngpu: A100", r"takes neither gpu nor compute_capability"),
@@ -187,7 +200,8 @@ def test_no_such_profile(name: str) -> None:
         ({"origin": {}}, r"unknown key 'origin'"),
         ({"threads": "2"}, r"--set: threads must be an integer, found '2' \(str\)"),
         ({"threads": None}, r"--set: threads must be an integer, found None"),
-        ({"quantization": "int8"}, r"with --set quantization: quantization 'int8' is not implemented yet"),
+        ({"quantization": "int8"}, r"unknown key 'quantization'; give one of quantization\.weights, "),
+        ({"quantization.weight": "int8"}, r"unknown key .*; did you mean 'quantization\.weights'\?"),
     ],
 )
 def test_refused_overrides(small: Path, overrides: dict[str, object], message: str) -> None:
@@ -266,3 +280,27 @@ def test_any_value_anywhere_is_taken_or_refused(key: str, value: Any) -> None:
         assert key in str(error)
     else:
         assert profile.to_dict()[key] == value
+
+
+def test_quantization_is_a_section(small: Path) -> None:
+    plain = load_profile(small)
+    assert plain.quantization == Quantization() and not plain.quantization.enabled
+    assert plain.origin["quantization.weights"] == plain.origin["quantization.keep"] == "default"
+    edited(small, "name: small", "name: s\nquantization: {weights: int8, keep: [lm_head.weight]}")
+    settings = ["quantization.weights=int4", "quantization.keep=['*.experts.*', a]"]
+    loaded = load_profile(small, parse_overrides(settings[:1]))
+    assert loaded.quantization == Quantization(weights="int4", keep=("lm_head.weight",))
+    assert loaded.origin["quantization.weights"] == "command line"
+    assert loaded.origin["quantization.keep"] == "profile"
+    assert load_profile(small, parse_overrides(settings[1:])).quantization.keep == ("*.experts.*", "a")
+    assert Profile.from_dict(loaded.to_dict()) == loaded
+    assert load_profile(small, loaded.overrides()).quantization == loaded.quantization
+
+
+def test_quantization_that_tensorrt_cannot_honour() -> None:
+    for key, value, message in (
+        ("symmetric", False, "which takes no zero points of blocks"),
+        ("activations", "int8", "is for ONNX Runtime"),
+    ):
+        with pytest.raises(ProfileError, match=message):
+            load_profile("a100", {"quantization.weights": "int4", f"quantization.{key}": value})
