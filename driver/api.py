@@ -18,7 +18,8 @@ from q2export.package_reader import Check, read_package
 from q2export.parity import GOLDEN_FILES, parity_prompts, write_golden
 from q2export.pipeline import Stopwatch
 from q2export.placement import PlacementMode
-from q2export.profile import Profile, load_profile
+from q2export.profile import Profile
+from q2export.profile_loading import load_profile
 from q2export.results import BuildResult, ExportResult
 
 if TYPE_CHECKING:

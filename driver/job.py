@@ -16,7 +16,8 @@ from q2export.memory import CacheShape
 from q2export.model_source import ModelSource, resolve_model
 from q2export.package import PackageWriter
 from q2export.parity import smoke_prompts
-from q2export.profile import Profile, load_profile
+from q2export.profile import Profile
+from q2export.profile_loading import load_profile
 
 if TYPE_CHECKING:
     from q2export.exporter.export import Source

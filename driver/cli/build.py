@@ -67,7 +67,7 @@ def command(
     The package is complete or not there at all: it appears under its name when every check has passed.
     """
     from q2export import api
-    from q2export.profile import parse_overrides
+    from q2export.profile_loading import parse_overrides
 
     overrides = parse_overrides([*settings, *([f"builder={builder}"] if builder else [])])
     if dry_run:

@@ -18,7 +18,9 @@ from q2export.memory_budget import (
     check_gpu_memory,
     host_bytes_to_build,
 )
-from q2export.profile import Profile, Range, load_profile, profile_names
+from q2export.profile import Profile
+from q2export.profile_loading import load_profile, profile_names
+from q2export.ranges import Range
 from tests.helpers.checkpoints import tiny_config
 
 GIB = 1 << 30

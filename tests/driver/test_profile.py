@@ -11,15 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from q2export.errors import ProfileError
-from q2export.profile import (
-    ParityThresholds,
-    Profile,
-    Range,
-    load_profile,
-    parse_overrides,
-    profile_names,
-)
+from q2export.profile import ParityThresholds, Profile
+from q2export.profile_loading import load_profile, parse_overrides, profile_names
 from q2export.quantization import Quantization
+from q2export.ranges import Range
 
 SMALL = """
 name: small

@@ -19,7 +19,7 @@ from q2export.cli.main import main
 from q2export.errors import ExportError, MissingDependencyError, ProfileError
 from q2export.opspec import CONTRACT_VERSION
 from q2export.package_reader import read_package
-from q2export.profile import load_profile
+from q2export.profile_loading import load_profile
 from tests.helpers.checkpoints import tiny_config, write_checkpoint, write_sparse_checkpoint
 
 pytestmark = pytest.mark.skipif(
