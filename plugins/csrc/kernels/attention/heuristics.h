@@ -102,29 +102,35 @@ inline int64_t decode_units(q2export_attention_desc const& desc)
     return desc.batch * desc.num_kv_heads * decode_row_tiles(desc);
 }
 
-// Parts for each of `units`, `most` of them if it is more than one, when `slots` blocks run at a time.
+// Parts for each of `units`, at most `most`, when `slots` blocks run at a time: the fewest that keep the slots nearly as
+// busy as any number would. Blocks run in rounds, and the last round leaves slots empty.
 inline int64_t decode_splits(int64_t units, int64_t slots, int64_t most)
 {
+    constexpr int64_t kMostRounds = 4; // the last of more matters little
+    constexpr double kNearly = 7.0 / 8.0;
     int64_t const by_storage = kMaxSplitBlocks / units;
     most = most < kMaxSplits ? most : kMaxSplits;
     most = most < by_storage ? most : by_storage;
-    int64_t splits = 1;
-    if (units <= slots)
+    if (16 * units <= slots)
     {
-        int64_t const fill = slots / units;
-        splits = fill < most ? fill : most;
-        return splits > 1 ? splits : 1;
+        int64_t const one_round = slots / units; // less than a sixteenth of the slots is empty
+        return one_round < most ? one_round : (most > 1 ? most : 1);
     }
-    // The blocks of the last round run alone. A third of the slots still draws the full bandwidth, and after four full
-    // rounds what is left does not matter; else finer parts make the last round shorter.
-    for (; splits < most; ++splits)
+    auto const busy = [units, slots](int64_t splits) {
+        int64_t const rounds = ceil_divide(units * splits, slots);
+        return static_cast<double>(units * splits) / static_cast<double>(rounds * slots);
+    };
+    int64_t const by_rounds = kMostRounds * slots / units;
+    most = most < by_rounds ? most : by_rounds;
+    double best = busy(1);
+    for (int64_t splits = 2; splits <= most; ++splits)
     {
-        int64_t const blocks = units * splits;
-        int64_t const last = blocks % slots;
-        if (last == 0 || 3 * last >= slots || blocks >= 4 * slots)
-        {
-            break;
-        }
+        best = best < busy(splits) ? busy(splits) : best;
+    }
+    int64_t splits = 1;
+    while (splits < most && busy(splits) < kNearly * best)
+    {
+        ++splits;
     }
     return splits;
 }
@@ -150,13 +156,14 @@ inline DecodePlan plan_decode(q2export_attention_desc const& desc, Gpu const& gp
     int64_t const narrow = decode_splits(units, decode_slots(gpu, kNarrowWarps), most);
     DecodePlan plan{kNarrowWarps, decode_row_warps(desc), static_cast<int32_t>(decode_row_tiles(desc)),
         static_cast<int32_t>(narrow)};
-    // One block of eight warps on a multiprocessor in place of two of four halves the partial results, where it does
-    // not leave more than a sixteenth of the multiprocessors idle.
+    // One block of eight warps on a multiprocessor in place of two of four halves the partial results. It pays where one
+    // round of such blocks leaves few multiprocessors idle.
     bool const fits = static_cast<size_t>(gpu.shared_bytes_per_block) >= decode_shared_bytes(kWideWarps);
-    if (plan.row_warps == 1 && fits && 2 * units <= gpu.multiprocessors)
+    if (plan.row_warps == 1 && fits)
     {
-        int64_t const wide = decode_splits(units, decode_slots(gpu, kWideWarps), most);
-        if (16 * units * wide >= 15 * int64_t{gpu.multiprocessors})
+        int64_t const slots = decode_slots(gpu, kWideWarps);
+        int64_t const wide = decode_splits(units, slots, most);
+        if (wide > 1 && units * wide <= slots && 8 * units * wide >= 7 * slots)
         {
             plan.warps = kWideWarps;
             plan.splits = static_cast<int32_t>(wide);
