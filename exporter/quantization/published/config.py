@@ -61,7 +61,6 @@ _READ: Mapping[PublishedMethod, frozenset[str]] = {
             "sym",
             "dynamic",
             "pack_dtype",
-            "backend",
             "adapter",
             "rotation",
         }
@@ -73,6 +72,7 @@ _READ: Mapping[PublishedMethod, frozenset[str]] = {
 _HARMLESS = frozenset(
     {
         "act_group_aware",
+        "backend",
         "batch_size",
         "block_name_to_quantize",
         "cache_block_outputs",
@@ -90,6 +90,7 @@ _HARMLESS = frozenset(
         "model_name_or_path",
         "model_seqlen",
         "module_name_preceding_first_block",
+        "mse",
         "modules_in_block_to_quantize",
         "modules_to_fuse",
         "modules_to_not_convert",
@@ -179,12 +180,26 @@ def _refuse_variants(fields: Fields) -> None:
             )
     if fields.present("pack_dtype") and fields.string("pack_dtype").removeprefix("torch.") != "int32":
         raise fields.wrong("pack_dtype", "'int32'; codes packed into other words are not implemented")
-    for pattern in fields.object("dynamic") or {}:
-        if not pattern.startswith("-:"):
-            raise ConfigError(
-                f"{fields.prefix}dynamic: expected nothing but modules to skip ('-:...'), found the rule "
-                f"{shown(pattern)}; modules quantized in different ways are not implemented: {_ADVICE}"
-            )
+    _check_rules(fields)
+
+
+def _check_rules(fields: Fields) -> None:
+    """GPTQModel's ``dynamic``: regular expressions of modules that are skipped ('-:') or done otherwise.
+
+    Which modules are quantized is seen from their tensors, so only a difference in how is refused.
+    """
+    for pattern, changes in (fields.object("dynamic") or {}).items():
+        if pattern.startswith("-:"):
+            continue
+        rule = f"{fields.prefix}dynamic: rule {shown(pattern)}"
+        if not isinstance(changes, Mapping):
+            raise ConfigError(f"{rule}: expected an object, found {shown(changes)}")
+        for name, value in changes.items():
+            if name not in _HARMLESS and value != fields.data.get(name):
+                raise ConfigError(
+                    f"{rule}: {name} is {shown(value)}, elsewhere {shown(fields.data.get(name))}; modules "
+                    f"quantized in different ways are not implemented: {_ADVICE}"
+                )
 
 
 def _gptq(fields: Fields) -> PublishedQuantization:

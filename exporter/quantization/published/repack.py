@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from q2export.exporter.checkpoint import read_blocks
+from q2export.exporter.quantization.folder import WEIGHTS_FILE, staged_checkpoint, write_texts
 from q2export.exporter.quantization.layout import Layout, plan_layout
 from q2export.exporter.quantization.published.rows import WeightRows
 from q2export.exporter.quantization.published.source import PublishedSource
@@ -43,6 +44,27 @@ class RepackResult:
     source_bytes: int
     stored_bytes: int
     seconds: float
+
+
+def repack_checkpoint(
+    source: PublishedSource, output: Path, *, overwrite: bool = False, advance: Advance = silent
+) -> RepackResult:
+    """Write a checkpoint folder in the stored form, all of it or nothing.
+
+    Args:
+        source: the checkpoint.
+        output: folder to make; missing parents are made, too.
+        overwrite: replace ``output`` if it is a checkpoint in the stored form with nothing else in it.
+        advance: as in :func:`repack_weights`.
+
+    Raises:
+        CheckpointError: as in :func:`repack_weights`.
+        PackageError: the output is in the way, cannot be written, or does not fit.
+    """
+    with staged_checkpoint(output, overwrite) as folder:
+        result = repack_weights(source, folder / WEIGHTS_FILE, advance=advance)
+        write_texts(source.checkpoint.folder, folder, source.stored)
+    return result
 
 
 def repack_weights(

@@ -165,7 +165,7 @@ def _row_orders(
             if source not in weights:
                 raise CheckpointError(
                     f"{weight.qweight.file}: {name!r} has its inputs in another order (g_idx), but "
-                    f"{source!r} is not quantized; such a mixture is not implemented: use a version quantized "
-                    "with desc_act false"
+                    f"{source!r} is not quantized; such a mixture is not implemented: use a version "
+                    "quantized with desc_act false"
                 )
             yield source, order

@@ -31,8 +31,8 @@ def are_default(
         raise CheckpointError(
             f"{weight.qzeros.file}: tensor {shown(weight.qzeros.name)}: expected zero point {default} "
             "everywhere, for sym is true in quantization_config, found "
-            f"{int(zero_points[group, output])} for group {int(group)} of output {int(output)}; correct sym, or "
-            "checkpoint_format: 'gptq' packs zero points less one, 'gptq_v2' as they are"
+            f"{int(zero_points[group, output])} for group {int(group)} of output {int(output)}; correct sym, "
+            "or checkpoint_format: 'gptq' packs zero points less one, 'gptq_v2' as they are"
         )
     return False
 
