@@ -93,6 +93,7 @@ def _rows(made: QuantizedCheckpoint) -> list[tuple[str, str]]:
     ]
     largest = sorted(result.weights, key=lambda one: one.relative_error, reverse=True)[:_LARGEST]
     rows += [("  largest", f"{one.relative_error:.2%} {one.name}") for one in largest]
+    rows += [("padded", f"{name} {a} -> {b}, with zeros") for name, (a, b) in result.padded.items()]
     rows.append(("peak memory", f"{format_bytes(made.peak_rss_bytes)} resident"))
     rows.append(("time", format_seconds(result.seconds)))
     return rows
@@ -110,6 +111,7 @@ def _document(made: QuantizedCheckpoint) -> dict[str, Any]:
         "source_bytes": result.source_bytes,
         "stored_bytes": result.stored_bytes,
         "relative_error": result.relative_error,
+        "padded": {name: list(sizes) for name, sizes in result.padded.items()},
         "weights": [{**to_plain(one), "relative_error": one.relative_error} for one in result.weights],
         "warnings": list(made.warnings),
     }

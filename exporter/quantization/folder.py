@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -72,33 +72,54 @@ def quantize_checkpoint(
     """
     check_not_quantized(source)
     with staged_checkpoint(output, overwrite) as folder:
-        result = quantize_weights(
-            source,
-            folder / WEIGHTS_FILE,
-            quantization,
-            quantizer=quantizer,
-            threads=threads,
-            advance=advance,
+        return write_quantized(
+            source, folder, quantization, quantizer=quantizer, threads=threads, advance=advance
         )
-        write_texts(source.folder, folder, StoredQuantization.of(quantization))
+
+
+def write_quantized(
+    source: Source,
+    folder: Path,
+    quantization: Quantization,
+    *,
+    quantizer: Quantizer | None = None,
+    threads: int = THREADS,
+    advance: Advance = silent,
+) -> QuantizeResult:
+    """Fill an existing folder with a quantized checkpoint; otherwise as :func:`quantize_checkpoint`."""
+    result = quantize_weights(
+        source, folder / WEIGHTS_FILE, quantization, quantizer=quantizer, threads=threads, advance=advance
+    )
+    sizes = {name: after for name, (_, after) in result.padded.items()}
+    write_texts(source.folder, folder, StoredQuantization.of(quantization), sizes)
     return result
 
 
-def write_texts(source: Path, folder: Path, stored: StoredQuantization) -> None:
-    """Write ``config.json`` with its ``quantization_config``, and copy tokenizer and generation settings.
+def write_texts(
+    source: Path, folder: Path, stored: StoredQuantization, sizes: Mapping[str, int] | None = None
+) -> None:
+    """Write ``config.json``, as :func:`write_config` does, and copy tokenizer and generation settings."""
+    write_config(source, folder, stored, sizes)
+    for name in COPIED_FILES:
+        if (source / name).is_file():
+            copy_file(source / name, folder / name)
+
+
+def write_config(
+    source: Path, folder: Path, stored: StoredQuantization, sizes: Mapping[str, int] | None = None
+) -> None:
+    """Write ``config.json`` with its ``quantization_config``.
 
     Args:
         source: folder of the original checkpoint.
         folder: that of the quantized one.
         stored: what is quantized.
+        sizes: fields of ``config.json`` that have another value now.
     """
     config = read_object(source / CONFIG_FILE, _MAX_CONFIG_BYTES, ConfigError)
-    config[CONFIG_KEY] = config_section(stored)
+    config |= {**(sizes or {}), CONFIG_KEY: config_section(stored)}
     with HashingWriter(folder / CONFIG_FILE) as file:
         file.write((json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode())
-    for name in COPIED_FILES:
-        if (source / name).is_file():
-            copy_file(source / name, folder / name)
 
 
 @contextmanager

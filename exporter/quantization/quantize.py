@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from q2export.errors import CheckpointError
 from q2export.exporter.parameters import expected_parameters
 from q2export.exporter.quantization.layout import plan_layout
+from q2export.exporter.quantization.padding import pad_intermediate
 from q2export.exporter.quantization.quantizer import Quantizer
 from q2export.exporter.quantization.round_to_nearest import RoundToNearest
 from q2export.exporter.quantization.statistics import WeightStatistics, relative_error
@@ -38,6 +40,8 @@ class QuantizeResult:
         source_bytes: of all tensors, before.
         stored_bytes: of the file.
         seconds: it took.
+        padded: intermediate sizes that were rounded up with zeros, as in
+            :class:`~q2export.exporter.quantization.padding.PaddedModel`.
     """
 
     quantization: Quantization
@@ -45,6 +49,7 @@ class QuantizeResult:
     source_bytes: int
     stored_bytes: int
     seconds: float
+    padded: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def relative_error(self) -> float:
@@ -63,6 +68,9 @@ def quantize_weights(
     advance: Advance = silent,
 ) -> QuantizeResult:
     """Write the weights of a checkpoint, quantized, as one safetensors file in the stored form.
+
+    Intermediate sizes that the block size does not divide are rounded up with zeros, which changes nothing
+    (:mod:`q2export.exporter.quantization.padding`).
 
     Args:
         source: the checkpoint, not quantized itself.
@@ -84,7 +92,8 @@ def quantize_weights(
     check_not_quantized(source)
     refs = source.checkpoint.tensors
     stored = StoredQuantization.of(quantization)
-    layout = plan_layout(source.config, stored, {name: ref.dtype for name, ref in refs.items()})
+    padded = pad_intermediate(source.config, stored)
+    layout = plan_layout(padded.config, stored, {name: ref.dtype for name, ref in refs.items()})
     require_free_space(path.parent, layout.file_bytes, "quantized weights")
     with (
         StoredWriter(path, layout) as writer,
@@ -92,7 +101,7 @@ def quantize_weights(
     ):
         for group in layout.groups:
             stream.quantize(group, chunk_values)
-        stream.copy(layout.plain)
+        stream.copy([layout.tensors[name] for name in layout.plain])
         statistics = stream.finish()
     order = [weight.name for group in layout.groups for weight in group]
     return QuantizeResult(
@@ -101,6 +110,7 @@ def quantize_weights(
         source_bytes(source),
         layout.file_bytes,
         time.perf_counter() - start,
+        padded.sizes,
     )
 
 

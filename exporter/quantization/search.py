@@ -113,8 +113,8 @@ def _best_scales(
     """``unit`` times what fits best; ``limits`` are the smallest and the largest code."""
     if len(factors) == 1:
         return unit
-    normalised: Float32Array = blocks * (1 / unit)
-    codes: Float32Array = np.empty_like(normalised)
+    normalised = blocks * (np.float32(1) / unit)
+    codes = np.empty_like(normalised)
     best = np.zeros_like(unit)
     fit = np.ones_like(unit)
     for factor in factors:

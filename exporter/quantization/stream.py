@@ -11,13 +11,13 @@ from itertools import groupby
 
 import numpy as np
 
-from q2export.exporter.checkpoint import RawBits, TensorRef, read_blocks
+from q2export.exporter.checkpoint import TensorRef
+from q2export.exporter.quantization.layout import PlacedTensor
 from q2export.exporter.quantization.quantizer import Quantizer
+from q2export.exporter.quantization.rows import as_matrix, read_rows
 from q2export.exporter.quantization.statistics import RowErrors, WeightStatistics, WeightSums, row_errors
 from q2export.exporter.quantization.stored import StoredWeight
 from q2export.exporter.quantization.writer import StoredWriter
-from q2export.exporter.safetensors_header import ITEMSIZE
-from q2export.exporter.values import check_block, convert_block
 from q2export.progress import Advance
 
 _COPIED_VALUES = 1 << 21
@@ -74,13 +74,13 @@ class Stream:
             for first in range(0, rows, step):
                 self._submit(partial(self._quantize, weights, first, min(step, rows - first)))
 
-    def copy(self, names: Sequence[str]) -> None:
-        """Copy tensors as they are."""
-        for name in names:
-            ref = self._refs[name]
-            count = ref.nbytes // ITEMSIZE[ref.dtype]
-            for first in range(0, count, _COPIED_VALUES):
-                self._submit(partial(self._copy, ref, first, min(_COPIED_VALUES, count - first)))
+    def copy(self, tensors: Sequence[PlacedTensor]) -> None:
+        """Copy tensors as they are, some rows at a time."""
+        for tensor in tensors:
+            rows, size = as_matrix(tensor.shape)
+            step = max(1, _COPIED_VALUES // size)
+            for first in range(0, rows, step):
+                self._submit(partial(self._copy, tensor, first, min(step, rows - first)))
 
     def finish(self) -> dict[str, WeightStatistics]:
         """Wait for all; the statistics by name."""
@@ -103,20 +103,20 @@ class Stream:
     def _quantize(self, weights: Sequence[StoredWeight], first_row: int, count: int) -> _Done:
         nbytes, parts, errors = 0, [], {}
         for weight in weights:
-            ref, size = self._refs[weight.name], weight.shape[1]
-            raw = read_values(ref, first_row * size, count * size)
-            rows = convert_block(raw, ref.dtype, "F32").view("<f4").reshape(count, size)
+            part = read_rows(self._refs[weight.name], weight.shape, first_row, count)
+            rows = part.float32()
             quantized = self._quantizer.quantize(weight, first_row, rows)
             parts.append(quantized.packed(weight.scheme.bits))
             errors[weight.name] = row_errors(rows, quantized.dequantized(weight.scheme))
-            nbytes += raw.nbytes
+            nbytes += part.source_bytes
         self._writer.write_rows(weights, first_row, parts)
         return _Done(nbytes, first_row, errors)
 
-    def _copy(self, ref: TensorRef, first: int, count: int) -> _Done:
-        raw = read_values(ref, first, count)
-        self._writer.write_plain(ref.name, first * raw.itemsize, raw)
-        return _Done(raw.nbytes)
+    def _copy(self, tensor: PlacedTensor, first_row: int, count: int) -> _Done:
+        shape = as_matrix(tensor.shape)
+        part = read_rows(self._refs[tensor.name], shape, first_row, count)
+        self._writer.write_plain(tensor.name, first_row * shape[1] * part.bits.itemsize, part.bits)
+        return _Done(part.source_bytes)
 
 
 def _keep_freed_memory() -> None:
@@ -127,17 +127,3 @@ def _keep_freed_memory() -> None:
     M_MMAP_THRESHOLD).
     """
     np.empty(_KEPT_BYTES, np.uint8)
-
-
-def read_values(ref: TensorRef, first: int, count: int) -> RawBits:
-    """Read ``count`` values of a tensor from its ``first`` on, as bits, and check that they are finite.
-
-    Raises:
-        CheckpointError: naming file, tensor, index and value.
-    """
-    itemsize = ITEMSIZE[ref.dtype]
-    offset, nbytes = ref.offset + first * itemsize, count * itemsize
-    part = TensorRef(ref.name, ref.dtype, (count,), ref.file, offset, nbytes)
-    ((_, raw),) = read_blocks(part, nbytes)
-    check_block(raw, ref.dtype, ref.dtype, ref, first)
-    return raw
