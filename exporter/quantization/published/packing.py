@@ -18,6 +18,7 @@ from q2export.exporter.quantization.published.config import PublishedQuantizatio
 
 Words = npt.NDArray[np.uint32]
 UInt8Array = npt.NDArray[np.uint8]
+Int32Array = npt.NDArray[np.int32]
 
 WORD_BITS = 32
 _AWQ_OUTPUTS = (0, 2, 4, 6, 1, 3, 5, 7)  # which of its eight outputs nibble i of a word belongs to
@@ -43,11 +44,12 @@ class Packing(Protocol):
     def fits(self, shape: tuple[int, int]) -> bool:
         """Whether a weight ``(out, in)`` fills whole words."""
 
-    def codes(self, qweight: Words) -> UInt8Array:
+    def codes(self, qweight: Words, order: Int32Array | None = None) -> UInt8Array:
         """Codes as stored.
 
         Args:
             qweight: some columns of the tensor, C-contiguous.
+            order: the input of every stored column, ``[in]``; None where they are in order.
 
         Returns:
             ``[rows, in * bits / 8]``, a row for every output in those columns.
@@ -81,10 +83,26 @@ class GptqPacking:
         """``[groups, out * bits / 32]``."""
         return groups, outputs // self._per_word
 
-    def codes(self, qweight: Words) -> UInt8Array:
+    def codes(self, qweight: Words, order: Int32Array | None = None) -> UInt8Array:
         """Transpose the words: the bytes of one, lowest first, are those of the stored form."""
-        codes: UInt8Array = np.ascontiguousarray(qweight.T).astype("<u4", copy=False).view(np.uint8)
-        return codes
+        if order is None:
+            codes: UInt8Array = np.ascontiguousarray(qweight.T).astype("<u4", copy=False).view(np.uint8)
+            return codes
+        rows = self._inputs(qweight)[order]
+        return np.ascontiguousarray((rows[0::2] | rows[1::2] << 4 if self.bits == 4 else rows).T)
+
+    def _inputs(self, qweight: Words) -> UInt8Array:
+        """A code per byte, ``[in, out]``."""
+        words, outputs = qweight.shape
+        octets = qweight.astype("<u4", copy=False).view(np.uint8).reshape(words, outputs, 4)
+        inputs = np.empty((words, self._per_word, outputs), np.uint8)
+        for octet in range(4):
+            if self.bits == 8:
+                inputs[:, octet] = octets[:, :, octet]
+            else:
+                np.bitwise_and(octets[:, :, octet], 0x0F, out=inputs[:, 2 * octet])
+                np.right_shift(octets[:, :, octet], 4, out=inputs[:, 2 * octet + 1])
+        return inputs.reshape(-1, outputs)
 
     def zero_points(self, qzeros: Words) -> UInt8Array:
         """Unpack along ``out``."""
@@ -113,12 +131,13 @@ class AwqPacking:
         """``[groups, out / 8]``."""
         return groups, outputs // self.outputs_per_word
 
-    def codes(self, qweight: Words) -> UInt8Array:
+    def codes(self, qweight: Words, order: Int32Array | None = None) -> UInt8Array:
         """Pair the nibbles of neighbouring inputs, then transpose.
 
         Byte p of a word holds nibbles 2 p and 2 p + 1, so two bytes, one above the other, give two stored
-        ones.
+        ones. AWQ knows no other order of the inputs.
         """
+        assert order is None  # only g_idx gives one
         inputs, words = qweight.shape
         octets = qweight.astype("<u4", copy=False).view(np.uint8)
         first, second = octets[0::2], octets[1::2]

@@ -132,13 +132,11 @@ def _rows(
     source: PublishedSource, files: TensorFiles, weights: Sequence[StoredWeight], tile_bytes: int
 ) -> Iterator[_Piece]:
     """The rows of all weights that one tensor holds."""
-    opened = [WeightRows.open(source, files, source.tensors.packed[weight.name]) for weight in weights]
+    packed = [source.tensors.packed[weight.name] for weight in weights]
+    opened = [WeightRows.open(source, files, one, tile_bytes) for one in packed]
     row_bytes = sum(one.row_bytes for one in opened)
     nbytes = sum(one.parameter_bytes for one in opened)
-    rows, per_word = weights[0].shape[0], source.packing.outputs_per_word
-    step = max(tile_bytes // row_bytes // per_word, 1) * per_word
-    for first in range(0, rows, step):
-        count = min(step, rows - first)
+    for first, count in opened[0].tiles(tile_bytes):
         parts = [one.read(files, first, count) for one in opened]
         yield _Piece(
             nbytes + count * row_bytes,

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from q2export.exporter.checkpoint import RawBits
-from q2export.exporter.quantization.pack import pack, unpack
+from q2export.exporter.quantization.pack import pack
 from q2export.exporter.quantization.published.groups import InputGroups, Int32Array
 from q2export.exporter.quantization.published.match import PackedWeight
-from q2export.exporter.quantization.published.packing import Packing, UInt8Array, Words
+from q2export.exporter.quantization.published.packing import Packing, UInt8Array
 from q2export.exporter.quantization.published.source import PublishedSource
 from q2export.exporter.quantization.published.tensor_files import TensorFiles
 from q2export.exporter.quantization.published.zero_points import read_zero_points
@@ -34,7 +35,7 @@ class WeightRows:
         scales: bits of the scales, ``[groups, out]``.
         zero_points: ``[groups, out]``; None where they are not stored.
         row_order: which output stored row ``i`` belongs to; None where they are in order.
-        qweight: the whole tensor where rows are out of order, so that it is read once; None otherwise.
+        codes: all of them as stored, in the order on disk, where rows are out of order; None otherwise.
     """
 
     weight: PackedWeight
@@ -44,10 +45,12 @@ class WeightRows:
     scales: RawBits = field(repr=False)
     zero_points: UInt8Array | None = field(repr=False)
     row_order: Int32Array | None = field(repr=False)
-    qweight: Words | None = field(repr=False)
+    codes: UInt8Array | None = field(repr=False, default=None)
 
     @classmethod
-    def open(cls, source: PublishedSource, files: TensorFiles, weight: PackedWeight) -> WeightRows:
+    def open(
+        cls, source: PublishedSource, files: TensorFiles, weight: PackedWeight, tile_bytes: int
+    ) -> WeightRows:
         """Read what all rows need.
 
         Raises:
@@ -60,9 +63,21 @@ class WeightRows:
         if not scheme.symmetric:
             zero_points = read_zero_points(files, weight, source.packing, scheme.bits)
         row_order = source.row_orders.get(weight.name)
-        qweight = None if row_order is None else files.read(weight.qweight).view("<u4")
         groups = source.groups[weight.name]
-        return cls(weight, scheme.bits, source.packing, groups, scales, zero_points, row_order, qweight)
+        rows = cls(weight, scheme.bits, source.packing, groups, scales, zero_points, row_order)
+        if row_order is None:
+            return rows
+        codes = np.empty((weight.shape[0], rows.row_bytes), np.uint8)
+        for first, count in rows.tiles(tile_bytes):
+            codes[first : first + count] = rows.codes_of(files, first, count)
+        return replace(rows, codes=codes)
+
+    def tiles(self, tile_bytes: int) -> Iterator[tuple[int, int]]:
+        """First row and number of rows of tiles of about ``tile_bytes`` of codes."""
+        step = max(tile_bytes // self.row_bytes // self.packing.outputs_per_word, 1)
+        step *= self.packing.outputs_per_word
+        for first in range(0, self.weight.shape[0], step):
+            yield first, min(step, self.weight.shape[0] - first)
 
     @property
     def row_bytes(self) -> int:
@@ -77,23 +92,22 @@ class WeightRows:
     def read(self, files: TensorFiles, first: int, count: int) -> PackedRows:
         """Stored rows ``first`` to ``first + count - 1``; both fill whole words of ``qweight``."""
         outputs: slice | Int32Array = slice(first, first + count)
-        if self.row_order is not None:
+        if self.codes is not None and self.row_order is not None:
             outputs = self.row_order[outputs]
-        codes = self.packing.codes(np.ascontiguousarray(self._words(files, first, count)))
-        if self.groups.order is not None:
-            codes = pack(unpack(codes, self.bits, self.weight.shape[1])[:, self.groups.order], self.bits)
+            codes = self.codes[outputs]
+        else:
+            codes = self.codes_of(files, first, count)
         zero_points = None
         if self.zero_points is not None:
             zero_points = pack(self._of_blocks(self.zero_points[:, outputs]), self.bits)
         scales = convert_block(self.scales[:, outputs].reshape(-1), self.weight.scales.dtype, "F32")
         return PackedRows(codes, self._of_blocks(scales.view("<f4").reshape(-1, count)), zero_points)
 
-    def _words(self, files: TensorFiles, first: int, count: int) -> Words:
-        if self.qweight is not None and self.row_order is not None:
-            return self.qweight[:, self.row_order[first : first + count]]
+    def codes_of(self, files: TensorFiles, first: int, count: int) -> UInt8Array:
+        """Codes as stored, of the outputs ``first`` to ``first + count - 1``."""
         per_word = self.packing.outputs_per_word
-        words: Words = files.columns(self.weight.qweight, first // per_word, count // per_word).view("<u4")
-        return words
+        words = files.columns(self.weight.qweight, first // per_word, count // per_word)
+        return self.packing.codes(words.view("<u4"), self.groups.order)
 
     def _of_blocks(self, of_groups: npt.NDArray[_T]) -> npt.NDArray[_T]:
         """``[groups, rows]`` -> ``[rows, blocks]``."""
