@@ -56,9 +56,10 @@ q2export_status prefill_attention(q2export_attention_desc const& desc, q2export_
     Q2EXPORT_TRY(check_aligned("present_key", tensors.present_key));
     Q2EXPORT_TRY(check_aligned("present_value", tensors.present_value));
     Q2EXPORT_TRY(check_aligned("output", tensors.output));
+    constexpr float kLog2E = 1.44269504088896340736F;
     PrefillArguments<Element> const arguments{desc, query, static_cast<Element const*>(tensors.present_key),
         static_cast<Element const*>(tensors.present_value), tensors.past_lengths, tensors.query_lengths,
-        static_cast<Element*>(tensors.output), static_cast<uint32_t>(plan.row_tiles),
+        static_cast<Element*>(tensors.output), desc.scale * kLog2E, static_cast<uint32_t>(plan.row_tiles),
         static_cast<uint32_t>(plan.section)};
     return desc.head_dim == 64 ? launch_prefill<Element, 64>(arguments, plan, stream)
                                : launch_prefill<Element, 128>(arguments, plan, stream);

@@ -3,6 +3,7 @@
 
 #include "attention/cache.cuh"
 #include "attention/prefill_heuristics.h"
+#include "attention/tile.cuh"
 
 namespace q2export
 {
@@ -17,6 +18,7 @@ struct PrefillArguments
     int64_t const* past_lengths;
     int64_t const* query_lengths;
     Element* output;
+    float scale; // desc.scale, times log2(e)
     uint32_t row_tiles; // of PrefillPlan
     uint32_t section;
 };
@@ -111,6 +113,13 @@ __device__ inline void find_rows(
     {
         tile.skipped[row] = static_cast<uint8_t>((head + row) / group);
     }
+}
+
+// The first of the rows of this warp.
+template <int kWarpRows>
+__device__ inline int first_row()
+{
+    return recomputed(static_cast<int>(threadIdx.x)) / kWarpSize * kWarpRows;
 }
 
 } // namespace q2export

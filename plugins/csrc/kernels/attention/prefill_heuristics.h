@@ -15,9 +15,9 @@ constexpr int kPrefillWarps = 4; // of one block
 
 // How many of the tile's rows a warp owns. A row is one query head of one token: the heads of a group are rows of
 // the same tile, so that each key is read once for all of them.
-//   kShort  16 rows, 64 a block: the query stays in registers. Small blocks, for little shared memory or little work.
+//   kShort  16 rows, 64 a block: for little work, or too little shared memory for two tall blocks.
 //   kTall   32 rows, 128 a block: each fragment of a key serves two tensor-core instructions, which halves the
-//           traffic of shared memory. The query stays in shared memory, for want of registers.
+//           traffic of shared memory.
 enum class PrefillTile : int32_t
 {
     kShort = 16,
@@ -37,12 +37,18 @@ constexpr size_t prefill_tile_bytes(int rows, int head_dim)
     return static_cast<size_t>(rows) * head_dim * 2;
 }
 
+// The query stays in registers, except that of tall tiles with 128 channels, for which there are too few.
+constexpr bool prefill_shares_query(PrefillTile tile, int head_dim)
+{
+    return tile == PrefillTile::kTall && head_dim == 128;
+}
+
 constexpr size_t kPrefillRowsBytes = 192; // for where the tile's rows are, see TileRows
 
-// Where in shared memory the ring of slots ends: a tall tile's query, the ring, where the rows are.
+// Where in shared memory the ring of slots ends: a shared query, the ring, where the rows are.
 constexpr size_t prefill_ring_end(PrefillTile tile, int head_dim)
 {
-    size_t const query = tile == PrefillTile::kTall ? prefill_tile_bytes(prefill_rows(tile), head_dim) : 0;
+    size_t const query = prefill_shares_query(tile, head_dim) ? prefill_tile_bytes(prefill_rows(tile), head_dim) : 0;
     return query + kPrefillSlots * prefill_tile_bytes(kPrefillKeys, head_dim);
 }
 
@@ -51,11 +57,9 @@ constexpr size_t prefill_shared_bytes(PrefillTile tile, int head_dim)
     return prefill_ring_end(tile, head_dim) + kPrefillRowsBytes;
 }
 
-// Blocks that share a multiprocessor: what the registers of the kernel are limited to.
-constexpr int prefill_blocks_per_multiprocessor(int head_dim)
-{
-    return head_dim == 64 ? 3 : 2;
-}
+// Blocks that share a multiprocessor, one multiplying while the other exponentiates: the registers of the kernels are
+// limited to that.
+constexpr int kPrefillBlocks = 2;
 
 // Whether the tensor-core kernels compute this attention. The maximum of a row is taken before the scale, which has to
 // keep the order of the scores for that.
@@ -84,7 +88,7 @@ inline PrefillTile choose_prefill_tile(q2export_attention_desc const& desc, Gpu 
     constexpr PrefillTile kTile = PrefillTile::kTall;
     constexpr int64_t kReserved = 1024; // by the driver, of each block
     int64_t const shared = static_cast<int64_t>(prefill_shared_bytes(kTile, desc.head_dim)) + kReserved;
-    bool const fits = gpu.shared_bytes_per_multiprocessor >= 2 * shared; // one multiplies while the other exponentiates
+    bool const fits = gpu.shared_bytes_per_multiprocessor >= kPrefillBlocks * shared;
     int64_t const rows = desc.sequence * (desc.num_heads / desc.num_kv_heads);
     int64_t const blocks = desc.batch * desc.num_kv_heads * ceil_divide(rows, prefill_rows(kTile));
     return fits && blocks >= gpu.multiprocessors ? kTile : PrefillTile::kShort;
@@ -107,7 +111,7 @@ inline PrefillPlan plan_prefill(q2export_attention_desc const& desc, Gpu const& 
         return plan;
     }
     int64_t const pair_bytes = 2 * desc.capacity * desc.head_dim * 2;
-    int64_t const resident = int64_t{gpu.multiprocessors} * prefill_blocks_per_multiprocessor(desc.head_dim);
+    int64_t const resident = int64_t{gpu.multiprocessors} * kPrefillBlocks;
     int64_t const in_l2 = pair_bytes == 0 ? pairs : gpu.l2_bytes / 2 / pair_bytes;
     int64_t const least = ceil_divide(2 * resident, plan.row_tiles);
     int64_t const section = in_l2 > least ? in_l2 : least;

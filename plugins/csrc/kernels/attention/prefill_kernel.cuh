@@ -3,9 +3,9 @@
 #pragma once
 
 #include "attention/prefill_block.cuh"
+#include "attention/prefill_output.cuh"
 #include "attention/prefill_rows.cuh"
 #include "attention/prefill_softmax.cuh"
-#include "common/vector.cuh"
 
 namespace q2export
 {
@@ -16,18 +16,19 @@ constexpr int kPrefillThreads = kPrefillWarps * kWarpSize;
 template <PrefillTile kTile>
 constexpr int kPrefillRows = prefill_rows(kTile);
 template <PrefillTile kTile, int kHeadDim>
+constexpr bool kPrefillSharesQuery = prefill_shares_query(kTile, kHeadDim);
+template <PrefillTile kTile, int kHeadDim>
 constexpr int kPrefillRingEnd = static_cast<int>(prefill_ring_end(kTile, kHeadDim));
-template <int kHeadDim>
-constexpr int kPrefillBlocks = prefill_blocks_per_multiprocessor(kHeadDim);
 
-// The first of the rows of this warp.
-template <int kWarpRows>
-__device__ inline int first_row()
+// The head of a row; null for padding.
+template <typename Element>
+__device__ inline Element const* query_row(
+    PrefillArguments<Element> const& arguments, TileRows const& rows, int row)
 {
-    return recomputed(static_cast<int>(threadIdx.x)) / kWarpSize * kWarpRows;
+    return rows.is_padding(row) ? nullptr : arguments.query + rows.offset(arguments.desc, row);
 }
 
-// Starts copying the query of a tall tile to the start of shared memory; rows of padding become zero.
+// Starts copying the query of all rows to the start of shared memory, zeros for padding.
 template <typename Element, int kHeadDim, int kRows>
 __device__ inline void copy_query(PrefillArguments<Element> const& arguments, TileRows const& rows)
 {
@@ -38,27 +39,6 @@ __device__ inline void copy_query(PrefillArguments<Element> const& arguments, Ti
     {
         copy_async_16(dynamic_shared() + tile_offset<kHeadDim>(row, chunk),
             arguments.query + rows.offset(arguments.desc, row) + chunk * kChunkElements, !rows.is_padding(row));
-    }
-}
-
-// Writes a warp's kRows rows from the tile at `staging` in shared memory; padding as zeros.
-template <typename Element, int kHeadDim, int kRows>
-__device__ inline void write_rows(
-    PrefillArguments<Element> const& arguments, TileRows const& rows, int staging)
-{
-    constexpr int kChunks = kHeadDim / kChunkElements;
-    int const chunk = lane_index() % kChunks;
-#pragma unroll 4
-    for (int i = lane_index() / kChunks; i < kRows; i += kWarpSize / kChunks)
-    {
-        int const row = first_row<kRows>() + i;
-        if (rows.token_of(row) >= arguments.desc.sequence)
-        {
-            continue;
-        }
-        unsigned char const* const staged = dynamic_shared() + staging + tile_offset<kHeadDim>(row, chunk);
-        store_vector(arguments.output + rows.offset(arguments.desc, row) + chunk * kChunkElements,
-            rows.is_padding(row) ? make_uint4(0, 0, 0, 0) : load_vector(staged));
     }
 }
 
@@ -85,17 +65,16 @@ __device__ inline void mask_rows(
 }
 
 template <typename Element, int kHeadDim, PrefillTile kTile>
-__global__ void __launch_bounds__(kPrefillThreads, kPrefillBlocks<kHeadDim>)
+__global__ void __launch_bounds__(kPrefillThreads, kPrefillBlocks)
     prefill_kernel(PrefillArguments<Element> const arguments)
 {
-    constexpr bool kIsTall = kTile == PrefillTile::kTall;
+    constexpr bool kSharesQuery = kPrefillSharesQuery<kTile, kHeadDim>;
     constexpr int kRows = kPrefillRows<kTile>;
     constexpr int kWarpRows = kRows / kPrefillWarps;
     constexpr int kFragments = kWarpRows / kFragmentRows;
     constexpr int kColumns = kPrefillKeys / 8;
     constexpr int kSlotBytes = kTileBytes<kHeadDim, kPrefillKeys>;
-
-    constexpr int kRing = kIsTall ? kTileBytes<kHeadDim, kRows> : 0; // offset in shared memory, behind the query
+    constexpr int kRing = kSharesQuery ? kTileBytes<kHeadDim, kRows> : 0; // offset in shared memory, behind the query
 
     q2export_attention_desc const& desc = arguments.desc;
     PrefillBlock const block = locate_block(arguments, blockIdx.x);
@@ -104,7 +83,7 @@ __global__ void __launch_bounds__(kPrefillThreads, kPrefillBlocks<kHeadDim>)
     __syncthreads();
     if (rows.is_padding(0))
     {
-        write_rows<Element, kHeadDim, kWarpRows>(arguments, rows, 0);
+        write_rows<Element, kHeadDim, kWarpRows>(arguments, rows);
         return;
     }
 
@@ -117,13 +96,13 @@ __global__ void __launch_bounds__(kPrefillThreads, kPrefillBlocks<kHeadDim>)
         if (position < 2 * tiles)
         {
             int32_t const key = begin + position / 2 * kPrefillKeys;
-            Element const* const source = position % 2 == 0 ? arguments.keys : arguments.values;
-            copy_rows<kHeadDim, kPrefillKeys, kPrefillThreads>(kRing + slot * kSlotBytes,
-                source + cached + static_cast<int64_t>(key) * kHeadDim, end - key);
+            Element const* const cache = (position % 2 == 0 ? arguments.keys : arguments.values) + cached;
+            copy_rows<kHeadDim, kPrefillKeys, kPrefillThreads>(
+                kRing + slot * kSlotBytes, cache + static_cast<int64_t>(key) * kHeadDim, end - key);
         }
         copy_async_commit(); // an empty group where there is nothing left to copy keeps their count
     };
-    if constexpr (kIsTall)
+    if constexpr (kSharesQuery)
     {
         copy_query<Element, kHeadDim, kRows>(arguments, rows); // in the first group
     }
@@ -132,18 +111,19 @@ __global__ void __launch_bounds__(kPrefillThreads, kPrefillBlocks<kHeadDim>)
     {
         start_copy(position, position);
     }
-    uint32_t query[kIsTall ? 1 : kHeadDim / 16][4];
-    if constexpr (!kIsTall)
+    uint32_t query[kFragments][kSharesQuery ? 1 : kHeadDim / 16][4];
+    if constexpr (!kSharesQuery)
     {
-        int const row = first_row<kWarpRows>() + lane_index() / 4;
-        Element const* const row_0 = rows.is_padding(row) ? nullptr : arguments.query + rows.offset(arguments.desc, row);
-        Element const* const row_1
-            = rows.is_padding(row + 8) ? nullptr : arguments.query + rows.offset(desc, row + 8);
-        load_query<kHeadDim>(query, row_0, row_1);
+#pragma unroll
+        for (int f = 0; f < kFragments; ++f)
+        {
+            int const row = first_row<kWarpRows>() + f * kFragmentRows + lane_index() / 4;
+            load_query<kHeadDim>(query[f], query_row(arguments, rows, row), query_row(arguments, rows, row + 8));
+        }
     }
     int const query_tile = rows_first<kHeadDim>(first_row<kWarpRows>() * kHeadDim * 2);
     auto const load_fragment = [&](uint32_t(&fragment)[4], int f, int k) {
-        if constexpr (kIsTall)
+        if constexpr (kSharesQuery)
         {
             int const offset = skip_chunks(recomputed(query_tile), 2 * k);
             load_matrix_x4(fragment, dynamic_shared() + offset + kTileBytes<kHeadDim, 16> * f);
@@ -153,7 +133,7 @@ __global__ void __launch_bounds__(kPrefillThreads, kPrefillBlocks<kHeadDim>)
 #pragma unroll
             for (int i = 0; i < 4; ++i)
             {
-                fragment[i] = query[k][i];
+                fragment[i] = query[f][k][i];
             }
         }
     };
@@ -170,7 +150,7 @@ __global__ void __launch_bounds__(kPrefillThreads, kPrefillBlocks<kHeadDim>)
         return tile;
     };
 
-    OnlineSoftmax<kFragments> softmax(desc.scale);
+    OnlineSoftmax<kFragments> softmax(arguments.scale);
     float output[kFragments][kHeadDim / 8][4] = {};
     for (int i = 0; i < tiles; ++i)
     {
@@ -182,31 +162,23 @@ __global__ void __launch_bounds__(kPrefillThreads, kPrefillBlocks<kHeadDim>)
             mask_rows(scores, rows, key, desc.sliding_window);
         }
         uint32_t weights[kFragments][kColumns / 2][4];
-        softmax.template add<Element>(weights, scores, output);
+        float factor[kFragments][2];
+        if (softmax.raise(factor, scores))
+        {
+            rescale_rows(output, factor);
+        }
+        softmax.template exponentiate<Element>(weights, scores);
         add_values<Element, kHeadDim>(output, weights, next_tile(2 * i + 1));
     }
 
-    // Staged in place of the query of this warp's own rows, or in a slot that all warps have read.
-    int const staging = kIsTall ? 0 : slot * kSlotBytes;
-#pragma unroll
-    for (int f = 0; f < kFragments; ++f)
+    // Staged in place of the query of this warp's own rows, or of the ring when all warps are done with it.
+    if constexpr (!kSharesQuery)
     {
-#pragma unroll
-        for (int half = 0; half < 2; ++half)
-        {
-            float const factor = softmax.normaliser(f, half);
-            int const row = first_row<kWarpRows>() + f * kFragmentRows + half * 8 + lane_index() / 4;
-#pragma unroll
-            for (int n = 0; n < kHeadDim / 8; ++n)
-            {
-                unsigned char* const chunk = dynamic_shared() + staging + tile_offset<kHeadDim>(row, n);
-                reinterpret_cast<uint32_t*>(chunk)[lane_index() % 4]
-                    = pack2<Element>(output[f][n][2 * half] * factor, output[f][n][2 * half + 1] * factor);
-            }
-        }
+        __syncthreads();
     }
+    stage_rows<Element, kHeadDim>(output, softmax);
     __syncwarp();
-    write_rows<Element, kHeadDim, kWarpRows>(arguments, rows, staging);
+    write_rows<Element, kHeadDim, kWarpRows>(arguments, rows);
 }
 
 } // namespace q2export

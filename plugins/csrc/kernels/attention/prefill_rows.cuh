@@ -29,14 +29,15 @@ __device__ constexpr int skip_chunks(int offset, int chunks)
     return offset ^ (chunks * kChunkBytes);
 }
 
-// Starts copying the first rows of `matrix` [left, kHeadDim] to a tile of kRows; what is missing becomes zero, so that no
-// product with it is NaN. As copy_tile, with addresses that differ by constants.
+// Starts copying the first rows of `matrix` [left, kHeadDim] to a tile of kRows; what is missing becomes zero and is not
+// read, so that no product with it is NaN. As copy_tile, with addresses that differ by constants, because the permutation
+// of chunks repeats every eight rows.
 template <int kHeadDim, int kRows, int kThreads, typename Element>
 __device__ inline void copy_rows(int tile, Element const* matrix, int32_t left)
 {
     constexpr int kChunks = kHeadDim / kChunkElements;
     constexpr int kRowsAtOnce = kThreads / kChunks;
-    static_assert(kRowsAtOnce % 8 == 0 && kRows % kRowsAtOnce == 0, "the permutation repeats every eight rows");
+    static_assert(kRowsAtOnce % 8 == 0 && kRows % kRowsAtOnce == 0);
     int const row = static_cast<int>(threadIdx.x) / kChunks;
     int const chunk = static_cast<int>(threadIdx.x) % kChunks;
     unsigned char* const target = dynamic_shared() + tile + tile_offset<kHeadDim>(row, chunk);

@@ -14,12 +14,12 @@ namespace q2export
 template <int kFragments>
 struct OnlineSoftmax
 {
-    float scale; // of the scores, times log2(e): all exponentials are powers of two
+    float scale; // of the scores, times log2(e), positive: all exponentials are powers of two
     float maximum[kFragments][2]; // before the scale; what the weights so far are relative to
     float sum[kFragments][2]; // of the weights, this lane's columns only
 
-    __device__ explicit OnlineSoftmax(float score_scale)
-        : scale(score_scale * 1.44269504088896340736F)
+    __device__ explicit OnlineSoftmax(float scale_)
+        : scale(scale_)
     {
 #pragma unroll
         for (int f = 0; f < kFragments; ++f)
@@ -29,14 +29,14 @@ struct OnlineSoftmax
         }
     }
 
-    // Turns the scores of one more tile into weights, rounded to Element and packed as A operands, and rescales the
-    // output to the maximum they are relative to.
-    template <typename Element, int kColumns, int kChannels>
-    __device__ void add(uint32_t (&weights)[kFragments][kColumns / 2][4],
-        float const (&scores)[kFragments][kColumns][4], float (&output)[kFragments][kChannels][4])
+    // Raises the maxima to the scores of one more tile, if one has outgrown its own by too much. Then, the same for the
+    // whole warp, what is relative to the old ones has to be multiplied by `factor`; the sums have been.
+    //
+    // Weights may be relative to less than the maximum, as long as they stay well inside half precision: then most
+    // tiles need no rescaling, which costs as much as the exponentials.
+    template <int kColumns>
+    __device__ bool raise(float (&factor)[kFragments][2], float const (&scores)[kFragments][kColumns][4])
     {
-        // Weights may be relative to less than the maximum, as long as they stay well inside half precision: then most
-        // tiles need no rescaling, which costs as much as the exponentials.
         constexpr float kTolerated = 8.0F; // a weight is at most 2 ** kTolerated
         float tile[kFragments][2];
         bool outgrown = false;
@@ -48,32 +48,19 @@ struct OnlineSoftmax
             {
                 float value = fmaxf(scores[f][0][2 * half], scores[f][0][2 * half + 1]);
 #pragma unroll
-                for (int j = 1; j < kColumns; ++j)
+                for (int n = 1; n < kColumns; ++n)
                 {
-                    value = fmaxf(value, fmaxf(scores[f][j][2 * half], scores[f][j][2 * half + 1]));
+                    value = fmaxf(value, fmaxf(scores[f][n][2 * half], scores[f][n][2 * half + 1]));
                 }
                 value = fmaxf(value, __shfl_xor_sync(kWholeWarp, value, 1));
                 tile[f][half] = fmaxf(value, __shfl_xor_sync(kWholeWarp, value, 2));
                 outgrown |= (tile[f][half] - maximum[f][half]) * scale > kTolerated; // not if both are -inf
             }
         }
-        if (__any_sync(kWholeWarp, outgrown))
+        if (!__any_sync(kWholeWarp, outgrown))
         {
-            rescale(tile, output);
+            return false;
         }
-        exponentiate<Element>(weights, scores);
-    }
-
-    // What a row's output has to be multiplied with at the end.
-    __device__ float normaliser(int f, int half) const
-    {
-        return 1.0F / sum_of_row(sum[f][half]);
-    }
-
-private:
-    template <int kChannels>
-    __device__ void rescale(float const (&tile)[kFragments][2], float (&output)[kFragments][kChannels][4])
-    {
 #pragma unroll
         for (int f = 0; f < kFragments; ++f)
         {
@@ -82,20 +69,15 @@ private:
             {
                 float const larger = fmaxf(maximum[f][half], tile[f][half]);
                 // While all scores are -inf there is nothing to rescale, and -inf - -inf would be NaN.
-                float const factor = larger == maximum[f][half] ? 1.0F : exp2_fast((maximum[f][half] - larger) * scale);
+                factor[f][half] = larger == maximum[f][half] ? 1.0F : exp2_fast((maximum[f][half] - larger) * scale);
                 maximum[f][half] = larger;
-                sum[f][half] *= factor;
-#pragma unroll
-                for (int j = 0; j < kChannels; ++j)
-                {
-                    output[f][j][2 * half] *= factor;
-                    output[f][j][2 * half + 1] *= factor;
-                }
+                sum[f][half] *= factor[f][half];
             }
         }
+        return true;
     }
 
-    // The sums are of the weights before rounding.
+    // Turns scores into weights, rounded to Element and packed as A operands. The sums are of the weights before that.
     template <typename Element, int kColumns>
     __device__ void exponentiate(
         uint32_t (&weights)[kFragments][kColumns / 2][4], float const (&scores)[kFragments][kColumns][4])
@@ -119,11 +101,37 @@ private:
         }
     }
 
+    // What a row's output has to be multiplied with at the end.
+    __device__ float normaliser(int f, int half) const
+    {
+        return 1.0F / sum_of_row(sum[f][half]);
+    }
+
+private:
     // A row without a key so far has -inf for its scores, and weights of 0.
     __device__ float offset(int f, int half) const
     {
         return maximum[f][half] == -INFINITY ? 0.0F : maximum[f][half] * scale;
     }
 };
+
+template <int kFragments, int kChannels>
+__device__ inline void rescale_rows(
+    float (&output)[kFragments][kChannels][4], float const (&factor)[kFragments][2])
+{
+#pragma unroll
+    for (int f = 0; f < kFragments; ++f)
+    {
+#pragma unroll
+        for (int n = 0; n < kChannels; ++n)
+        {
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+            {
+                output[f][n][i] *= factor[f][i / 2];
+            }
+        }
+    }
+}
 
 } // namespace q2export
