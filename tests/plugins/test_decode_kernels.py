@@ -70,10 +70,12 @@ def attention_in_torch(tensors: Sequence[Tensor], scale: float, window: int) -> 
             continue
         keys = torch.cat((past_key[row, :, :past], key[row, :new].transpose(0, 1)), dim=1)
         values = torch.cat((past_value[row, :, :past], value[row, :new].transpose(0, 1)), dim=1)
+        oldest = max(0, past + 1 - window) if window else 0
+        keys, values = keys[:, oldest:], values[:, oldest:]
         position = past + torch.arange(new)[:, None]
-        seen = torch.arange(past + new) <= position
+        seen = torch.arange(oldest, past + new) <= position
         if window:
-            seen &= torch.arange(past + new) > position - window
+            seen &= torch.arange(oldest, past + new) > position - window
         heads_first = query[row, :new].transpose(0, 1)
         attended = torch.nn.functional.scaled_dot_product_attention(
             heads_first[None], keys[None], values[None], seen, scale=scale, enable_gqa=True
@@ -128,6 +130,19 @@ class TestGpus:
     def test_sliding_window(self, kernels: HostKernels, gpu: str, window: int, tokens: int) -> None:
         kernels.library.host_cuda_set_gpu(*GPUS[gpu])
         tensors = batch_of([1500, 3, 511], [tokens, tokens, 1], 8, 1, 64, torch.bfloat16)
+        output, _, _ = kernels.attention(tensors, window, scale=0.125)
+        assert_as_good_as_torch(tensors, output, 0.125, window)
+
+    @pytest.mark.parametrize("window", [93, 94, 500])
+    @pytest.mark.parametrize("tokens", [2, 4])
+    def test_keys_outside_the_window_are_not_read(
+        self, kernels: HostKernels, gpu: str, window: int, tokens: int
+    ) -> None:
+        """They may hold anything. At 93 the first token's window begins where a tile does, the others' not."""
+        kernels.library.host_cuda_set_gpu(*GPUS[gpu])
+        tensors = batch_of([1500], [tokens], 8, 1, 64, torch.float16)
+        for cache in tensors[3:5]:
+            cache[:, :, : 1500 + 1 - window] = math.nan
         output, _, _ = kernels.attention(tensors, window, scale=0.125)
         assert_as_good_as_torch(tensors, output, 0.125, window)
 
