@@ -138,7 +138,7 @@ class TestGpus:
     def test_keys_outside_the_window_are_not_read(
         self, kernels: HostKernels, gpu: str, window: int, tokens: int
     ) -> None:
-        """They may hold anything. At 93 the first token's window begins where a tile does, the others' not."""
+        """They may hold anything. At 93 the first token's window begins where a tile does."""
         kernels.library.host_cuda_set_gpu(*GPUS[gpu])
         tensors = batch_of([1500], [tokens], 8, 1, 64, torch.float16)
         for cache in tensors[3:5]:
