@@ -6,11 +6,13 @@ python -m tests.plugins.sanitized LIBRARY clean|overflow
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from tests.plugins.host_kernels import HostKernels
+from tests.plugins.host_machine import A100, L4, pretending
 from tests.plugins.test_csrc_kernels import experts, frequencies, ragged_batch
 
 
@@ -26,8 +28,19 @@ def clean(kernels: HostKernels) -> None:
     wrong = [*(tensor.nan_to_num(0.0) for tensor in tensors[:5]), torch.tensor([-1, 155, 154, 2**40])]
     kernels.attention([*wrong, torch.tensor([5, 5, 5, 99])], 0, (frequencies(64), 1.0), scale=0.125)
     print("attention")
-    kernels.moe(torch.randn(5, 24), torch.randn(5, 130), experts(130, 24, 10, torch.float32), 3, True)
+    moe(kernels)
     print("moe")
+
+
+def moe(kernels: HostKernels) -> None:
+    """The reference; every tile, with sizes that leave it half full; more experts than pointers by value."""
+    kernels.moe(torch.randn(5, 24), torch.randn(5, 130), experts(130, 24, 10, torch.float32), 3, True)
+    many, few = experts(130, 16, 8, torch.bfloat16), experts(3, 72, 40, torch.float16)
+    for gpu, tokens in ((A100, 1), (A100, 28), (A100, 68), (A100, 100), (L4, 100)):
+        with pretending(kernels.library, replace(gpu, multiprocessors=1)):
+            logits = torch.randn(tokens, 130)
+            kernels.moe(torch.randn(tokens, 72).half(), logits[:, :3].contiguous().half(), few, 2, False)
+    kernels.moe(torch.randn(70, 16).bfloat16(), logits[:70].bfloat16(), many, 2, True)
 
 
 def overflow(kernels: HostKernels) -> None:
