@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import torch
 
 from tests.plugins.host_kernels import HostKernels
-from tests.plugins.host_machine import A100, L4, pretending
+from tests.plugins.host_machine import A100, H200, L4, pretending
 from tests.plugins.test_csrc_kernels import experts, frequencies, ragged_batch
+from tests.plugins.test_decode_kernels import batch_of
 
 
 def clean(kernels: HostKernels) -> None:
@@ -27,9 +29,20 @@ def clean(kernels: HostKernels) -> None:
     kernels.attention(tensors, 0, (frequencies(64), 1.0), scale=0.125)
     wrong = [*(tensor.nan_to_num(0.0) for tensor in tensors[:5]), torch.tensor([-1, 155, 154, 2**40])]
     kernels.attention([*wrong, torch.tensor([5, 5, 5, 99])], 0, (frequencies(64), 1.0), scale=0.125)
+    decode(kernels)
     print("attention")
     moe(kernels)
     print("moe")
+
+
+def decode(kernels: HostKernels) -> None:
+    """Every block: four warps and eight, with keys of their own or shared; split and whole; a window."""
+    for gpu, tokens in product((H200, L4, replace(A100, multiprocessors=1)), (1, 3)):
+        with pretending(kernels.library, gpu):
+            for dtype, head_dim in ((torch.float16, 64), (torch.bfloat16, 128)):
+                tensors = batch_of([600, 0, 131], [tokens, 1, 0], 7, 1, head_dim, dtype)
+                kernels.attention(tensors, scale=0.125)
+                kernels.attention(tensors, 300, (frequencies(head_dim), 1.0), scale=0.125)
 
 
 def moe(kernels: HostKernels) -> None:

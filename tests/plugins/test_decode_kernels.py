@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,31 +12,26 @@ import torch
 from torch import Tensor
 
 from tests.plugins.host_kernels import HostKernels
+from tests.plugins.host_machine import A100, H200, L4, pretending, thread_order
 from tests.plugins.test_csrc_kernels import attention_in_float64, frequencies
 from tests.plugins.test_rotary_kernels import Misaligned, equal_bits, rotated_in_float64
 
 NARROW = [torch.float16, torch.bfloat16]
-KIBIBYTE = 1024
-
-# Compute capability, multiprocessors, shared memory of a block and of a multiprocessor, L2.
-H200 = (90, 132, 227 * KIBIBYTE, 228 * KIBIBYTE, 50 << 20)
-L4 = (89, 58, 99 * KIBIBYTE, 100 * KIBIBYTE, 48 << 20)
-SMALLEST = (80, 1, 163 * KIBIBYTE, 164 * KIBIBYTE, 1 << 20)  # nothing is split
-LARGEST = (90, 1024, 227 * KIBIBYTE, 228 * KIBIBYTE, 50 << 20)  # every row is split as finely as can be
+SMALLEST = replace(A100, multiprocessors=1)  # nothing is split
+LARGEST = replace(H200, multiprocessors=1024)  # every row is split as finely as can be
 GPUS = {"h200": H200, "l4": L4, "smallest": SMALLEST, "largest": LARGEST}
 
 
 @pytest.fixture(scope="module")
-def library(host_kernels: Path) -> HostKernels:
+def kernels(host_kernels: Path) -> HostKernels:
     return HostKernels(host_kernels)
 
 
-@pytest.fixture
-def kernels(library: HostKernels) -> Iterator[HostKernels]:
-    """The kernels on the pretend GPU that is there unless a test asks for another."""
-    yield library
-    library.library.host_cuda_set_gpu(*H200)
-    library.library.host_cuda_set_seed(0)
+@pytest.fixture(params=GPUS)
+def on_gpus(kernels: HostKernels, request: pytest.FixtureRequest) -> Iterator[HostKernels]:
+    """The kernels on one pretend GPU after another."""
+    with pretending(kernels.library, GPUS[request.param]):
+        yield kernels
 
 
 @pytest.fixture(autouse=True)
@@ -112,56 +108,50 @@ class TestGroups:
         assert_as_good_as_torch(tensors, output, head_dim**-0.5)
 
 
-@pytest.mark.parametrize("gpu", GPUS)
 class TestGpus:
     """One result, however many blocks a row is split into."""
 
     @pytest.mark.parametrize("head_dim", [64, 128])
     @pytest.mark.parametrize("tokens", [1, 2, 5, 16])
-    def test_splits(self, kernels: HostKernels, gpu: str, head_dim: int, tokens: int) -> None:
-        kernels.library.host_cuda_set_gpu(*GPUS[gpu])
+    def test_splits(self, on_gpus: HostKernels, head_dim: int, tokens: int) -> None:
         past = [1500, 0, 256, 1020]
         tensors = batch_of(past, [tokens, 1, tokens, max(1, tokens - 1)], 7, 1, head_dim, torch.float16)
-        output, _, _ = kernels.attention(tensors, scale=head_dim**-0.5)
+        output, _, _ = on_gpus.attention(tensors, scale=head_dim**-0.5)
         assert_as_good_as_torch(tensors, output, head_dim**-0.5)
 
     @pytest.mark.parametrize("window", [1, 16, 100, 513])
     @pytest.mark.parametrize("tokens", [1, 4])
-    def test_sliding_window(self, kernels: HostKernels, gpu: str, window: int, tokens: int) -> None:
-        kernels.library.host_cuda_set_gpu(*GPUS[gpu])
+    def test_sliding_window(self, on_gpus: HostKernels, window: int, tokens: int) -> None:
         tensors = batch_of([1500, 3, 511], [tokens, tokens, 1], 8, 1, 64, torch.bfloat16)
-        output, _, _ = kernels.attention(tensors, window, scale=0.125)
+        output, _, _ = on_gpus.attention(tensors, window, scale=0.125)
         assert_as_good_as_torch(tensors, output, 0.125, window)
 
     @pytest.mark.parametrize("window", [93, 94, 500])
     @pytest.mark.parametrize("tokens", [2, 4])
     def test_keys_outside_the_window_are_not_read(
-        self, kernels: HostKernels, gpu: str, window: int, tokens: int
+        self, on_gpus: HostKernels, window: int, tokens: int
     ) -> None:
         """They may hold anything. At 93 the first token's window begins where a tile does."""
-        kernels.library.host_cuda_set_gpu(*GPUS[gpu])
         tensors = batch_of([1500], [tokens], 8, 1, 64, torch.float16)
         for cache in tensors[3:5]:
             cache[:, :, : 1500 + 1 - window] = math.nan
-        output, _, _ = kernels.attention(tensors, window, scale=0.125)
+        output, _, _ = on_gpus.attention(tensors, window, scale=0.125)
         assert_as_good_as_torch(tensors, output, 0.125, window)
 
-    def test_tile_borders(self, kernels: HostKernels, gpu: str) -> None:
+    def test_tile_borders(self, on_gpus: HostKernels) -> None:
         """Totals one below, at and one above the sizes of tiles (here 16 or 64 keys) and of parts."""
-        kernels.library.host_cuda_set_gpu(*GPUS[gpu])
         totals = [border + step for border in (16, 32, 64, 128, 256, 512) for step in (-1, 0, 1)]
         tensors = batch_of([total - 1 for total in totals], [1] * len(totals), 2, 1, 128, torch.float16)
-        output, _, _ = kernels.attention(tensors, scale=0.1)
+        output, _, _ = on_gpus.attention(tensors, scale=0.1)
         assert_as_good_as_torch(tensors, output, 0.1)
         past, new = [max(0, total - 5) for total in totals], [min(total, 5) for total in totals]
         tensors = batch_of(past, new, 4, 1, 128, torch.float16)
-        output, _, _ = kernels.attention(tensors, scale=0.1)
+        output, _, _ = on_gpus.attention(tensors, scale=0.1)
         assert_as_good_as_torch(tensors, output, 0.1)
 
-    def test_padding_and_idle_rows_are_zero(self, kernels: HostKernels, gpu: str) -> None:
-        kernels.library.host_cuda_set_gpu(*GPUS[gpu])
+    def test_padding_and_idle_rows_are_zero(self, on_gpus: HostKernels) -> None:
         tensors = batch_of([700, 700, 0, 700], [0, 2, 0, 4], 8, 1, 128, torch.bfloat16)
-        output, _, _ = kernels.attention(tensors, scale=0.1)
+        output, _, _ = on_gpus.attention(tensors, scale=0.1)
         for row, length in enumerate(tensors[6].tolist()):
             assert bool((output[row, length:] == 0).all())
             assert bool((output[row, :length] != 0).all())
@@ -184,8 +174,8 @@ def test_rotary_attention(kernels: HostKernels, dtype: torch.dtype, in_place: bo
 def test_the_order_of_threads_changes_no_bit(kernels: HostKernels, order: int, tokens: int) -> None:
     tensors = batch_of([777, 40], [tokens, 1], 7, 1, 128, torch.float16)
     expected, _, _ = kernels.attention(tensors, scale=0.1)
-    kernels.library.host_cuda_set_seed(order + 1)
-    output, _, _ = kernels.attention(tensors, scale=0.1)
+    with thread_order(kernels.library, order + 1):
+        output, _, _ = kernels.attention(tensors, scale=0.1)
     assert equal_bits(output, expected)
 
 

@@ -15,12 +15,18 @@ from hypothesis import strategies as st
 
 from q2export.plugins.python.kernels import DTYPES, AttentionDesc
 from tests.plugins.host_kernels import INCLUDES, WARNINGS, run_compiler
+from tests.plugins.host_machine import A100, H200, KIB, L4, MIB, RTX_5090, Gpu
 
 SOURCE = Path(__file__).with_name("decode_plan.cpp")
-KIBIBYTE = 1024
+B200 = Gpu(100, 148, 227 * KIB, 228 * KIB, 126 * MIB)
+GPUS = {"a100": A100, "l4": L4, "h200": H200, "b200": B200, "rtx5090": RTX_5090}
+
+MAX_SPLITS = 256
+MAX_SPLIT_BLOCKS = 1024
+REFERENCE, DECODE, PREFILL = range(3)
 
 
-class Gpu(ctypes.Structure):
+class GpuStruct(ctypes.Structure):
     """``Gpu`` of common/gpu.h."""
 
     _fields_ = (
@@ -36,18 +42,6 @@ class DecodePlan(ctypes.Structure):
     """``DecodePlan`` of attention/heuristics.h."""
 
     _fields_ = (("warps", c_int32), ("row_warps", c_int32), ("row_tiles", c_int32), ("splits", c_int32))
-
-
-A100 = Gpu(80, 108, 163 * KIBIBYTE, 164 * KIBIBYTE, 40 << 20)
-L4 = Gpu(89, 58, 99 * KIBIBYTE, 100 * KIBIBYTE, 48 << 20)
-H200 = Gpu(90, 132, 227 * KIBIBYTE, 228 * KIBIBYTE, 50 << 20)
-B200 = Gpu(100, 148, 227 * KIBIBYTE, 228 * KIBIBYTE, 126 << 20)
-RTX5090 = Gpu(120, 170, 99 * KIBIBYTE, 100 * KIBIBYTE, 96 << 20)
-GPUS = {"a100": A100, "l4": L4, "h200": H200, "b200": B200, "rtx5090": RTX5090}
-
-MAX_SPLITS = 256
-MAX_SPLIT_BLOCKS = 1024
-REFERENCE, DECODE, PREFILL = range(3)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +85,11 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 
 
 def plan(library: ctypes.CDLL, shape: Shape, gpu: Gpu) -> DecodePlan:
-    return library.decode_plan(byref(shape.desc()), byref(gpu))
+    return library.decode_plan(byref(shape.desc()), byref(GpuStruct(*dataclasses.astuple(gpu))))
+
+
+def blocks_at_a_time(library: ctypes.CDLL, gpu: Gpu, warps: int) -> int:
+    return library.blocks_at_a_time(byref(GpuStruct(*dataclasses.astuple(gpu))), warps)
 
 
 def blocks(shape: Shape, made: DecodePlan) -> int:
@@ -121,7 +119,7 @@ class TestPlan:
         assert 1 <= made.splits <= max(1, min(MAX_SPLITS, shape.capacity // shape.part_keys))
         if made.splits > 1:
             assert blocks(shape, made) <= min(MAX_SPLIT_BLOCKS, library.partial_blocks(byref(shape.desc())))
-        shared = made.warps * 3 * 8 * KIBIBYTE
+        shared = made.warps * 3 * 8 * KIB
         assert shared <= GPUS[gpu].shared_bytes_per_block
 
     @given(SHAPES, st.data())
@@ -145,7 +143,7 @@ class TestPlan:
         """At least five sixths of the time of all multiprocessors are used."""
         shape = Shape(kv_heads=kv_heads, sequence=sequence, batch=batch)
         made = plan(library, shape, GPUS[gpu])
-        at_a_time = library.blocks_at_a_time(byref(GPUS[gpu]), made.warps)
+        at_a_time = blocks_at_a_time(library, GPUS[gpu], made.warps)
         rounds = math.ceil(blocks(shape, made) / at_a_time)
         assert blocks(shape, made) >= 5 / 6 * rounds * at_a_time or made.splits == MAX_SPLITS
 
@@ -170,7 +168,7 @@ class TestPlan:
 
     def test_a_thin_last_round_is_made_thinner(self, library: ctypes.CDLL) -> None:
         """H200 runs 264 blocks at a time: of 272, 8 would run alone, after all others."""
-        assert library.blocks_at_a_time(byref(H200), 4) == 264
+        assert blocks_at_a_time(library, H200, 4) == 264
         assert plan(library, Shape(batch=68), H200).splits == 2  # 544 of them: rounds half as long
         assert plan(library, Shape(batch=66), H200).splits == 1  # one full round
         assert plan(library, Shape(batch=64), H200).splits == 1  # nearly
