@@ -16,6 +16,7 @@ from q2export.exporter.passes.order_inputs import OrderInputs
 from q2export.exporter.passes.ort_attention import LowerAttentionToOnnxRuntime
 from q2export.exporter.passes.ort_moe import StackExperts
 from q2export.exporter.passes.ort_moe_traps import RefuseMoeTraps
+from q2export.exporter.passes.ort_packed_qkv import PackQueryKeyValue
 from q2export.exporter.passes.ort_quantized_experts import LowerQuantizedExperts
 from q2export.exporter.passes.ort_quantized_gather import LowerQuantizedGather
 from q2export.exporter.passes.ort_quantized_products import (
@@ -24,6 +25,7 @@ from q2export.exporter.passes.ort_quantized_products import (
     LowerQuantizedProducts,
 )
 from q2export.exporter.passes.ort_silu import FuseSilu
+from q2export.exporter.passes.ort_skip_norm import FuseSkipNorm
 from q2export.exporter.passes.remove_unused import RemoveUnused
 from q2export.exporter.passes.stored_operands import StoredWeights
 from q2export.quantization import Activations
@@ -52,10 +54,12 @@ def passes(
         LowerAttentionToOnnxRuntime(max_positions),
         MergeReshapes(),
         *([OrderInputs(weights), LowerQuantizedExperts(weights, level)] if weights else []),
+        *([PackQueryKeyValue(weights, level)] if weights else []),
         *([StackExperts(weights)] if stack_experts else []),
         InlineFunctions(),
         FuseSilu(),
         *([LowerQuantizedGather(weights), LowerQuantizedProducts(weights, level)] if weights else []),
+        *([FuseSkipNorm()] if weights else []),
         RemoveUnused(),
         RefuseMoeTraps(),
     ]

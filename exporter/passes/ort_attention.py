@@ -144,11 +144,11 @@ def _flat_shape(graph: ir.Graph, node: ir.Node) -> ir.Value:
     for existing in graph:
         if existing.name == _FLAT_SHAPE:
             return existing.outputs[0]
-    query = input_of(node, 0)
+    input_ids = next((value for value in graph.inputs if value.name == "input_ids"), None)
+    if input_ids is None:
+        raise ExportError("the graph has no input 'input_ids' to take batch and sequence from")
     rest = constant(graph, "const/rest", ir.tensor(np.array([-1], dtype=np.int64)))
-    tokens = insert(
-        graph, node, "Shape", [query], name="shape/tokens", attributes={"start": 0, "end": 2}
-    ).outputs[0]
+    tokens = insert(graph, node, "Shape", [input_ids], name="shape/tokens").outputs[0]
     return insert(graph, node, "Concat", [tokens, rest], name=_FLAT_SHAPE, attributes={"axis": 0}).outputs[0]
 
 
