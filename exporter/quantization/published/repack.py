@@ -21,6 +21,7 @@ from q2export.exporter.quantization.published.tensor_files import TensorFiles
 from q2export.exporter.quantization.stored import StoredQuantization, StoredWeight
 from q2export.exporter.quantization.writer import StoredWriter
 from q2export.exporter.values import check_block
+from q2export.placement import require_free_space
 from q2export.progress import Advance, silent
 
 TILE_BYTES = 4 << 20
@@ -83,11 +84,13 @@ def repack_weights(
 
     Raises:
         CheckpointError: a scale or another value is not finite, or a file changed since its header was read.
+        PackageError: there is no space for the file.
     """
     start = time.perf_counter()
     layout = plan_layout(
         source.config, source.stored, {name: ref.dtype for name, ref in source.tensors.plain.items()}
     )
+    require_free_space(path.parent, layout.file_bytes, "repacked weights")
     done = 0
     with (
         StoredWriter(path, layout) as writer,
