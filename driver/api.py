@@ -9,18 +9,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from q2export import engine_build, pipeline
+from q2export.comparison import check_engine, check_same_model, engine_probe, parity_report
 from q2export.errors import ExportError, PackageError
-from q2export.job import compare, resolve_job
+from q2export.graph_files import Scan
+from q2export.job import resolve_graph, resolve_job
 from q2export.manifest import GRAPH_FILE, ParitySummary
 from q2export.model_source import resolve_model
 from q2export.package import PackageWriter, check_output
 from q2export.package_reader import Check, read_package
 from q2export.parity import GOLDEN_FILES, parity_prompts, write_golden
-from q2export.pipeline import Stopwatch
+from q2export.pipeline import Assembled
 from q2export.placement import PlacementMode
 from q2export.profile import Profile
 from q2export.profile_loading import load_profile
+from q2export.quantization import Quantization
 from q2export.results import BuildResult, ExportResult
+from q2export.stopwatch import Stopwatch, peak_rss_bytes
 
 if TYPE_CHECKING:
     from q2export.runtime.engine import Engine
@@ -78,59 +82,41 @@ def build(
     Raises:
         Q2ExportError: one of its family; the message says what to do.
     """
-    from q2export.exporter.export import build_graph
-
     watch = Stopwatch()
     check_output(Path(output).absolute(), overwrite)
     with watch.stage("load"):
         job = resolve_job(model, profile, overrides, revision)
-    source, resolved = job.source, job.profile
-    if resolved.target == "portable":
+    if job.target == "portable":
         raise ExportError("target 'portable' has no engine; use 'q2export export --target portable'")
-    if job.engine is not None:
-        engine_build.announce(job.engine)
-    with watch.stage("trace and lower"):
-        graph = build_graph(source, resolved.target, job.dtype, job.capacity)
+    job.announce()
     with PackageWriter(Path(output), overwrite) as writer:
-        scan: pipeline.Scan = "all" if value_scan else "none"
-        written = pipeline.write_graph(writer, graph, scan=scan, placement=weights, watch=watch)
-        pipeline.copy_texts(writer, source.folder)
-        engine = pipeline.engine_info(source, resolved, job.dtype)
+        scan: Scan = "all" if value_scan else "none"
+        made = pipeline.assemble(job, writer, scan=scan, placement=weights, watch=watch)
+        engine = made.engine
         if job.engine is not None:
             with watch.stage("engine"):
-                engine = engine_build.build_engine(writer, job.engine, engine, resolved, timing_cache)
+                engine = engine_build.build_engine(writer, job.engine, engine, job.profile, timing_cache)
         summary: ParitySummary | None = None
         skipped: str | None = "not asked for (--no-parity)"
         if parity:
             with watch.stage("parity"):
-                summary, skipped = compare(writer, job, engine)
+                summary, skipped = check_engine(writer, job, made.source, engine, prepack=made.prepacks)
         if parity and job.engine is None:
-            with watch.stage("golden"):
-                write_golden(writer.folder, engine)
-                for name in GOLDEN_FILES:
-                    writer.add_written(name)
-        described = pipeline.manifest(
-            writer,
-            source,
-            written,
-            engine,
-            model_id=job.model.id,
-            revision=job.model.revision,
-            target=resolved.target,
-            profile=resolved.to_dict(),
-            overrides=resolved.overrides(),
-            parity=summary,
-            parity_skipped=skipped,
+            _write_golden(writer, made, watch)
+        described = pipeline.describe(
+            job, writer, made, engine, parity=summary, parity_skipped=skipped, profile=job.profile
         )
         writer.write_manifest(described)
-    return BuildResult(
-        writer.output,
-        described,
-        source.config.warnings,
-        graph.passes,
-        watch.seconds,
-        pipeline.peak_rss_bytes(),
-    )
+    warnings, passes = made.source.config.warnings, made.graph.passes
+    return BuildResult(writer.output, described, warnings, passes, watch.seconds, peak_rss_bytes())
+
+
+def _write_golden(writer: PackageWriter, made: Assembled, watch: Stopwatch) -> None:
+    """Add golden inputs and outputs of one step of the graph."""
+    with watch.stage("golden"):
+        write_golden(writer.folder, made.engine, prepack=made.prepacks)
+        for name in GOLDEN_FILES:
+            writer.add_written(name)
 
 
 def export(
@@ -144,6 +130,7 @@ def export(
     golden: bool = False,
     overwrite: bool = False,
     max_capacity: int | None = None,
+    quantization: Quantization | None = None,
 ) -> ExportResult:
     """Write the ONNX graph of a checkpoint; no weight is read that need not be converted.
 
@@ -158,59 +145,41 @@ def export(
         revision, weights, overwrite: as in :func:`build`.
         max_capacity: tokens the rotary tables of target ``onnxruntime`` cover; None is what the model was
             made for.
+        quantization: of the weights, of a checkpoint that is not quantized; ``activations`` holds for one
+            that is, too.
 
     Raises:
         Q2ExportError: one of its family; nothing is left behind.
     """
-    from q2export.exporter.export import build_graph, load_source, target_dtype
+    from q2export.exporter.config import load_config
 
     watch = Stopwatch()
     check_output(Path(output).absolute(), overwrite)
     with watch.stage("load"):
         found = resolve_model(model, revision)
-        source = load_source(found.folder)
-    profile = _export_profile(target, max_capacity or source.config.context_length)
-    with watch.stage("trace and lower"):
-        chosen = target_dtype(source, target, dtype)
-        graph = build_graph(source, target, chosen, pipeline.max_capacity(source, profile))
+        capacity = max_capacity or load_config(found.folder).context_length
+        profile = _export_profile(capacity, quantization or Quantization())
+        job = resolve_graph(found, target, profile, dtype)
+    job.announce()
     with PackageWriter(Path(output), overwrite) as writer:
-        written = pipeline.write_graph(writer, graph, scan="converted", placement=weights, watch=watch)
-        pipeline.copy_texts(writer, source.folder)
-        engine = pipeline.engine_info(source, profile, chosen)
+        made = pipeline.assemble(job, writer, scan="converted", placement=weights, watch=watch)
         if golden:
-            with watch.stage("golden"):
-                write_golden(writer.folder, engine)
-                for name in GOLDEN_FILES:
-                    writer.add_written(name)
-        described = pipeline.manifest(
-            writer,
-            source,
-            written,
-            engine,
-            model_id=found.id,
-            revision=found.revision,
-            target=target,
-            profile={},
-            overrides={},
-            parity=None,
-            parity_skipped="exported, not built",
+            _write_golden(writer, made, watch)
+        skipped = "exported, not built"
+        described = pipeline.describe(
+            job, writer, made, made.engine, parity=None, parity_skipped=skipped, profile=None
         )
         writer.write_manifest(described)
-    return ExportResult(
-        writer.output,
-        writer.output / GRAPH_FILE,
-        described,
-        source.config.warnings,
-        graph.passes,
-        watch.seconds,
-        pipeline.peak_rss_bytes(),
-    )
+    onnx = writer.output / GRAPH_FILE
+    warnings, passes = made.source.config.warnings, made.graph.passes
+    return ExportResult(writer.output, onnx, described, warnings, passes, watch.seconds, peak_rss_bytes())
 
 
-def _export_profile(target: str, capacity: int) -> Profile:
-    """The ranges an exported graph is described with: as wide as the model."""
-    base = load_profile("cpu", {"capacity.max": max(capacity, 2), "capacity.opt": min(capacity, 2048)})
-    return base
+def _export_profile(capacity: int, quantization: Quantization) -> Profile:
+    """What an exported graph is described with: ranges as wide as the model."""
+    most = max(capacity, 2)
+    base = load_profile("cpu", {"capacity.max": most, "capacity.opt": min(most, 2048)})
+    return dataclasses.replace(base, quantization=quantization)
 
 
 def load(
@@ -263,7 +232,7 @@ def verify(
     Raises:
         Q2ExportError: the two cannot be compared.
     """
-    from q2export.exporter.export import load_source
+    from q2export.exporter.source import load_source
 
     opened = read_package(package)
     engine = opened.manifest.engine
@@ -274,15 +243,17 @@ def verify(
         )
     found = resolve_model(model, revision)
     source = load_source(found.folder)
-    pipeline.check_same_model(opened.manifest, source)
+    check_same_model(opened.manifest, source)
     profile = Profile.from_dict(dict(opened.manifest.profile), str(opened.folder / "manifest.json"))
-    if threads is not None:
-        profile = dataclasses.replace(profile, threads=threads)
-    probe = pipeline.engine_probe(
-        opened.folder, engine, threads=profile.threads, rebuild_command=opened.rebuild_command()
+    probe = engine_probe(
+        opened.folder,
+        engine,
+        threads=profile.threads if threads is None else threads,
+        prepack=opened.manifest.prepacks,
+        rebuild_command=opened.rebuild_command(),
     )
     chosen = parity_prompts(opened.folder, engine, prompts, text, greedy_tokens)
-    result = pipeline.parity_report(
+    result = parity_report(
         opened.folder.name,
         probe,
         source,

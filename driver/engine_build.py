@@ -19,7 +19,7 @@ from q2export.profile import Profile
 from q2export.progress import NOTICE, progress_bar
 
 if TYPE_CHECKING:
-    from q2export.exporter.export import Source
+    from q2export.exporter.config import ModelConfig
 
 ENGINE_FILE = "rank0.engine"
 """One engine per GPU of a tensor-parallel group; there is one GPU."""
@@ -76,12 +76,15 @@ def select_builder(profile: Profile) -> ModuleType:
     return trt
 
 
-def plan_engine(trt: ModuleType, source: Source, profile: Profile, dtype: str, capacity: int) -> EnginePlan:
+def plan_engine(
+    trt: ModuleType, config: ModelConfig, weights: int, profile: Profile, dtype: str, capacity: int
+) -> EnginePlan:
     """Check that the model fits the GPU, and compute what building it takes. Nothing is written or read.
 
     Args:
         trt: from :func:`select_builder`.
-        source: the checkpoint.
+        config: of the model.
+        weights: their bytes in the graph.
         profile: what to build for.
         dtype: of the graph.
         capacity: largest capacity of the engine, in tokens.
@@ -89,11 +92,9 @@ def plan_engine(trt: ModuleType, source: Source, profile: Profile, dtype: str, c
     Raises:
         ProfileError: it does not fit; names the largest batch and capacity that would.
     """
-    from q2export.exporter.sizes import planned_bytes
     from q2export.plugins.python.loader import is_rtx
 
-    weights = planned_bytes(source, "tensorrt", dtype).total
-    need = check_gpu_memory(budget(source.config, dtype, weights, profile), profile, capacity)
+    need = check_gpu_memory(budget(config, dtype, weights, profile), profile, capacity)
     builder = "rtx" if is_rtx(trt) else "tensorrt"
     return EnginePlan(trt, builder, need, host_bytes_to_build(weights), available_memory_bytes())
 

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Mapping
-from dataclasses import dataclass
+import logging
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from q2export import engine_build, pipeline
+from q2export import engine_build
+from q2export.codec import to_plain
 from q2export.engine_build import EnginePlan
-from q2export.errors import ParityError
-from q2export.manifest import EngineInfo, ParitySummary
 from q2export.memory import CacheShape
 from q2export.model_source import ModelSource, resolve_model
-from q2export.package import PackageWriter
-from q2export.parity import smoke_prompts
-from q2export.profile import Profile
+from q2export.profile import Profile, Target
 from q2export.profile_loading import load_profile
+from q2export.weight_source import WeightSource, find_weights
 
-if TYPE_CHECKING:
-    from q2export.exporter.export import Source
-    from q2export.runtime.verify.results import ParityReport
-
-SMOKE_GREEDY_TOKENS = 16
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -31,7 +25,9 @@ class Job:
     """What is to be built.
 
     Attributes:
-        model: the checkpoint's name and folder. source: its checked headers.
+        model: the checkpoint's name and folder.
+        weights: its weights, and what is done to them first.
+        target: of the graph.
         profile: what to build for.
         dtype: of the graph.
         capacity: largest capacity of the engine, in tokens.
@@ -39,30 +35,47 @@ class Job:
     """
 
     model: ModelSource
-    source: Source
+    weights: WeightSource
+    target: Target
     profile: Profile
     dtype: str
     capacity: int
-    engine: EnginePlan | None
+    engine: EnginePlan | None = None
+
+    def announce(self) -> None:
+        """Log what somebody should know before the work begins."""
+        if self.engine is not None:
+            engine_build.announce(self.engine)
+        stored, activations = self.weights.stored, self.profile.quantization.activations
+        is_slow = stored is not None and stored.scheme.bits == 8 and activations == "float32"
+        if is_slow and self.target == "onnxruntime":
+            _log.warning(
+                "ONNX Runtime multiplies 8-bit weights with float32 activations about a hundred times slower "
+                "than with int8 ones: give --set quantization.activations=int8, or the profile cpu-int8, "
+                "unless this is for comparison"
+            )
 
     def describe(self) -> dict[str, Any]:
         """Plain data for ``build --dry-run``."""
-        from q2export.exporter.sizes import planned_bytes
-
-        config = self.source.config
-        weights = planned_bytes(self.source, self.profile.target, self.dtype)
+        config = self.weights.config
+        planned = self.weights.planned_bytes(self.target, self.dtype)
         shape = config.num_hidden_layers, config.num_key_value_heads, config.head_dim
         return {
             "model": {
                 "id": self.model.id,
                 "revision": self.model.revision,
                 "model_type": config.model_type,
-                "dtype": self.source.dtype,
+                "dtype": self.weights.dtype,
             },
-            "target": self.profile.target,
+            "target": self.target,
             "dtype": self.dtype,
             "max_capacity": self.capacity,
-            "weights": {"in_place_bytes": weights.in_place, "converted_bytes": weights.converted},
+            "weights": {
+                "in_place_bytes": planned.in_place,
+                "converted_bytes": planned.converted,
+                "quantized_bytes": planned.quantized,
+            },
+            "quantization": to_plain(self.weights.stored),
             "kv_cache_bytes_per_token": CacheShape(*shape, self.dtype).bytes_per_token,
             "tensorrt": None if self.engine is None else self.engine.describe(),
             "profile": self.profile.to_dict(),
@@ -82,50 +95,39 @@ def resolve_job(
     Raises:
         Q2ExportError: what ``build`` would refuse.
     """
-    from q2export.exporter.export import load_source, target_dtype
-
     resolved = load_profile(profile, overrides)
     trt = engine_build.select_builder(resolved) if resolved.target == "tensorrt" else None
+    section = "quantization."
+    explicit = [key.removeprefix(section) for key in resolved.overrides() if key.startswith(section)]
     found = resolve_model(model, revision)
-    source = load_source(found.folder)
-    dtype = target_dtype(source, resolved.target, resolved.graph_dtype)
-    capacity = pipeline.max_capacity(source, resolved)
-    engine = engine_build.plan_engine(trt, source, resolved, dtype, capacity) if trt is not None else None
-    return Job(found, source, resolved, dtype, capacity, engine)
+    job = resolve_graph(found, resolved.target, resolved, resolved.graph_dtype, explicit)
+    if trt is None:
+        return job
+    weights = job.weights.planned_bytes("tensorrt", job.dtype).total
+    plan = engine_build.plan_engine(trt, job.weights.config, weights, resolved, job.dtype, job.capacity)
+    return replace(job, engine=plan)
 
 
-def compare(writer: PackageWriter, job: Job, engine: EngineInfo) -> tuple[ParitySummary | None, str | None]:
-    """Compare a finished engine with PyTorch on two short prompts, before its package is put in place.
+def resolve_graph(
+    found: ModelSource, target: Target, profile: Profile, dtype: str | None, explicit: Collection[str] = ()
+) -> Job:
+    """Resolve a job as far as its graph.
 
-    Returns:
-        the outcome, or why there is none: a TensorRT engine needs its GPU.
+    Args:
+        found: the checkpoint.
+        target: what the graph is for.
+        profile: what else it is made for.
+        dtype: of the graph; None is the checkpoint's own where the target takes it.
+        explicit: fields of ``quantization`` that somebody gave for this checkpoint.
 
     Raises:
-        ParityError: they differ by more than the profile allows.
+        Q2ExportError: the checkpoint is not in order, or the target cannot honour what is asked for.
     """
-    if job.engine is not None and (reason := engine_build.why_not_run(job.profile)):
-        return None, reason
-    command = f"q2export verify PACKAGE --model {shlex.quote(job.model.id)}"
-    threads = job.profile.threads
-    report = pipeline.parity_report(
-        writer.folder.name,
-        pipeline.engine_probe(writer.folder, engine, threads=threads, rebuild_command=command),
-        job.source,
-        job.profile,
-        smoke_prompts(writer.folder, engine),
-        model_id=job.model.id,
-        command=command,
-        greedy_tokens=min(SMOKE_GREEDY_TOKENS, engine.max_capacity // 2),
-    )
-    _require_passed(report)
-    writer.add_text("parity.json", report.to_json() + "\n")
-    return pipeline.parity_summary(report), None
+    from q2export.exporter.export import target_dtype
+    from q2export.exporter.lowering.limits import check_quantized
 
-
-def _require_passed(report: ParityReport) -> None:
-    if not report.passed:
-        from q2export.runtime.verify.summary import summary_lines
-
-        raise ParityError(
-            "the engine is not equal to PyTorch; nothing was kept\n" + "\n".join(summary_lines(report))
-        )
+    weights = find_weights(found.folder, profile.quantization, explicit)
+    chosen = target_dtype(weights.dtype, target, dtype)
+    check_quantized(target, weights.quantized_weights.values())
+    capacity = min(profile.capacity.max, weights.config.context_length)
+    return Job(found, weights, target, profile, chosen, capacity)

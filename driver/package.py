@@ -163,6 +163,23 @@ class PackageWriter:
             FileDigest(path.stat().st_size, hash_file(path), fingerprint_file(path))
         )
 
+    def add_quantized(self, name: str, sources: tuple[str, ...], sha256: str) -> WeightFile:
+        """Record weights that were quantized to ``folder / name``; all bytes are on stable storage already.
+
+        Args:
+            name: the file's path in the package.
+            sources: names of the checkpoint's files they were made of.
+            sha256: of the whole file.
+
+        Returns:
+            Its entry for ``WeightsInfo.files``.
+        """
+        check_relative_path(name)
+        path = self.folder / name
+        size = path.stat().st_size
+        self._files[name] = FileRecord.of(FileDigest(size, sha256, fingerprint_file(path)))
+        return WeightFile(name, "quantized", sources, size)
+
     def place_weights(
         self, shard: Path, name: str, mode: PlacementMode = "auto", sha256: str | None = None
     ) -> WeightFile:

@@ -1,177 +1,129 @@
-"""The stages of ``build``, ``export`` and ``verify``, in order. This module alone joins the rooms."""
+"""The stages ``build`` and ``export`` share, in order: weights, graph, files, manifest."""
 
 from __future__ import annotations
 
-import json
 import math
-import resource
-import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from q2export import opspec
-from q2export.errors import ExportError, PackageError, ParityError
+from q2export.comparison import LIBRARIES
+from q2export.graph_files import SHARD_FOLDER, Scan, Written, write_graph
+from q2export.job import Job
 from q2export.manifest import (
     GRAPH_FILE,
     EngineInfo,
     Manifest,
     ModelInfo,
     ParitySummary,
-    WeightFile,
-    WeightsInfo,
+    QuantizationInfo,
     installed_versions,
+    prepacks,
 )
 from q2export.package import PackageWriter
-from q2export.placement import PlacementMode, require_free_space
+from q2export.placement import PlacementMode
 from q2export.profile import Profile
-from q2export.progress import progress_bar
+from q2export.stopwatch import Stopwatch
+from q2export.weight_source import AsItIs
 
 if TYPE_CHECKING:
-    from q2export.exporter.bind import BindingPlan
-    from q2export.exporter.export import Graph, Source, Target
-    from q2export.runtime.verify.contracts import EngineProbe, ReferenceRun
-    from q2export.runtime.verify.results import ParityReport
+    from q2export.exporter.config import ModelConfig
+    from q2export.exporter.export import Graph
+    from q2export.exporter.source import Source
 
-CONVERTED_FILE = "weights.safetensors"
-SHARD_FOLDER = "weights"
-_COPIED = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-)
-_LIBRARIES = ("torch", "onnx", "onnx-ir", "onnxruntime", "numpy", "tokenizers", "polygraphy")
-
-
-@dataclass
-class Stopwatch:
-    """Seconds each stage took, in order."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time the block as the stage ``name``."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
-
-
-def peak_rss_bytes() -> int:
-    """Largest resident set of this program so far, in bytes.
-
-    From ``/proc``, where it tells: ``getrusage`` counts the process that started this one as well, because a
-    child shares its parent's memory until it calls exec.
-    """
-    status = Path("/proc/self/status")
-    for line in status.read_text(encoding="utf-8").splitlines() if status.exists() else ():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+_CONFIG = "config.json"
+_COPIED = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
 @dataclass(frozen=True)
-class Written:
-    """What writing the weights and the graph did."""
+class Assembled:
+    """A graph with its weights, in a package that is not complete yet.
 
-    weights: WeightsInfo
-    onnx_bytes: int
+    Attributes:
+        source: the checkpoint whose weights the graph has; it may lie in the package.
+        graph: what was written. written: the files.
+        engine: describes the graph.
+        quantization: None if no weight is quantized.
+    """
+
+    source: Source
+    graph: Graph
+    written: Written
+    engine: EngineInfo
+    quantization: QuantizationInfo | None
+
+    @property
+    def prepacks(self) -> bool:
+        """Whether ONNX Runtime runs the graph on its own copy of the matrices where nobody says otherwise."""
+        return prepacks(self.written.weights, self.quantization)
 
 
-Scan = Literal["all", "converted", "none"]
-"""Which weights are checked for NaN, infinity and overflow: all, those read anyway to be converted, none."""
+def assemble(
+    job: Job, writer: PackageWriter, *, scan: Scan, placement: PlacementMode, watch: Stopwatch
+) -> Assembled:
+    """Quantize the weights if that is asked for, trace, lower, and write graph, weights and texts.
 
-
-def write_graph(
-    writer: PackageWriter, graph: Graph, *, scan: Scan, placement: PlacementMode, watch: Stopwatch
-) -> Written:
-    """Place and convert the weights, attach them to the graph and write the ONNX file.
+    Args:
+        job: what is made.
+        writer: the package.
+        scan: which values are checked. placement: how files used in place get into the package.
+        watch: of the stages.
 
     Raises:
-        CheckpointError: the scan found a value, or a file changed meanwhile.
-        PackageError: no space, or the weights cannot be linked where that was asked for.
+        Q2ExportError: what one of the stages raises.
     """
-    from q2export.exporter.attach import attach
-    from q2export.exporter.bind import scan_shard
-    from q2export.exporter.convert import write_converted
+    from q2export.exporter.export import build_graph
 
-    plan = graph.plan
-    files: list[WeightFile] = []
-    locations: dict[Path, str] = {}
-    with watch.stage("weights in place"):
-        for shard in plan.shards:
-            sha256 = None
-            if scan == "all":
-                with progress_bar(f"checking {shard.name}", shard.stat().st_size) as advance:
-                    sha256 = scan_shard(plan, shard, advance)
-            name = f"{SHARD_FOLDER}/{shard.relative_to(plan.checkpoint.folder).as_posix()}"
-            files.append(writer.place_weights(shard, name, placement, sha256))
-            locations[shard] = name
-    with watch.stage("weights converted"):
-        if plan.converted:
-            require_free_space(writer.folder, plan.converted_bytes, "converted weights")
-            with (
-                progress_bar("converting weights", plan.converted_bytes) as advance,
-                writer.open_hashed(CONVERTED_FILE) as sink,
-            ):
-                write_converted(plan, sink, scan=scan != "none", advance=advance)
-            sources = sorted({ref.file.name for binding in plan.converted for ref in binding.sources})
-            size = writer.files[CONVERTED_FILE].bytes
-            files.append(WeightFile(CONVERTED_FILE, "converted", tuple(sources), size))
-    with watch.stage("onnx"):
-        attach(graph.model, plan, locations, CONVERTED_FILE if plan.converted else None)
-        data = serialize(graph)
-        writer.add_bytes(GRAPH_FILE, data)
-    checked = scan == "all" or (scan == "converted" and not plan.in_place)
-    return Written(_weights_info(plan, files, checked), len(data))
+    with nullcontext() if isinstance(job.weights, AsItIs) else watch.stage("quantize"):
+        source = job.weights.prepare(writer.folder / SHARD_FOLDER)
+    activations = job.profile.quantization.activations
+    with watch.stage("trace and lower"):
+        graph = build_graph(source, job.target, job.dtype, job.capacity, activations)
+    written = write_graph(
+        writer, graph, scan=scan, placement=placement, watch=watch, quantized_from=job.weights.files
+    )
+    writer.add_file(_CONFIG, source.folder / _CONFIG)
+    for name in _COPIED:
+        if (job.weights.folder / name).exists():
+            writer.add_file(name, job.weights.folder / name)
+    engine = _engine_info(source.config, job)
+    return Assembled(source, graph, written, engine, _quantization_info(source, job.profile))
 
 
-def serialize(graph: Graph) -> bytes:
-    """The ONNX file of a graph whose weights are attached, after onnx.checker has passed it.
+def _quantization_info(source: Source, profile: Profile) -> QuantizationInfo | None:
+    from q2export.exporter.parameters import expected_parameters
+    from q2export.exporter.quantization.selection import is_quantizable
+    from q2export.exporter.quantization.stored_config import FORMAT_VERSION
 
-    Raises:
-        ExportError: the checker refuses the graph, which is a fault of the exporter.
-    """
-    import onnx
-    import onnx_ir as ir
-
-    from q2export.exporter.check import check_structure
-
-    proto = ir.to_proto(graph.model)
-    check_structure(proto)
-    data: bytes = proto.SerializeToString()
-    if len(data) >= onnx.checker.MAXIMUM_PROTOBUF:
-        raise ExportError(f"the graph alone takes {len(data)} bytes, more than a protobuf file may have")
-    return data
-
-
-def _weights_info(plan: BindingPlan, files: Sequence[WeightFile], value_scan: bool) -> WeightsInfo:
-    return WeightsInfo(
-        value_scan=value_scan,
-        files=tuple(files),
-        in_place_bytes=plan.in_place_bytes,
-        in_place_tensors=plan.in_place_tensors,
-        converted_bytes=plan.converted_bytes,
-        converted_tensors=len(plan.converted),
+    stored = source.quantization
+    if stored is None:
+        return None
+    kept = [
+        source.checkpoint.tensors[name].nbytes
+        for name in expected_parameters(source.config)
+        if is_quantizable(name, embedding=True) and name not in source.stored
+    ]
+    return QuantizationInfo(
+        format_version=FORMAT_VERSION,
+        bits=stored.scheme.bits,
+        block_size=stored.scheme.block_size,
+        symmetric=stored.scheme.symmetric,
+        method=stored.method,
+        embedding=stored.embedding,
+        keep=stored.keep,
+        input_order=stored.input_order,
+        activations=profile.quantization.activations,
+        quantized_weights=len(source.stored),
+        quantized_bytes=sum(weight.nbytes for weight in source.stored.values()),
+        kept_weights=len(kept),
+        kept_bytes=sum(kept),
     )
 
 
-def copy_texts(writer: PackageWriter, folder: Path) -> None:
-    """Copy configuration, tokenizer and chat template, byte for byte, those that exist."""
-    for name in _COPIED:
-        if (folder / name).exists():
-            writer.add_file(name, folder / name)
-
-
-def engine_info(source: Source, profile: Profile, dtype: str) -> EngineInfo:
-    """What a backend must know of the engine."""
-    config = source.config
+def _engine_info(config: ModelConfig, job: Job) -> EngineInfo:
+    """What a backend must know of the graph."""
+    dtype = job.dtype
     return EngineInfo(
         format="onnx",
         file=GRAPH_FILE,
@@ -181,155 +133,54 @@ def engine_info(source: Source, profile: Profile, dtype: str) -> EngineInfo:
         num_key_value_heads=config.num_key_value_heads,
         head_dim=config.head_dim,
         vocab_size=config.vocab_size,
-        max_batch=profile.batch.max,
-        max_capacity=max_capacity(source, profile),
-        prefill_chunk=min(profile.prefill_chunk, max_capacity(source, profile)),
+        max_batch=job.profile.batch.max,
+        max_capacity=job.capacity,
+        prefill_chunk=min(job.profile.prefill_chunk, job.capacity),
         context_length=config.context_length,
     )
 
 
-def max_capacity(source: Source, profile: Profile) -> int:
-    """Largest capacity of the engine: the profile's, but not more than the model was made for."""
-    return min(profile.capacity.max, source.config.context_length)
-
-
-def manifest(
+def describe(
+    job: Job,
     writer: PackageWriter,
-    source: Source,
-    written: Written,
+    made: Assembled,
     engine: EngineInfo,
     *,
-    model_id: str,
-    revision: str | None,
-    target: Target,
-    profile: Mapping[str, object],
-    overrides: Mapping[str, object],
     parity: ParitySummary | None,
     parity_skipped: str | None,
+    profile: Profile | None,
 ) -> Manifest:
-    """Describe the package."""
+    """The manifest of the package.
+
+    Args:
+        job: what was made.
+        writer: the package.
+        made: graph and weights.
+        engine: what the package is to run.
+        parity, parity_skipped: outcome of the check, or why there is none.
+        profile: what it was built for; None for an exported graph.
+    """
     from q2export.exporter.parameters import expected_parameters
 
-    parameters = sum(math.prod(shape) for shape in expected_parameters(source.config).values())
+    config = made.source.config
+    parameters = sum(math.prod(shape) for shape in expected_parameters(config).values())
     return Manifest(
         op_contract_version=opspec.CONTRACT_VERSION,
         model=ModelInfo(
-            model_id, revision, source.config.model_type, parameters, source.folder.resolve().name
+            job.model.id,
+            job.model.revision,
+            config.model_type,
+            parameters,
+            job.weights.folder.resolve().name,
         ),
-        target=target,
-        profile=profile,
-        profile_overrides=overrides,
+        target=job.target,
+        profile={} if profile is None else profile.to_dict(),
+        profile_overrides={} if profile is None else profile.overrides(),
         engine=engine,
-        weights=written.weights,
+        weights=made.written.weights,
+        quantization=made.quantization,
         parity=parity,
         parity_skipped=parity_skipped,
         files=writer.files,
-        libraries=installed_versions(_LIBRARIES),
+        libraries=installed_versions(LIBRARIES),
     )
-
-
-@dataclass(frozen=True)
-class StreamedReference:
-    """The exporter's reference in the form the runtime's comparison takes."""
-
-    source: Source
-
-    def run(self, sequences: Sequence[Sequence[int]], capture: Collection[str] = ()) -> ReferenceRun:
-        """See :meth:`q2export.runtime.verify.contracts.Reference.run`."""
-        from q2export.exporter.reference import CheckpointReference
-        from q2export.runtime.verify.contracts import ReferenceRun
-
-        result = CheckpointReference(self.source).run(sequences, capture)
-        return ReferenceRun(result.logits, result.captures)
-
-
-def engine_probe(folder: Path, engine: EngineInfo, *, threads: int, rebuild_command: str) -> EngineProbe:
-    """The engine in ``folder``, to be compared.
-
-    Args:
-        folder: a package, perhaps not yet complete.
-        engine: what it holds.
-        threads: CPU threads of an ONNX Runtime engine; 0 is one per core.
-        rebuild_command: for messages.
-
-    Raises:
-        PackageError: a TensorRT engine cannot run here, for want of a GPU, say.
-    """
-    from q2export.runtime.verify.backend_probe import BackendProbe
-    from q2export.runtime.verify.onnxruntime_probe import OnnxRuntimeProbe
-
-    if engine.tensorrt is None:
-        return OnnxRuntimeProbe(folder, engine, threads=threads)
-    from q2export.runtime.backends.tensorrt.session import open_backend
-
-    backend = open_backend(folder, engine, engine.tensorrt, rebuild_command)
-    return BackendProbe(lambda: backend)
-
-
-def parity_report(
-    name: str,
-    probe: EngineProbe,
-    source: Source,
-    profile: Profile,
-    prompts: Sequence[Sequence[int]],
-    *,
-    model_id: str,
-    command: str,
-    greedy_tokens: int,
-    text_tokens: Sequence[int] | None = None,
-    decode: Callable[[Sequence[int]], str] | None = None,
-) -> ParityReport:
-    """Compare an engine, called ``name`` in the report, with the PyTorch reference of the checkpoint."""
-    from q2export.runtime.verify.compare import compare
-    from q2export.runtime.verify.results import RunInfo
-
-    info = RunInfo(name, model_id, command, installed_versions(_LIBRARIES))
-    return compare(
-        StreamedReference(source),
-        probe,
-        prompts,
-        profile.parity,
-        info=info,
-        n_greedy=greedy_tokens,
-        text_tokens=text_tokens,
-        decode=decode,
-    )
-
-
-def parity_summary(report: ParityReport) -> ParitySummary:
-    """The numbers of a report that go into the manifest."""
-    total = report.total
-    if total is None:
-        raise ParityError("parity failed: " + "; ".join(report.failures))
-    return ParitySummary(
-        passed=report.passed,
-        tokens=total.tokens,
-        max_abs_error=total.max_abs_error,
-        mean_abs_error=total.mean_abs_error,
-        max_kl=total.max_kl,
-        min_cosine=total.min_cosine,
-        top1_agreement=total.top1_agreement_with_ties,
-    )
-
-
-def check_same_model(manifest: Manifest, source: Source) -> None:
-    """Refuse a checkpoint of another shape: comparing it would only say that it is another model."""
-    engine, config = manifest.engine, source.config
-    pairs = {
-        "model_type": (manifest.model.model_type, config.model_type),
-        "num_hidden_layers": (engine.num_hidden_layers, config.num_hidden_layers),
-        "num_key_value_heads": (engine.num_key_value_heads, config.num_key_value_heads),
-        "head_dim": (engine.head_dim, config.head_dim),
-        "vocab_size": (engine.vocab_size, config.vocab_size),
-    }
-    for name, (built, found) in pairs.items():
-        if built != found:
-            raise PackageError(
-                f"{source.folder}: not the model this package was built from: {name} is "
-                f"{found}, the package has {built}"
-            )
-
-
-def dump_json(data: object) -> str:
-    """JSON text as the package's files have it."""
-    return json.dumps(data, indent=2, ensure_ascii=False) + "\n"

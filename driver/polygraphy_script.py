@@ -19,7 +19,7 @@ from q2export.manifest import GRAPH_FILE, Manifest
 from q2export.package_reader import Package, read_package
 
 if TYPE_CHECKING:
-    from q2export.exporter.export import Source
+    from q2export.exporter.source import Source
 
 SCRIPT, SETTINGS, INPUTS, OUTPUTS = "compare.py", "comparison.json", "inputs.json", "outputs.json"
 REFERENCE = "pytorch-float32"
@@ -55,9 +55,9 @@ def write_comparison(
         PackageError: the output exists, the package has no graph, or was made from another model.
         Q2ExportError: the checkpoint cannot be read, or polygraphy is not installed.
     """
-    from q2export.exporter.export import load_source
+    from q2export.comparison import check_same_model
+    from q2export.exporter.source import load_source
     from q2export.model_source import resolve_model
-    from q2export.pipeline import check_same_model
 
     opened = read_package(package)
     opened.path(GRAPH_FILE)
@@ -99,8 +99,8 @@ def _runners(manifest: Manifest) -> tuple[str, ...]:
 
 def _write_data(folder: Path, manifest: Manifest, source: Source) -> None:
     """Inputs of the golden step, and what PyTorch computes from them in float32."""
+    from q2export.comparison import StreamedReference
     from q2export.parity import golden_step
-    from q2export.pipeline import StreamedReference
     from q2export.runtime.backends.onnxruntime import step_inputs
     from q2export.runtime.verify.golden import save_inputs, save_outputs
 

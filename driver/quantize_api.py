@@ -1,19 +1,23 @@
-"""``q2export.quantize``: write a checkpoint with quantized weights."""
+"""``q2export.quantize`` and ``quality_report``: quantized checkpoints, and what quantizing them cost."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from q2export.errors import ConfigError
 from q2export.model_source import resolve_model
-from q2export.pipeline import peak_rss_bytes
 from q2export.progress import progress_bar
-from q2export.quantization import Quantization, WeightType
+from q2export.quantization import QualityThresholds, Quantization, WeightType
+from q2export.stopwatch import peak_rss_bytes
+from q2export.stopwatch import peak_rss_bytes
 
 if TYPE_CHECKING:
     from q2export.exporter.quantization.quantize import QuantizeResult
+    from q2export.runtime.quality.results import QualityReport
 
 
 @dataclass(frozen=True)
@@ -76,3 +80,44 @@ def quantize(
         result = quantize_checkpoint(source, Path(output), quantization, overwrite=overwrite, advance=advance)
     folder = Path(output).absolute()
     return QuantizedCheckpoint(folder, result, source.config.warnings, peak_rss_bytes())
+
+
+def quality_report(
+    model: str | Path,
+    quantized: str | Path,
+    *,
+    text: Path | None = None,
+    thresholds: QualityThresholds | None = None,
+    revision: str | None = None,
+    result: QuantizeResult | None = None,
+) -> QualityReport:
+    """Compare a quantized checkpoint with the model it was made from, under PyTorch, layer by layer.
+
+    Args:
+        model: checkpoint folder or hub id, not quantized.
+        quantized: folder that :func:`quantize` made, or a published quantized checkpoint in the stored form.
+        text: UTF-8 file to measure on; None takes a short built-in text.
+        thresholds: what is allowed; None judges nothing.
+        revision: of a hub id.
+        result: of :func:`quantize`, whose errors of the single weights then go into the report.
+
+    Raises:
+        Q2ExportError: a folder is not what it should be, or the text is too short.
+    """
+    from q2export.exporter.source import load_source
+    from q2export.quality import MAX_TOKENS, measure_quality, quality_windows, weight_qualities
+
+    found = resolve_model(model, revision)
+    original, other = load_source(found.folder), load_source(Path(quantized))
+    if original.config.quantization is not None:
+        raise ConfigError(f"{found.folder}: is quantized itself; give the model it was made from")
+    arguments = ["q2export", "quantize", "--model", found.id, "--output", str(quantized), "--report", "FILE"]
+    return measure_quality(
+        original,
+        other,
+        quality_windows(found.folder, text, MAX_TOKENS, original.config.context_length),
+        names=(found.id, Path(quantized).name),
+        command=shlex.join([*arguments, *(["--text", str(text)] if text else [])]),
+        thresholds=thresholds,
+        weights=() if result is None else weight_qualities(result.weights),
+    )

@@ -36,8 +36,13 @@ class Graph:
     passes: tuple[tuple[str, int, tuple[str, ...]], ...]
 
 
-def target_dtype(source: Source, target: Target, dtype: str | None) -> str:
+def target_dtype(own: str, target: Target, dtype: str | None) -> str:
     """Return the type of the graph: what was asked for, or the checkpoint's own where the target takes it.
+
+    Args:
+        own: the checkpoint's own type.
+        target: what the graph is for.
+        dtype: what was asked for; None for the checkpoint's own.
 
     Raises:
         ExportError: there is no such target or type, or the target does not run in the type.
@@ -51,9 +56,9 @@ def target_dtype(source: Source, target: Target, dtype: str | None) -> str:
                 f"target onnxruntime runs in {', '.join(_ONNX_RUNTIME_TYPES)} on the CPU, not in {dtype}"
             )
         return "float32"
-    if target == "tensorrt" and dtype is None and source.dtype == "float32":
+    if target == "tensorrt" and dtype is None and own == "float32":
         return "float16"
-    return dtype or source.dtype
+    return dtype or own
 
 
 def build_graph(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
+from q2export.exporter.model_config import ModelConfig
 from q2export.exporter.parameters import EMBEDDING, expected_parameters
 from q2export.exporter.quantization.stored import StoredWeight
-from q2export.exporter.source import DTYPE_NAMES, Source
+from q2export.exporter.source import DTYPE_NAMES
 
 _ITEMSIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
 _SCALE_BYTES = 4
@@ -33,30 +35,49 @@ class PlannedBytes:
         return self.in_place + self.converted
 
 
+class Tensor(Protocol):
+    """What the header of a file says about a tensor."""
+
+    @property
+    def dtype(self) -> str:
+        """F32, F16 or BF16."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the tensor."""
+
+    @property
+    def nbytes(self) -> int:
+        """Its size."""
+
+
 def planned_bytes(
-    source: Source, target: str, dtype: str, stored: Mapping[str, StoredWeight] | None = None
+    config: ModelConfig,
+    tensors: Mapping[str, Tensor],
+    weights: Mapping[str, StoredWeight],
+    target: str,
+    dtype: str,
 ) -> PlannedBytes:
     """Return what a graph of ``target`` and ``dtype`` will read.
 
     Args:
-        source: the checkpoint.
+        config: of the model.
+        tensors: at least those of the parameters that are not quantized, by name.
+        weights: the quantized weights, by Hugging Face name.
         target: see :data:`q2export.exporter.export.Target`.
         dtype: of weights and activations.
-        stored: the weights that are to be quantized first; None for those that are.
     """
-    weights = source.stored if stored is None else stored
     in_place = converted = 0
-    for name in expected_parameters(source.config):  # without the copy of a tied head some checkpoints hold
+    for name in expected_parameters(config):  # without the copy of a tied head some checkpoints hold
         if name in weights:
             continue
-        ref = source.checkpoint.tensors[name]
+        ref = tensors[name]
         if DTYPE_NAMES[ref.dtype] == dtype:
             in_place += ref.nbytes
         else:
             converted += math.prod(ref.shape) * _ITEMSIZE[dtype]
-    parts = [
-        _quantized(weight, target, dtype, source.config.tie_word_embeddings) for weight in weights.values()
-    ]
+    tied = config.tie_word_embeddings
+    parts = [_quantized(weight, target, dtype, tied) for weight in weights.values()]
     placed, written = (sum(column) for column in zip(*parts, strict=True)) if parts else (0, 0)
     orders = {weight.input_order: weight.shape[1] * 4 for weight in weights.values() if weight.input_order}
     quantized = placed + written + sum(orders.values())

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 
-from q2export.exporter.checkpoint import Checkpoint, open_checkpoint
+from q2export.errors import ConfigError
+from q2export.exporter.checkpoint import Checkpoint, TensorRef, open_checkpoint
 from q2export.exporter.config import ModelConfig, load_config
 from q2export.exporter.parameters import TensorSpec, check_parameters, expected_parameters
 from q2export.exporter.quantization.layout import PADDING_PREFIX
+from q2export.exporter.quantization.published.config import PublishedQuantization
 from q2export.exporter.quantization.selection import select_weights
 from q2export.exporter.quantization.stored import StoredQuantization, StoredWeight
 from q2export.exporter.safetensors_header import QUANTIZED_DTYPES
@@ -36,39 +38,57 @@ class Source:
     checkpoint: Checkpoint
     stored: Mapping[str, StoredWeight] = field(default_factory=dict)
 
+    @property
+    def quantization(self) -> StoredQuantization | None:
+        """How the checkpoint is quantized; None if it is not."""
+        found = self.config.quantization
+        return found if isinstance(found, StoredQuantization) else None
+
     @cached_property
     def dtype(self) -> str:
-        """The checkpoint's own type, ``float32``, ``float16`` or ``bfloat16``.
+        """Type of what is not quantized, ``float32``, ``float16`` or ``bfloat16``.
 
-        It is the one most bytes of its matrices have; of a quantized one, that of what is not quantized.
+        Of an unquantized checkpoint it is the one most bytes of its matrices have.
         """
         if not self.stored:
             return DTYPE_NAMES[self.checkpoint.dtype]
-        plain = (self.checkpoint.tensors[name] for name in self.tensor_names if name not in self._held)
-        nbytes: Counter[str] = Counter()
-        for ref in plain:
-            nbytes[ref.dtype] += ref.nbytes
-        return DTYPE_NAMES[max(nbytes, key=lambda dtype: nbytes[dtype])]
+        held = {name for weight in self.stored.values() for name, _ in _tensors_of(weight)}
+        plain = [self.checkpoint.tensors[name] for name in self.tensor_names if name not in held]
+        return plain_dtype(self.config, plain)
 
     @cached_property
     def tensor_names(self) -> tuple[str, ...]:
         """Names of all tensors of the model; not the padding between them, nor the copy of a tied head."""
         return tuple(tensor_specs(self.config, self.stored))
 
-    @cached_property
-    def _held(self) -> frozenset[str]:
-        return frozenset(name for weight in self.stored.values() for name, _ in _tensors_of(weight))
+
+def plain_dtype(config: ModelConfig, plain: Iterable[TensorRef]) -> str:
+    """Type of a quantized checkpoint's unquantized tensors: what ``config.json`` says, or most bytes have."""
+    if config.torch_dtype is not None:
+        return config.torch_dtype
+    nbytes: Counter[str] = Counter()
+    for ref in plain:
+        nbytes[ref.dtype] += ref.nbytes
+    return DTYPE_NAMES[max(nbytes, key=lambda dtype: nbytes[dtype])]
 
 
 def load_source(folder: Path) -> Source:
     """Read and check ``config.json`` and all tensor headers; no weight is read.
+
+    Args:
+        folder: of a checkpoint that is not quantized, or one in the stored form.
 
     Raises:
         ConfigError, CheckpointError: naming file and field or tensor.
     """
     config = load_config(folder)
     quantization = config.quantization
-    if not isinstance(quantization, StoredQuantization):
+    if isinstance(quantization, PublishedQuantization):
+        raise ConfigError(
+            f"{folder / 'config.json'}: a published quantized checkpoint ({quantization.method}), which has "
+            "to be repacked first: q2export quantize --model ... --output ..."
+        )
+    if quantization is None:
         checkpoint = open_checkpoint(folder)
         check_parameters(checkpoint, config)
         return Source(folder, config, checkpoint)

@@ -142,6 +142,5 @@ def _open_onnxruntime(
         from_profile = manifest.profile.get("threads")
         threads = from_profile if isinstance(from_profile, int) else 0
     if prepack is None:
-        asked = manifest.profile.get("prepack", "auto")
-        prepack = asked == "always" or (asked == "auto" and manifest.weights.converted_bytes > 0)
+        prepack = manifest.prepacks
     return OnnxRuntimeBackend(folder, manifest.engine, threads=threads, prepack=prepack, profile=profile)

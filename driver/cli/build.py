@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     metavar="KEY=VALUE",
     help="Override a value of the profile; repeatable.",
 )
+@options.quantization
 @click.option(
     "--builder",
     type=click.Choice(["auto", "tensorrt", "rtx"]),
@@ -52,6 +53,7 @@ def command(
     revision: str | None,
     profile: str,
     settings: tuple[str, ...],
+    quantization: str | None,
     builder: str | None,
     timing_cache: Path | None,
     output: Path | None,
@@ -69,7 +71,9 @@ def command(
     from q2export import api
     from q2export.profile_loading import parse_overrides
 
-    overrides = parse_overrides([*settings, *([f"builder={builder}"] if builder else [])])
+    given = {"quantization.weights": quantization, "builder": builder}
+    short = [f"{key}={value}" for key, value in given.items() if value is not None]
+    overrides = parse_overrides([*settings, *short])
     if dry_run:
         plan = api.plan(model, profile=profile, overrides=overrides, revision=revision)
         warn(plan["warnings"])
@@ -115,6 +119,7 @@ def _plan_text(plan: Mapping[str, Any]) -> str:
         ("engine", f"{plan['target']}, {plan['dtype']}, capacity {plan['max_capacity']:,} tokens"),
         ("weights in place", format_bytes(weights["in_place_bytes"])),
         ("weights converted", format_bytes(weights["converted_bytes"])),
+        *_quantization_rows(plan),
         ("KV cache", f"{format_bytes(plan['kv_cache_bytes_per_token'])} per token"),
     ]
     if engine := plan.get("tensorrt"):
@@ -122,6 +127,17 @@ def _plan_text(plan: Mapping[str, Any]) -> str:
     origin = plan["origin"]
     values = [(key, value, origin.get(key, "")) for key, value in _leaves(plan["profile"], "")]
     return f"{aligned(rows)}\n\nprofile\n{aligned(values, indent=2)}"
+
+
+def _quantization_rows(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    stored = plan["quantization"]
+    if stored is None:
+        return
+    scheme = stored["scheme"]
+    kind = f"int{scheme['bits']}, block {scheme['block_size']}"
+    symmetry = "symmetric" if scheme["symmetric"] else "asymmetric"
+    size = format_bytes(plan["weights"]["quantized_bytes"])
+    yield "quantized", f"{size} of these: {kind}, {symmetry}, {stored['method']}"
 
 
 def _engine_rows(engine: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -13,6 +13,7 @@ from q2export.cli.results import manifest_rows, run_document, run_rows
 
 if TYPE_CHECKING:
     from q2export.placement import PlacementMode
+    from q2export.quantization import WeightType
 
 
 @click.command()
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     type=click.Choice(["float32", "float16", "bfloat16"]),
     help="Of weights and activations.  [default: the checkpoint's, where the target takes it]",
 )
+@options.quantization
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder to make.")
 @options.weights
 @click.option(
@@ -42,6 +44,7 @@ def command(
     revision: str | None,
     target: Literal["portable", "onnxruntime", "tensorrt"],
     dtype: str | None,
+    quantization: WeightType | None,
     output: Path,
     weights: PlacementMode,
     golden: bool,
@@ -53,6 +56,7 @@ def command(
     Weights stay in the checkpoint's own files where the target takes their type; no value is read then.
     """
     from q2export import api
+    from q2export.quantization import Quantization
 
     result = api.export(
         model,
@@ -63,6 +67,7 @@ def command(
         weights=weights,
         golden=golden,
         overwrite=overwrite,
+        quantization=Quantization(weights=quantization or "none"),
     )
     warn(result.warnings)
     if not as_json:

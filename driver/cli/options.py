@@ -17,6 +17,11 @@ weights = click.option(
     show_default=True,
     help="How weights used in place get into the output: linked, copied, or linked where possible.",
 )
+quantization = click.option(
+    "--quantization",
+    type=click.Choice(["none", "int4", "int8"]),
+    help="Quantize the weights first.  [default: the profile's; none where there is no profile]",
+)
 overwrite = click.option("--overwrite", is_flag=True, help="Replace an existing output of q2export.")
 json_output = click.option("--json", "as_json", is_flag=True, help="Write the result as JSON to stdout.")
 prepack = click.option(

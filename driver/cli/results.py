@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from q2export.cli.output import format_bytes, format_seconds
 
 if TYPE_CHECKING:
-    from q2export.manifest import Manifest
+    from q2export.manifest import Manifest, QuantizationInfo
 
 Row = tuple[str, str]
 
@@ -28,6 +28,11 @@ def manifest_rows(manifest: Manifest) -> Iterator[Row]:
     yield "limits", f"batch {engine.max_batch}, capacity {engine.max_capacity:,} tokens"
     yield "weights in place", _weights_text(weights.in_place_bytes, weights.in_place_tensors)
     yield "weights converted", _weights_text(weights.converted_bytes, weights.converted_tensors)
+    if (quantized := manifest.quantization) is not None:
+        yield "weights quantized", _quantization_text(quantized)
+        if quantized.kept_weights:
+            size = format_bytes(quantized.kept_bytes)
+            yield "weights kept", f"{quantized.kept_weights} matrices in high precision, {size}"
     yield "values checked", "yes" if weights.value_scan else "no"
     yield "parity", _parity_text(manifest)
     total = sum(file.bytes for file in manifest.files.values())
@@ -66,6 +71,15 @@ def run_document(
 
 def _weights_text(nbytes: int, tensors: int) -> str:
     return f"{format_bytes(nbytes)} in {tensors} tensors" if tensors else "none"
+
+
+def _quantization_text(quantized: QuantizationInfo) -> str:
+    kind = f"int{quantized.bits}, block {quantized.block_size}"
+    symmetry = "symmetric" if quantized.symmetric else "asymmetric"
+    activations = f"{quantized.activations} activations"
+    size = format_bytes(quantized.quantized_bytes)
+    count = quantized.quantized_weights
+    return f"{size} in {count} matrices: {kind}, {symmetry}, {quantized.method}; {activations}"
 
 
 def _parity_text(manifest: Manifest) -> str:

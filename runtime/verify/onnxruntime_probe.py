@@ -45,18 +45,20 @@ _LAYER_POINTS = (
 class OnnxRuntimeProbe(BackendProbe):
     """An :class:`~q2export.runtime.verify.contracts.EngineProbe` over the ONNX engine of a package."""
 
-    def __init__(self, folder: Path, engine: EngineInfo, *, threads: int = 0) -> None:
+    def __init__(self, folder: Path, engine: EngineInfo, *, threads: int = 0, prepack: bool = False) -> None:
         """Remember the package; nothing is loaded yet.
 
         Args:
             folder: the package.
             engine: from its manifest.
             threads: CPU threads; 0 is one per core.
+            prepack: as the engine will be run: kernels for quantized weights compute otherwise without it.
         """
-        super().__init__(lambda: OnnxRuntimeBackend(folder, engine, threads=threads))
+        super().__init__(lambda: OnnxRuntimeBackend(folder, engine, threads=threads, prepack=prepack))
         self._folder = folder
         self._engine = engine
         self._threads = threads
+        self._prepack = prepack
 
     def capture(self, tokens: Sequence[int], points: Collection[str]) -> dict[str, Float32Array]:
         """Run the engine with the values of ``points`` exposed: float32 ``[tokens, width]`` each."""
@@ -66,7 +68,12 @@ class OnnxRuntimeProbe(BackendProbe):
         known = {output.name for output in model.graph.output}
         for value in sorted(set(values.values()) - known):
             model.graph.output.append(onnx.helper.make_tensor_value_info(value, onnx.TensorProto.FLOAT, None))
-        session = open_session(model.SerializeToString(), threads=self._threads, weights_folder=self._folder)
+        session = open_session(
+            model.SerializeToString(),
+            threads=self._threads,
+            prepack=self._prepack,
+            weights_folder=self._folder,
+        )
         names = sorted(set(values.values()))
         feed = step_inputs(self._engine, tokens, np.arange(len(tokens), dtype=np.int64))
         found = dict(zip(names, session.run(names, feed), strict=True))

@@ -365,7 +365,7 @@ LARGE = """
 import json, sys, time
 from q2export.exporter.config import parse_config
 from q2export.exporter.emit import emit
-from q2export.pipeline import peak_rss_bytes
+from q2export.stopwatch import peak_rss_bytes
 config = parse_config(json.loads(sys.argv[1]), "large")
 start = time.process_time()
 model = emit(config, "bfloat16")

@@ -149,7 +149,7 @@ from dataclasses import replace
 from pathlib import Path
 from q2export.exporter.quantization.quantize import quantize_weights
 from q2export.exporter.source import load_source
-from q2export.pipeline import peak_rss_bytes
+from q2export.stopwatch import peak_rss_bytes
 from q2export.quantization import Quantization
 source = load_source(Path(sys.argv[1]))
 before = peak_rss_bytes()

@@ -1,0 +1,149 @@
+"""Writing a graph and its weights into a package."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from q2export.errors import ExportError
+from q2export.manifest import GRAPH_FILE, WeightFile, WeightsInfo
+from q2export.package import PackageWriter
+from q2export.placement import PlacementMode, require_free_space
+from q2export.progress import progress_bar
+from q2export.stopwatch import Stopwatch
+
+if TYPE_CHECKING:
+    from q2export.exporter.bind import BindingPlan
+    from q2export.exporter.export import Graph
+
+CONVERTED_FILE = "weights.safetensors"
+SHARD_FOLDER = "weights"
+"""Of the package: files of the checkpoint, or a checkpoint in the stored form that was made of it."""
+
+
+Scan = Literal["all", "converted", "none"]
+"""Which weights are checked for NaN, infinity and overflow: all, those read anyway to be converted, none."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """What writing the weights and the graph did."""
+
+    weights: WeightsInfo
+    onnx_bytes: int
+
+
+def write_graph(
+    writer: PackageWriter,
+    graph: Graph,
+    *,
+    scan: Scan,
+    placement: PlacementMode,
+    watch: Stopwatch,
+    quantized_from: Sequence[str] = (),
+) -> Written:
+    """Place and convert the weights, attach them to the graph and write the ONNX file.
+
+    Args:
+        writer: the package.
+        graph: its weights are in a checkpoint, or in :data:`SHARD_FOLDER` of the package.
+        scan: which values are checked.
+        placement: how files used in place get into the package.
+        watch: of the stages.
+        quantized_from: names of the files a checkpoint in the package was made of.
+
+    Raises:
+        CheckpointError: the scan found a value, or a file changed meanwhile.
+        PackageError: no space, or the weights cannot be linked where that was asked for.
+    """
+    from q2export.exporter.attach import attach
+
+    plan = graph.plan
+    is_here = plan.checkpoint.folder == writer.folder / SHARD_FOLDER
+    with watch.stage("weights in place"):
+        if is_here:
+            placed = {shard: _record(writer, plan, shard, quantized_from) for shard in plan.checkpoint.files}
+            writer.add_written(f"{SHARD_FOLDER}/config.json")
+        else:
+            placed = {shard: _place(writer, plan, shard, scan, placement) for shard in plan.shards}
+    files = [*placed.values()]
+    with watch.stage("weights converted"):
+        if plan.converted:
+            files.append(_convert(writer, plan, scan))
+    with watch.stage("onnx"):
+        locations = {shard: file.path for shard, file in placed.items()}
+        attach(graph.model, plan, locations, CONVERTED_FILE if plan.converted else None)
+        data = serialize(graph)
+        writer.add_bytes(GRAPH_FILE, data)
+    # quantizing checks every value
+    checked = is_here or scan == "all" or (scan == "converted" and not plan.in_place)
+    return Written(_weights_info(plan, files, checked), len(data))
+
+
+def _record(writer: PackageWriter, plan: BindingPlan, shard: Path, sources: Sequence[str]) -> WeightFile:
+    """List a file of a checkpoint that was quantized into the package."""
+    from q2export.exporter.bind import scan_shard
+
+    with progress_bar(f"checking {shard.name}", shard.stat().st_size) as advance:
+        sha256 = scan_shard(plan, shard, advance)
+    return writer.add_quantized(f"{SHARD_FOLDER}/{shard.name}", tuple(sources), sha256)
+
+
+def _place(
+    writer: PackageWriter, plan: BindingPlan, shard: Path, scan: Scan, placement: PlacementMode
+) -> WeightFile:
+    """Bring a file that is used in place into the package."""
+    from q2export.exporter.bind import scan_shard
+
+    sha256 = None
+    if scan == "all":
+        with progress_bar(f"checking {shard.name}", shard.stat().st_size) as advance:
+            sha256 = scan_shard(plan, shard, advance)
+    name = f"{SHARD_FOLDER}/{shard.relative_to(plan.checkpoint.folder).as_posix()}"
+    return writer.place_weights(shard, name, placement, sha256)
+
+
+def _convert(writer: PackageWriter, plan: BindingPlan, scan: Scan) -> WeightFile:
+    """Write what cannot be used in place."""
+    from q2export.exporter.convert import write_converted
+
+    require_free_space(writer.folder, plan.converted_bytes, "converted weights")
+    with (
+        progress_bar("converting weights", plan.converted_bytes) as advance,
+        writer.open_hashed(CONVERTED_FILE) as sink,
+    ):
+        write_converted(plan, sink, scan=scan != "none", advance=advance)
+    sources = sorted({ref.file.name for binding in plan.converted for ref in binding.sources})
+    return WeightFile(CONVERTED_FILE, "converted", tuple(sources), writer.files[CONVERTED_FILE].bytes)
+
+
+def serialize(graph: Graph) -> bytes:
+    """The ONNX file of a graph whose weights are attached, after onnx.checker has passed it.
+
+    Raises:
+        ExportError: the checker refuses the graph, which is a fault of the exporter.
+    """
+    import onnx
+    import onnx_ir as ir
+
+    from q2export.exporter.check import check_structure
+
+    proto = ir.to_proto(graph.model)
+    check_structure(proto)
+    data: bytes = proto.SerializeToString()
+    if len(data) >= onnx.checker.MAXIMUM_PROTOBUF:
+        raise ExportError(f"the graph alone takes {len(data)} bytes, more than a protobuf file may have")
+    return data
+
+
+def _weights_info(plan: BindingPlan, files: Sequence[WeightFile], value_scan: bool) -> WeightsInfo:
+    return WeightsInfo(
+        value_scan=value_scan,
+        files=tuple(files),
+        in_place_bytes=plan.in_place_bytes,
+        in_place_tensors=plan.in_place_tensors,
+        converted_bytes=plan.converted_bytes,
+        converted_tensors=len(plan.converted),
+    )

@@ -1,0 +1,35 @@
+"""What a target does not take of quantized weights, said before any work is done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from q2export.errors import ExportError
+from q2export.exporter.quantization.stored import StoredWeight
+
+_ROUTED_EXPERTS = ".mlp.experts."
+
+
+def check_quantized(target: str, weights: Iterable[StoredWeight]) -> None:
+    """Refuse quantized weights that a target could only ignore, or that would have to be dequantized whole.
+
+    Args:
+        target: see :data:`q2export.exporter.export.Target`.
+        weights: the quantized weights.
+
+    Raises:
+        ExportError: naming the first such weight, and what to do.
+    """
+    if target != "tensorrt":
+        return
+    for weight in weights:
+        if not weight.scheme.symmetric:
+            raise ExportError(
+                f"{weight.name!r} is quantized with zero points, and TensorRT takes none for blocks; "
+                "quantize with quantization.symmetric=true, or take the unquantized checkpoint"
+            )
+        if _ROUTED_EXPERTS in weight.name:
+            raise ExportError(
+                f"{weight.name!r} is quantized, and the TensorRT plugin for mixtures of experts takes 16-bit "
+                "weights; leave the experts in high precision with quantization.keep=['*.experts.*']"
+            )
