@@ -1,6 +1,7 @@
 # Targets run in a virtual environment of the repository's own (.venv), made on first use.
 #   make demo    build the two small checkpoints of tests/data, verify both engines, print generated text
 #   make test    lint, then the tests: what CI runs
+#   make test CUDA_ARCHITECTURES=90    the same, with the kernels built for a GPU of compute capability 9.0
 #   make bench   the comparisons of benchmarks/, with the peers in an environment of their own
 
 PYTHON ?= python3
@@ -10,6 +11,10 @@ STAMP := $(VENV)/.stamp
 PEERS := .venv-peers
 PEERS_STAMP := $(PEERS)/.stamp
 JOBS := 2
+# Which GPUs the kernels are built for, where there is a CUDA compiler: native, none, or "80;90". Later GPUs run the
+# kernels of 80 from PTX. A wheel to hand out has all: see docs/installation.md.
+CUDA_ARCHITECTURES ?= 80
+export Q2EXPORT_CUDA_ARCHITECTURES = $(CUDA_ARCHITECTURES)
 ROOMS := exporter plugins profiles runtime
 # The rooms as Python imports them: mypy and import-linter do not know the mapping of setup.py.
 TREE := build/tree

@@ -192,10 +192,7 @@ def load(path: Path) -> ctypes.CDLL:
     Raises:
         MissingDependencyError: they are not built, cannot be loaded here, or are of another version.
     """
-    rebuild = (
-        "in the source tree: cmake -S plugins -B build/plugins "
-        f"-D Q2EXPORT_LIBRARY_DIR={path.parent} && cmake --build build/plugins"
-    )
+    rebuild = "in the source tree: python -m q2export.plugins.kernel_build"
     if not path.is_file():
         raise MissingDependencyError(
             f"the CUDA kernels are needed to run this engine, but {path} is absent; {rebuild}"

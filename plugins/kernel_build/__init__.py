@@ -1,0 +1,33 @@
+"""Builds ``libq2export_kernels.so``, for ``setup.py`` and ``python -m q2export.plugins.kernel_build``.
+
+Needs nothing but Python: while the package is being installed, there is no package yet.
+"""
+
+from __future__ import annotations
+
+from .compiler import (
+    ARCHITECTURES,
+    ARCHITECTURES_VARIABLE,
+    Compiler,
+    KernelBuildError,
+    NoKernelsError,
+    Plan,
+    find_compiler,
+    plan,
+    wanted_architectures,
+)
+from .library import KernelLibrary, available_cores
+
+__all__ = [
+    "ARCHITECTURES",
+    "ARCHITECTURES_VARIABLE",
+    "Compiler",
+    "KernelBuildError",
+    "KernelLibrary",
+    "NoKernelsError",
+    "Plan",
+    "available_cores",
+    "find_compiler",
+    "plan",
+    "wanted_architectures",
+]

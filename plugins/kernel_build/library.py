@@ -1,0 +1,127 @@
+"""Compile ``csrc/kernels`` into one library, again only what has changed."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from .compiler import Compiler, KernelBuildError, code_flags
+
+CSRC = Path(__file__).resolve().parents[1] / "csrc"
+
+_FLAGS = ("-std=c++17", "-O3", "-DNDEBUG", "-Xcompiler=-fPIC,-fvisibility=hidden", "-Xptxas=-v")
+_LINK_FLAGS = ("-shared", "-cudart=static", "-Xlinker=--no-undefined")
+
+
+@dataclass(frozen=True)
+class KernelLibrary:
+    """The library of one compiler, for some architectures.
+
+    Attributes:
+        compiler: the nvcc.
+        architectures: compute capabilities, ascending; not empty.
+        objects: folder of the object files; beside each its dependencies (``.d``), its command (``.command``)
+            and what ptxas said of registers, spills and shared memory (``.ptxas``).
+        flags: more options of nvcc, for every source.
+        csrc: the folder of the sources.
+    """
+
+    compiler: Compiler
+    architectures: tuple[str, ...]
+    objects: Path
+    flags: tuple[str, ...] = ()
+    csrc: Path = CSRC
+
+    @property
+    def sources(self) -> list[Path]:
+        """The CUDA sources."""
+        return sorted(self.csrc.glob("kernels/*/*.cu"))
+
+    def build(self, output: Path, jobs: int) -> None:
+        """Bring the library at ``output`` up to date.
+
+        Args:
+            output: file to write; the old one stays where a source does not compile.
+            jobs: how many compilers may run at once; each takes about 250 MB.
+
+        Raises:
+            KernelBuildError: a source does not compile, or the library does not link; the compiler's words.
+        """
+        self.objects.mkdir(parents=True, exist_ok=True)
+        with ThreadPoolExecutor(max(1, jobs)) as pool:
+            objects = list(pool.map(self._compile, self.sources))
+        exports = self.csrc / "kernels" / "exports.map"
+        command = [*self._nvcc(), *_LINK_FLAGS, f"-Xlinker=--version-script={exports}", *map(str, objects)]
+        record = self.objects / "library.command"
+        if _is_current(output, [*objects, exports], record, command):
+            return
+        output.parent.mkdir(parents=True, exist_ok=True)
+        partial = output.with_suffix(".partial")
+        _run([*command, "-o", str(partial)])
+        os.replace(partial, output)
+        record.write_text(_text(command), encoding="utf-8")
+
+    def object_of(self, source: Path) -> Path:
+        """Where the object file of a source is."""
+        return self.objects / f"{source.parent.name}-{source.stem}.o"
+
+    def _nvcc(self) -> list[str]:
+        return [str(self.compiler.path), *code_flags(self.architectures)]
+
+    def _compile(self, source: Path) -> Path:
+        target = self.object_of(source)
+        depends, record = target.with_suffix(".d"), target.with_suffix(".command")
+        includes = [f"-I{self.csrc / 'include'}", f"-I{self.csrc / 'kernels'}"]
+        command = [*self._nvcc(), *_FLAGS, *self.flags, *includes, "-c", str(source)]
+        version = f"nvcc {self.compiler.version}"
+        if _is_current(target, _dependencies(depends), record, [version, *command]):
+            return target
+        started = time.time_ns()
+        partial = target.with_suffix(".partial.o")
+        said = _run([*command, "-MD", "-MF", str(depends), "-o", str(partial)])
+        target.with_suffix(".ptxas").write_text(said, encoding="utf-8")
+        os.utime(partial, ns=(started, started))  # older than a source that is edited meanwhile
+        os.replace(partial, target)
+        record.write_text(_text([version, *command]), encoding="utf-8")
+        return target
+
+
+def available_cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def _run(command: Sequence[str]) -> str:
+    """Run a compiler and return what it said."""
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise KernelBuildError(f"{shlex.join(command)}\n{done.stdout}{done.stderr}")
+    return done.stdout + done.stderr
+
+
+def _text(command: Sequence[str]) -> str:
+    return shlex.join(command) + "\n"
+
+
+def _is_current(target: Path, depends: Sequence[Path], record: Path, command: Sequence[str]) -> bool:
+    """Whether a file is newer than what it was made from, by the same command."""
+    if not (depends and target.is_file() and record.is_file()):
+        return False
+    if record.read_text(encoding="utf-8") != _text(command):
+        return False
+    made = target.stat().st_mtime_ns
+    return all(each.is_file() and each.stat().st_mtime_ns <= made for each in depends)
+
+
+def _dependencies(path: Path) -> list[Path]:
+    """The files that a dependency file, a rule of make, names; none where there is no such file."""
+    if not path.is_file():
+        return []
+    _, _, files = path.read_text(encoding="utf-8").partition(":")
+    return [Path(each) for each in files.replace("\\\n", " ").split()]

@@ -1,0 +1,103 @@
+"""Wheels with and without the CUDA kernels. The compiler is a stand-in, so that one need not be at hand."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+import q2export
+from tests.plugins import fake_nvcc
+
+LIBRARY = "q2export/plugins/lib/libq2export_kernels.so"
+NAME = f"q2export-{q2export.__version__}"
+
+
+class Source:
+    """A copy of what the package is built from; of the kernels, the smallest source."""
+
+    def __init__(self, repository: Path, folder: Path) -> None:
+        self.folder = folder / "source"
+        self.wheels = folder / "wheels"
+        self.nvcc = fake_nvcc.install(folder / "cuda")
+        ignored = shutil.ignore_patterns("__pycache__", "lib", "attention", "moe", "rotary", "gpu.cu")
+        shutil.copytree(repository / "plugins", self.folder / "plugins", ignore=ignored)
+        for room in ("driver", "exporter", "profiles", "runtime"):
+            (self.folder / room).mkdir()
+        shutil.copy(repository / "driver" / "__init__.py", self.folder / "driver")
+        for name in ("LICENSE", "README.md", "pyproject.toml", "setup.py"):
+            shutil.copy(repository / name, self.folder)
+
+    def environment(self, architectures: str) -> Mapping[str, str]:
+        home = str(self.nvcc.parents[1])
+        return {**os.environ, "CUDA_HOME": home, "Q2EXPORT_CUDA_ARCHITECTURES": architectures}
+
+    def wheel(self, architectures: str) -> Path:
+        """Build a wheel of its own folder."""
+        command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+        command += ["--wheel-dir", str(self.wheels), str(self.folder)]
+        shutil.rmtree(self.wheels, ignore_errors=True)
+        subprocess.run(command, check=True, env=self.environment(architectures))
+        (built,) = self.wheels.iterdir()
+        return built
+
+
+@pytest.fixture
+def source(repository: Path, tmp_path: Path) -> Source:
+    return Source(repository, tmp_path)
+
+
+def test_the_wheel_has_the_kernels_and_is_of_a_platform(source: Source) -> None:
+    for architectures, gencode in (("80", "sm_80"), ("90", "sm_90a")):
+        built = source.wheel(architectures)
+        assert built.name.startswith(f"{NAME}-py3-none-linux_")
+        with zipfile.ZipFile(built) as archive:
+            assert gencode in archive.read(LIBRARY).decode().splitlines()[0]
+            assert not [name for name in archive.namelist() if ".data/" in name or "csrc" in name]
+            assert "Root-Is-Purelib: false" in archive.read(f"{NAME}.dist-info/WHEEL").decode()
+    calls = fake_nvcc.calls(source.nvcc)
+    assert source.wheel("90").exists()
+    assert fake_nvcc.calls(source.nvcc) == calls, "nothing has changed"
+
+    built = source.wheel("none")
+    assert built.name == f"{NAME}-py3-none-any.whl"
+    with zipfile.ZipFile(built) as archive:
+        assert LIBRARY not in archive.namelist(), "that of an earlier build"
+
+
+def test_a_compiler_that_fails_fails_the_installation(source: Source) -> None:
+    (source.folder / "plugins" / "csrc" / "kernels" / "common" / "error.cu").write_text("#error\n")
+    with pytest.raises(subprocess.CalledProcessError):
+        source.wheel("80")
+    assert not list(source.wheels.glob("*"))
+
+
+@pytest.mark.parametrize("mode", ["lenient", "strict"])
+def test_an_editable_installation_finds_the_kernels(source: Source, mode: str, tmp_path: Path) -> None:
+    script = (
+        "import sys; from setuptools import build_meta;"
+        "build_meta.build_editable(sys.argv[1], {'editable_mode': sys.argv[2]})"
+    )
+    output = tmp_path / "editable"
+    output.mkdir()
+    command = [sys.executable, "-c", script, str(output), mode]
+    subprocess.run(
+        command, check=True, cwd=source.folder, env=source.environment("80"), stdout=subprocess.DEVNULL
+    )
+    (built,) = output.iterdir()
+    installed = tmp_path / "site"
+    with zipfile.ZipFile(built) as archive:
+        archive.extractall(installed)
+    find = "import q2export.plugins as p, pathlib; print(pathlib.Path(p.__file__).with_name('lib'))"
+    # As a site directory, so that the hooks of editable installations run; without other installations (-S).
+    script = f"import site; site.addsitedir({str(installed)!r}); {find}"
+    done = subprocess.run([sys.executable, "-S", "-c", script], capture_output=True, text=True, check=True)
+    library = Path(done.stdout.strip()) / Path(LIBRARY).name
+    assert library.is_file()
+    assert (source.folder / "plugins" / "lib" / library.name).is_file()
