@@ -17,11 +17,23 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from q2export.api import build, export, load, plan, verify
     from q2export.errors import Q2ExportError
-    from q2export.quantize_api import quantize
+    from q2export.quantize_api import quality_report, quantize
+    from q2export.repack_api import repack
 
 __version__ = "0.1.0"
 
-__all__ = ["Q2ExportError", "__version__", "build", "export", "load", "plan", "quantize", "verify"]
+__all__ = [
+    "Q2ExportError",
+    "__version__",
+    "build",
+    "export",
+    "load",
+    "plan",
+    "quality_report",
+    "quantize",
+    "repack",
+    "verify",
+]
 
 _MODULE_OF = {
     "Q2ExportError": "q2export.errors",
@@ -29,7 +41,9 @@ _MODULE_OF = {
     "export": "q2export.api",
     "load": "q2export.api",
     "plan": "q2export.api",
+    "quality_report": "q2export.quantize_api",
     "quantize": "q2export.quantize_api",
+    "repack": "q2export.repack_api",
     "verify": "q2export.api",
 }
 

@@ -73,7 +73,6 @@ def measure_quality(
     quantized: Source,
     text: QualityText,
     *,
-    form: QuantizedForm,
     names: tuple[str, str],
     command: str,
     thresholds: QualityThresholds | None = None,
@@ -86,7 +85,6 @@ def measure_quality(
         original: the unquantized checkpoint.
         quantized: the same model in the stored form.
         text: what to compare on.
-        form: how it is quantized.
         names: of the original and of what is compared with it, for the report.
         command: that repeats the comparison.
         thresholds: what is allowed; None judges nothing.
@@ -95,7 +93,7 @@ def measure_quality(
             checkpoint gives under PyTorch.
 
     Raises:
-        ParityError: the two are not the same model.
+        ParityError: the two are not the same model, or ``quantized`` is not quantized.
     """
     from q2export.exporter.quantization.quality import compare_layers
     from q2export.exporter.quantization.quantize import source_bytes
@@ -103,6 +101,7 @@ def measure_quality(
     from q2export.runtime.quality.measure import TextComparison
     from q2export.runtime.quality.results import LayerQuality, QualityReport
 
+    form = _form(original, quantized)
     comparison = TextComparison()
 
     def compare(
@@ -134,11 +133,33 @@ def measure_quality(
     )
 
 
+def _form(original: Source, quantized: Source) -> QuantizedForm:
+    """How the second is quantized.
+
+    Raises:
+        ParityError: it is not, or is another model than the first.
+    """
+    from q2export.exporter.quantization.stored import StoredQuantization
+    from q2export.runtime.quality.results import QuantizedForm
+
+    stored = quantized.config.quantization
+    if not isinstance(stored, StoredQuantization):
+        raise ParityError(f"{quantized.folder}: is not a quantized checkpoint in the stored form")
+    for name in ("model_type", "num_hidden_layers", "hidden_size", "vocab_size", "num_attention_heads"):
+        ours, theirs = getattr(original.config, name), getattr(quantized.config, name)
+        if ours != theirs:
+            raise ParityError(
+                f"{quantized.folder}: not a quantized form of {original.folder}: {name} is {theirs}, "
+                f"there {ours}"
+            )
+    scheme = stored.scheme
+    return QuantizedForm(scheme.bits, scheme.block_size, scheme.symmetric, stored.method)
+
+
 def weight_qualities(statistics: Iterable[WeightStatistics]) -> list[WeightQuality]:
     """What quantizing found out about each weight, in the form of the report."""
     from q2export.runtime.quality.results import WeightQuality
 
     return [
-        WeightQuality(each.name, each.shape, each.relative_error, each.stored_bytes)
-        for each in statistics
+        WeightQuality(each.name, each.shape, each.relative_error, each.stored_bytes) for each in statistics
     ]

@@ -13,7 +13,6 @@ from q2export.model_source import resolve_model
 from q2export.progress import progress_bar
 from q2export.quantization import QualityThresholds, Quantization, WeightType
 from q2export.stopwatch import peak_rss_bytes
-from q2export.stopwatch import peak_rss_bytes
 
 if TYPE_CHECKING:
     from q2export.exporter.quantization.quantize import QuantizeResult

@@ -42,6 +42,16 @@ _LARGEST = 3  # weights with the largest error that are shown
     help="Leave weights whose names match in high precision, such as 'model.layers.0.*'. May be repeated.",
 )
 @click.option("--no-embedding", is_flag=True, help="Leave the embedding and the head in high precision.")
+@click.option(
+    "--report",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Compare with the original on a text, layer by layer, and write an HTML page.",
+)
+@click.option(
+    "--text",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="UTF-8 file to compare on.  [default: a short built-in text]",
+)
 @options.overwrite
 @options.json_output
 def command(
@@ -53,14 +63,18 @@ def command(
     asymmetric: bool,
     keep: tuple[str, ...],
     no_embedding: bool,
+    report: Path | None,
+    text: Path | None,
     overwrite: bool,
     as_json: bool,
 ) -> None:
     """Write a checkpoint with quantized weights.
 
-    Every command takes the result as --model. Norms, biases and routers stay as they are.
+    Every command takes the result as --model. Norms, biases and routers stay as they are. With --report or
+    --text the result is compared with the original: perplexity, KL divergence, top-1 agreement, the error of
+    every layer and weight.
     """
-    from q2export.quantize_api import quantize
+    from q2export.quantize_api import quality_report, quantize
 
     made = quantize(
         model,
@@ -74,10 +88,21 @@ def command(
         overwrite=overwrite,
     )
     warn(made.warnings)
+    quality = None
+    if report is not None or text is not None:
+        quality = quality_report(model, output, text=text, revision=revision, result=made.result)
+    if report is not None and quality is not None:
+        from q2export.runtime.quality.report import write_quality_page
+
+        write_quality_page(quality, report)
     if as_json:
-        print_json(_document(made))
-    else:
-        click.echo(f"quantized {output}\n{aligned(_rows(made), indent=2)}")
+        print_json({**_document(made), **({"quality": quality.document()} if quality else {})})
+        return
+    click.echo(f"quantized {output}\n{aligned(_rows(made), indent=2)}")
+    if quality is not None:
+        from q2export.runtime.quality.summary import quality_lines
+
+        click.echo("\n".join(quality_lines(quality)))
 
 
 def _rows(made: QuantizedCheckpoint) -> list[tuple[str, str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from q2export.codec import Source, from_plain, to_plain
 from q2export.errors import ParityError
@@ -122,15 +123,18 @@ class QualityReport:
         """Whether every limit held."""
         return not self.failures
 
-    def to_json(self) -> str:
-        """The report as strict JSON, indented, with the verdict."""
-        document = {
+    def document(self) -> dict[str, Any]:
+        """The report as plain data, with the verdict."""
+        return {
             "schema_version": SCHEMA_VERSION,
             "passed": self.passed,
             "failures": list(self.failures),
             **to_plain(self),
         }
-        return json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False)
+
+    def to_json(self) -> str:
+        """:meth:`document` as strict JSON, indented."""
+        return json.dumps(self.document(), indent=2, allow_nan=False, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str, label: str = "quality report") -> QualityReport:

@@ -99,3 +99,37 @@ def test_an_unknown_type_is_a_usage_error(
 ) -> None:
     code, _, err = run(capsys, "--model", model, "-o", tmp_path / "out", "--quantization", "int3")
     assert code == 2 and "int3" in err
+
+
+def test_a_report_compares_with_the_original(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The trained model: what the table says is in the JSON, and the page is there."""
+    data = Path(__file__).resolve().parents[1] / "data" / "checkpoints"
+    text = tmp_path / "text.txt"
+    text.write_text((data / "held_out.txt").read_text(encoding="utf-8")[:3000], encoding="utf-8")
+    page, out = tmp_path / "quality.html", tmp_path / "out"
+    options = ["--model", data / "qwen2-tiny", "-o", out, "--text", text, "--report", page, "--json"]
+    code, printed, err = run(capsys, *options)
+    assert code == 0, err
+    quality = json.loads(printed)["quality"]
+    assert quality["form"] == {"bits": 4, "block_size": 32, "method": "round-to-nearest", "symmetric": True}
+    assert quality["text"]["name"] == "text.txt" and quality["text"]["tokens"] > 500
+    increase = quality["text"]["quantized_perplexity"] / quality["text"]["reference_perplexity"] - 1
+    assert -0.05 < increase < 0.05 and increase != 0
+    assert [layer["name"] for layer in quality["layers"]] == [f"model.layers.{i}" for i in range(5)]
+    assert all(0.01 < layer["output_error"] < 0.2 for layer in quality["layers"])
+    assert len(quality["weights"]) == 1 + 5 * 7
+    assert quality["quantized_bytes"] < 0.35 * quality["reference_bytes"]
+    assert "qwen2-tiny" in page.read_text(encoding="utf-8")
+
+    report = q2export.quality_report(data / "qwen2-tiny", out, text=text)
+    assert report.text.quantized_perplexity == quality["text"]["quantized_perplexity"]
+
+
+def test_what_cannot_be_compared_is_refused(model: Path, tmp_path: Path) -> None:
+    quantized = q2export.quantize(model, tmp_path / "out").folder
+    with pytest.raises(
+        q2export.Q2ExportError, match=r"holds no tokenizer\.json, and quality is measured on text"
+    ):
+        q2export.quality_report(model, quantized)
+    with pytest.raises(q2export.Q2ExportError, match="is quantized itself; give the model it was made from"):
+        q2export.quality_report(quantized, quantized)
