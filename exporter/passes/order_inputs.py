@@ -27,7 +27,8 @@ class OrderInputs(Pass):
         """Insert the gathers, and count the nodes that read them."""
         graph = model.graph
         ordered: dict[tuple[ir.Value, str], ir.Value] = {}
-        for node in [*nodes_of(graph, "Gemm"), *nodes_of(graph, opspec.MOE.name, opspec.DOMAIN)]:
+        products = {*nodes_of(graph, "Gemm"), *nodes_of(graph, opspec.MOE.name, opspec.DOMAIN)}
+        for node in [node for node in graph if node in products]:  # the first of those that share comes first
             order = self._order(node)
             if order is None:
                 continue
