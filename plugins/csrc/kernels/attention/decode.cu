@@ -12,7 +12,7 @@ template <typename Shape, typename Element>
 q2export_status launch_decode(DecodeArguments<Element> const& arguments, q2export_stream stream)
 {
     q2export_attention_desc const& desc = arguments.desc;
-    LaunchShape shape{desc.batch * desc.num_kv_heads * arguments.row_tiles * arguments.splits};
+    LaunchShape shape{desc.batch, int64_t{desc.num_kv_heads} * arguments.row_tiles, arguments.splits};
     shape.threads = Shape::kThreads;
     shape.shared_bytes = Shape::kSharedBytes;
     return launch(stream, shape, decode_kernel<Element, Shape>, arguments);
@@ -39,7 +39,8 @@ q2export_status decode_attention(q2export_attention_desc const& desc, q2export_a
     constexpr float kLog2E = 1.44269504F;
     DecodeArguments<Element> const arguments{desc, query, static_cast<Element const*>(tensors.present_key),
         static_cast<Element const*>(tensors.present_value), tensors.past_lengths, tensors.query_lengths,
-        static_cast<Element*>(tensors.output), desc.scale * kLog2E, plan.row_tiles, plan.splits, partials};
+        static_cast<Element*>(tensors.output), desc.scale * kLog2E,
+        desc.num_heads / desc.num_kv_heads, plan.row_tiles, plan.splits, partials};
     return desc.head_dim == 64 ? launch_plan<64>(arguments, plan, stream) : launch_plan<128>(arguments, plan, stream);
 }
 

@@ -85,9 +85,9 @@ template <typename Shape, typename Element>
 __device__ inline int64_t partial_row(
     DecodeArguments<Element> const& arguments, DecodeTask const& task, int part, int row)
 {
-    int32_t const rows = static_cast<int32_t>(arguments.desc.sequence) * task.group;
+    int32_t const rows = static_cast<int32_t>(arguments.desc.sequence) * arguments.group;
     int32_t const stride = rows < Shape::kRows ? rows : Shape::kRows;
-    return (int64_t{task.unit} * arguments.splits + part) * stride + row;
+    return (task.unit * arguments.splits + part) * stride + row;
 }
 
 // Joins the teams; to the output where there is one part, else to the workspace.
@@ -119,8 +119,9 @@ __device__ inline void merge_teams(
         }
         if (task.parts == 1)
         {
-            store_output(arguments, task, row, channel,
-                make_float4(output.x / sum, output.y / sum, output.z / sum, output.w / sum));
+            float4 normalised = make_float4(0.0F, 0.0F, 0.0F, 0.0F);
+            add_weighted(normalised, 1.0F / sum, output);
+            store_output(arguments, task, row, channel, normalised);
             continue;
         }
         int64_t const target = partial_row<Shape>(arguments, task, task.part, row);

@@ -41,6 +41,7 @@ struct DecodeArguments
     int64_t const* query_lengths;
     Element* output;
     float factor; // scale * log2(e)
+    int32_t group; // query heads per KV head
     int32_t row_tiles;
     int32_t splits;
     DecodePartials partials;
@@ -49,10 +50,10 @@ struct DecodeArguments
 // One part of the keys for one row tile of a KV head of a row of the batch.
 struct DecodeTask
 {
-    int32_t unit; // [batch, num_kv_heads, row_tiles]
+    int64_t unit; // [batch, num_kv_heads, row_tiles]
     int32_t b;
     int32_t kv_head;
-    int32_t group; // query heads per KV head
+    int32_t group;
     int32_t first_row; // of the unit, among the KV head's: row = token * group + head of the group
     int32_t rows; // of the unit
     int32_t past;
@@ -94,43 +95,43 @@ struct DecodeTask
     }
 };
 
-// Blocks that share keys, then those of one unit, follow each other.
+// The grid is [splits, num_kv_heads * row_tiles, batch]: the row's lengths are the first thing a block can ask for.
 template <typename Shape, typename Element>
 __device__ inline DecodeTask locate_task(DecodeArguments<Element> const& arguments)
 {
     q2export_attention_desc const& desc = arguments.desc;
     DecodeTask task;
-    int32_t rest = static_cast<int32_t>(blockIdx.x); // [batch, num_kv_heads, splits, row_tiles]
-    int32_t const row_tile = rest % arguments.row_tiles;
-    rest /= arguments.row_tiles;
-    task.part = rest % arguments.splits;
-    rest /= arguments.splits;
-    task.unit = rest * arguments.row_tiles + row_tile;
-    task.kv_head = rest % desc.num_kv_heads;
-    task.b = rest / desc.num_kv_heads;
-    task.group = desc.num_heads / desc.num_kv_heads;
+    task.b = static_cast<int32_t>(blockIdx.x);
+    RowLengths const row = row_lengths(desc, arguments.past_lengths, arguments.query_lengths, task.b);
+    task.past = static_cast<int32_t>(row.past);
+    task.fresh = static_cast<int32_t>(row.fresh);
+    task.part = static_cast<int32_t>(blockIdx.z);
+    int32_t const in_row = static_cast<int32_t>(blockIdx.y); // [num_kv_heads, row_tiles]
+    task.unit = int64_t{task.b} * gridDim.y + in_row;
+    task.kv_head = in_row / arguments.row_tiles;
+    int32_t const row_tile = in_row - task.kv_head * arguments.row_tiles;
+    task.group = arguments.group;
     task.first_row = row_tile * Shape::kRows;
     int32_t const rows_left = static_cast<int32_t>(desc.sequence) * task.group - task.first_row;
     task.rows = rows_left < Shape::kRows ? rows_left : Shape::kRows;
 
-    RowLengths const row = row_lengths(desc, arguments.past_lengths, arguments.query_lengths, task.b);
-    task.past = static_cast<int32_t>(row.past);
-    task.fresh = static_cast<int32_t>(row.fresh);
     int32_t const first_token = task.token_of(0);
     int32_t const token_end = task.token_of(task.rows - 1) + 1;
     bool const is_padding = task.is_padding(0);
     task.key_begin = is_padding ? 0 : task.seen_begin(first_token, desc.sliding_window);
     task.key_end = is_padding ? 0 : task.seen_end((token_end < task.fresh ? token_end : task.fresh) - 1);
 
-    // Parts of whole tiles, as equal as can be.
+    // Parts of whole tiles, the first ones with one more where they cannot be equal.
     int32_t const first_tile = task.key_begin / Shape::kKeys;
     int32_t const tiles = (task.key_end + Shape::kKeys - 1) / Shape::kKeys - first_tile;
     int32_t const worthwhile = tiles / Shape::kPartTiles;
     int32_t const wanted = worthwhile < arguments.splits ? worthwhile : arguments.splits;
-    task.parts = wanted > 1 ? wanted : 1;
-    task.tile_begin = first_tile + static_cast<int32_t>(int64_t{tiles} * task.part / task.parts);
-    task.tile_end = first_tile + static_cast<int32_t>(int64_t{tiles} * (task.part + 1) / task.parts);
-    task.parts = task.part < task.parts ? task.parts : 0;
+    int32_t const parts = wanted > 1 ? wanted : 1;
+    int32_t const share = tiles / parts;
+    int32_t const larger = tiles - share * parts;
+    task.tile_begin = first_tile + task.part * share + (task.part < larger ? task.part : larger);
+    task.tile_end = task.tile_begin + share + (task.part < larger ? 1 : 0);
+    task.parts = task.part < parts ? parts : 0;
     return task;
 }
 

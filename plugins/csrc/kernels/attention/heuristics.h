@@ -26,7 +26,8 @@ constexpr int64_t kMaxDecodeTokens = 16;
 inline AttentionKernel choose_attention_kernel(q2export_attention_desc const& desc)
 {
     constexpr int64_t kMaxPositions = int64_t{1} << 30; // tiles are counted in 32 bits
-    if (!prefill_serves(desc) || desc.capacity > kMaxPositions)
+    constexpr int32_t kMaxHeads = 1 << 14; // a dimension of the grid
+    if (!prefill_serves(desc) || desc.capacity > kMaxPositions || desc.num_heads > kMaxHeads)
     {
         return AttentionKernel::kReference;
     }
