@@ -12,6 +12,7 @@ import pytest
 from q2export.cli.main import main
 from q2export.errors import ParityError
 from q2export.manifest import FileRecord
+from q2export.quantization import Quantization
 from q2export.results import BuildResult, ExportResult
 from tests.driver.packages import make_manifest
 
@@ -23,7 +24,14 @@ PLAN = {
     "target": "onnxruntime",
     "dtype": "float32",
     "max_capacity": 1024,
-    "weights": {"in_place_bytes": 0, "converted_bytes": 3 << 20},
+    "weights": {"in_place_bytes": 0, "converted_bytes": 3 << 20, "quantized_bytes": 1 << 20},
+    "quantization": {
+        "scheme": {"bits": 4, "block_size": 32, "symmetric": False},
+        "method": "gptq",
+        "embedding": True,
+        "keep": [],
+        "input_order": False,
+    },
     "kv_cache_bytes_per_token": 2560,
     "profile": {"name": "cpu", "gpu": None, "batch": {"max": 8}},
     "origin": {"name": "profile", "gpu": "default", "batch.max": "command line"},
@@ -59,7 +67,7 @@ def builds(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 def test_build_passes_every_option_on(builds: list[dict[str, Any]], tmp_path: Path) -> None:
     assert main(["build", "--model", "Qwen/Qwen2-0.5B", "-o", str(tmp_path / "out")]) == 0
     options = ["--revision", "abc", "--profile", "cpu", "--set", "capacity.max=64", "--set", "threads=2"]
-    options += ["--builder", "rtx", "--timing-cache", "kernels"]
+    options += ["--builder", "rtx", "--timing-cache", "kernels", "--quantization", "int8"]
     flags = ["--no-parity", "--no-value-scan", "--weights", "copy", "--overwrite"]
     assert main(["build", "--model", "m", "--output", "o", *options, *flags]) == 0
     assert builds == [
@@ -79,7 +87,12 @@ def test_build_passes_every_option_on(builds: list[dict[str, Any]], tmp_path: Pa
             "model": "m",
             "output": Path("o"),
             "profile": "cpu",
-            "overrides": {"capacity.max": 64, "threads": 2, "builder": "rtx"},
+            "overrides": {
+                "capacity.max": 64,
+                "threads": 2,
+                "builder": "rtx",
+                "quantization.weights": "int8",
+            },
             "revision": "abc",
             "parity": False,
             "value_scan": False,
@@ -157,6 +170,7 @@ def test_dry_run_shows_every_value_and_its_origin(
     captured = capsys.readouterr()
     lines = [" ".join(line.split()) for line in captured.out.splitlines()]
     assert "engine onnxruntime, float32, capacity 1,024 tokens" in lines
+    assert "quantized 1.0 MiB of these: int4, block 32, asymmetric, gptq" in lines
     assert "KV cache 2.5 KiB per token" in lines
     assert lines[-3:] == ["name cpu profile", "gpu null default", "batch.max 8 command line"]
     assert captured.err == "warning: config.json: unknown field 'x'\n"
@@ -182,8 +196,9 @@ def test_export_passes_every_option_on_and_prints_the_result(
         weights: str,
         golden: bool,
         overwrite: bool,
+        quantization: Quantization,
     ) -> ExportResult:
-        calls.append((model, output, target, dtype, revision, weights, golden, overwrite))
+        calls.append((model, output, target, dtype, revision, weights, golden, overwrite, quantization))
         return ExportResult(output, output / "model.onnx", MANIFEST, ("careful",), PASSES, SECONDS, 1 << 20)
 
     monkeypatch.setattr("q2export.api.export", export)
@@ -201,12 +216,14 @@ def test_export_passes_every_option_on_and_prints_the_result(
         "--weights",
         "link",
         "--golden",
+        "--quantization",
+        "int4",
     ]
     assert main(["export", "--model", "m", "-o", str(tmp_path), *options, "--overwrite", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["onnx"] == str(tmp_path / "model.onnx")
     assert document["manifest"]["model"]["id"] == "Qwen/Qwen2-0.5B"
     assert calls == [
-        ("m", tmp_path, "portable", None, None, "auto", False, False),
-        ("m", tmp_path, "tensorrt", "float16", "r", "link", True, True),
+        ("m", tmp_path, "portable", None, None, "auto", False, False, Quantization()),
+        ("m", tmp_path, "tensorrt", "float16", "r", "link", True, True, Quantization(weights="int4")),
     ]

@@ -140,8 +140,8 @@ def test_export_reads_no_weights(tmp_path: Path) -> None:
 def test_failed_parity_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from q2export.exporter import reference
 
-    embed = reference.CheckpointReference._embed
-    monkeypatch.setattr(reference.CheckpointReference, "_embed", lambda self, ids: embed(self, ids) * 1.5)
+    embed = reference.CheckpointReference.embed
+    monkeypatch.setattr(reference.CheckpointReference, "embed", lambda self, ids: embed(self, ids) * 1.5)
     with pytest.raises(ParityError, match="not equal to PyTorch"):
         api.build(DENSE, tmp_path / "package")
     assert list(tmp_path.iterdir()) == []
@@ -181,7 +181,8 @@ def test_plan_writes_nothing_and_counts_bytes(tmp_path: Path) -> None:
         for k, v in split_file(DENSE / "model.safetensors")[0].items()
         if k != "__metadata__"
     )  # type: ignore[index]
-    assert planned["weights"] == {"in_place_bytes": 0, "converted_bytes": 4 * size}
+    assert planned["weights"] == {"in_place_bytes": 0, "converted_bytes": 4 * size, "quantized_bytes": 0}
+    assert planned["quantization"] is None
     assert planned["origin"]["threads"] == "command line"
 
 
