@@ -1,4 +1,4 @@
-"""``prefill_probes.cu``, compiled for the host and called on torch tensors, and a plain reference."""
+"""``prefill_probes.cu``, for the host or a GPU, called on torch tensors; and a plain reference."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ SOURCES = [
     Path(__file__).with_name("prefill_probes.cu"),
 ]
 
-SHORT, TALL = 16, 32  # rows of a warp; four warps a block
-TILES = [SHORT, TALL]
+SHORT, TALL, HOPPER = range(3)  # PrefillTile
+TILES = [SHORT, TALL, HOPPER]
+ROWS = {SHORT: 64, TALL: 128, HOPPER: 128}  # of a block
 KEYS = 64  # of one tile
 
 
@@ -90,7 +91,8 @@ class Batch:
 
     def attention(self, dtype: torch.dtype, window: int, scale: float) -> Tensor:
         """Softmax written out, in ``dtype``; [batch, sequence, num_heads, head_dim], zero for padding."""
-        output = torch.zeros(self.query.shape, dtype=dtype)
+        device = self.query.device
+        output = torch.zeros(self.query.shape, dtype=dtype, device=device)
         group = self.query.shape[2] // self.key.shape[1]
         for row, (past, fresh) in enumerate(zip(self.past, self.fresh, strict=True)):
             query = self.query[row, :fresh].to(dtype).transpose(0, 1)
@@ -98,8 +100,8 @@ class Batch:
                 cache[row, :, : past + fresh].to(dtype).repeat_interleave(group, dim=0)
                 for cache in (self.key, self.value)
             )
-            last = past + torch.arange(fresh)[:, None]
-            position = torch.arange(past + fresh)
+            last = past + torch.arange(fresh, device=device)[:, None]
+            position = torch.arange(past + fresh, device=device)
             hidden = position > last
             if window:
                 hidden |= position <= last - window
@@ -109,9 +111,15 @@ class Batch:
 
 
 class Prefill:
-    """The functions of ``prefill_probes.cu``."""
+    """The functions of ``prefill_probes.cu``.
 
-    def __init__(self, library: Path) -> None:
+    Args:
+        library: compiled from ``SOURCES``.
+        device: where it wants its tensors.
+    """
+
+    def __init__(self, library: Path, device: str = "cpu") -> None:
+        self.device = device
         self.library = ctypes.CDLL(str(library))
         self.library.q2export_last_error.restype = c_char_p
         self.library.probe_prefill_shared_bytes.restype = c_int64
@@ -127,17 +135,20 @@ class Prefill:
         """The output; ``section`` of the plan is all pairs unless told. Checks that nothing follows it."""
         desc = batch.desc(window, scale)
         pairs = desc.batch * desc.num_kv_heads
-        row_tiles = -(-desc.sequence * (desc.num_heads // desc.num_kv_heads) // (4 * tile))
+        row_tiles = -(-desc.sequence * (desc.num_heads // desc.num_kv_heads) // ROWS[tile])
         plan = Plan(tile, row_tiles, section or pairs, pairs * row_tiles)
-        storage = torch.full((batch.query.numel() + 64,), math.nan, dtype=batch.query.dtype)
+        storage = torch.full((batch.query.numel() + 64,), math.nan, dtype=batch.query.dtype).to(self.device)
         output = storage[:-64].view(batch.query.shape)
         lengths = [torch.tensor(x, dtype=torch.int64) for x in (batch.past, batch.fresh)]
+        query, key, value, *lengths = (
+            x.to(self.device) for x in (batch.query, batch.key, batch.value, *lengths)
+        )
         none = c_void_p(None)
-        cache = pointers(batch.key, batch.value)
+        cache = pointers(key, value)
         struct = AttentionTensors(
-            *pointers(batch.query), none, none, *cache, *pointers(*lengths), *pointers(output), *cache
+            *pointers(query), none, none, *cache, *pointers(*lengths), *pointers(output), *cache
         )
         if self.library.probe_prefill(byref(desc), byref(struct), byref(plan)):
             raise KernelError(self.library.q2export_last_error().decode())
         assert bool(storage[-64:].isnan().all()), "something was written behind the output"
-        return output
+        return output.cpu()

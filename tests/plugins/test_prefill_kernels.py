@@ -129,6 +129,8 @@ class TestAttention:
             wrong = Batch(batch.query.nan_to_num(0.0), batch.key, batch.value, [past], [fresh])
             assert bool(prefill(wrong, tile).isfinite().all())
 
+
+class TestHost:
     @pytest.mark.parametrize("tile", TILES)
     def test_the_order_of_threads_does_not_matter(self, prefill: Prefill, tile: int) -> None:
         batch = Batch.random(torch.bfloat16, 128, (4, 1), past=[100], fresh=[40])

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from q2export.plugins.python.kernels import AttentionDesc
 from tests.plugins.host_kernels import DTYPES, compile_once, pointers
-from tests.plugins.prefill_probes import SHORT, SOURCES, TALL, TILES, Gpu, Prefill
+from tests.plugins.prefill_probes import ROWS, SHORT, SOURCES, TALL, Gpu, Prefill
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++ to compile the kernels")
 
@@ -102,13 +102,13 @@ class TestPlan:
         desc = shape(sequence, batch=batch, heads=heads, head_dim=head_dim, capacity=capacity)
         plan = prefill.plan(desc, gpu)
         assert plan.blocks == batch * kv_heads * plan.row_tiles
-        assert 0 <= plan.row_tiles * 4 * plan.tile - sequence * group < 4 * plan.tile
+        assert 0 <= plan.row_tiles * ROWS[plan.tile] - sequence * group < ROWS[plan.tile]
         assert plan.blocks == 0 or 1 <= plan.section <= batch * kv_heads
 
     @pytest.mark.parametrize("head_dim", [64, 128])
     def test_shared_memory_fits(self, prefill: Prefill, head_dim: int) -> None:
         """Of a block with the opt-in; of two blocks, each with 1 KiB of the driver's, on a multiprocessor."""
-        short, tall = (prefill.library.probe_prefill_shared_bytes(tile, head_dim) for tile in TILES)
+        short, tall = (prefill.library.probe_prefill_shared_bytes(tile, head_dim) for tile in (SHORT, TALL))
         assert short <= RTX_4090.shared_bytes_per_block and tall <= A100.shared_bytes_per_block
         assert 2 * (short + KIB) <= RTX_4090.shared_bytes_per_multiprocessor
         assert 2 * (tall + KIB) <= A100.shared_bytes_per_multiprocessor

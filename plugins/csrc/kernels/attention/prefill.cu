@@ -1,5 +1,6 @@
 #include "attention/prefill.cuh"
 
+#include "attention/prefill_hopper.cuh"
 #include "attention/prefill_kernel.cuh"
 #include "common/arguments.h"
 #include "common/launch.cuh"
@@ -36,9 +37,12 @@ template <typename Element, int kHeadDim>
 q2export_status launch_prefill(
     PrefillArguments<Element> const& arguments, PrefillPlan const& plan, q2export_stream stream)
 {
-    return plan.tile == PrefillTile::kTall
-        ? launch_prefill<Element, kHeadDim, PrefillTile::kTall>(arguments, plan, stream)
-        : launch_prefill<Element, kHeadDim, PrefillTile::kShort>(arguments, plan, stream);
+    switch (plan.tile)
+    {
+    case PrefillTile::kShort: return launch_prefill<Element, kHeadDim, PrefillTile::kShort>(arguments, plan, stream);
+    case PrefillTile::kTall: return launch_prefill<Element, kHeadDim, PrefillTile::kTall>(arguments, plan, stream);
+    default: return launch_hopper_prefill<Element, kHeadDim>(arguments, plan, stream);
+    }
 }
 
 } // namespace

@@ -42,28 +42,6 @@ __device__ inline void copy_query(PrefillArguments<Element> const& arguments, Ti
     }
 }
 
-// Hides what the rows of a warp do not see of the keys from `key` on.
-template <int kFragments, int kColumns>
-__device__ inline void mask_rows(
-    float (&scores)[kFragments][kColumns][4], TileRows const& rows, int32_t key, int32_t sliding_window)
-{
-#pragma unroll
-    for (int f = 0; f < kFragments; ++f)
-    {
-        int32_t begin[2];
-        int32_t end[2];
-#pragma unroll
-        for (int half = 0; half < 2; ++half)
-        {
-            int const row = first_row<kFragments * kFragmentRows>() + f * kFragmentRows + half * 8 + lane_index() / 4;
-            int32_t const newest = rows.end_of(rows.token_of(row));
-            begin[half] = begin_of(sliding_window, newest) - key;
-            end[half] = newest - key;
-        }
-        hide_keys(scores[f], begin, end, sliding_window > 0);
-    }
-}
-
 template <typename Element, int kHeadDim, PrefillTile kTile>
 __global__ void __launch_bounds__(kPrefillThreads, kPrefillBlocks)
     prefill_kernel(PrefillArguments<Element> const arguments)
@@ -138,8 +116,8 @@ __global__ void __launch_bounds__(kPrefillThreads, kPrefillBlocks)
         }
     };
 
-    // Waits for the tile at `position`, which is in `slot`, and refills the slot of the one before, which every warp has
-    // read by now. Returns where the tile is.
+    // Waits for the tile at `position`, which is in `slot`, and refills the slot of the one before, which every warp
+    // has read by now. Returns where the tile is.
     int slot = 0;
     auto const next_tile = [&](int position) {
         copy_async_wait<kPrefillSlots - 2>();

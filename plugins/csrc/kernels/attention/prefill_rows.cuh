@@ -6,6 +6,7 @@
 // cycles each of the two products that use it), and longer on later chips. With 32 rows it takes half of that.
 #pragma once
 
+#include "attention/prefill_block.cuh"
 #include "attention/tile.cuh"
 
 namespace q2export
@@ -29,9 +30,9 @@ __device__ constexpr int skip_chunks(int offset, int chunks)
     return offset ^ (chunks * kChunkBytes);
 }
 
-// Starts copying the first rows of `matrix` [left, kHeadDim] to a tile of kRows; what is missing becomes zero and is not
-// read, so that no product with it is NaN. As copy_tile, with addresses that differ by constants, because the permutation
-// of chunks repeats every eight rows.
+// Starts copying the first rows of `matrix` [left, kHeadDim] to a tile of kRows; what is missing becomes zero and is
+// not read, so that no product with it is NaN. As copy_tile, with addresses that differ by constants, because the
+// permutation of chunks repeats every eight rows.
 template <int kHeadDim, int kRows, int kThreads, typename Element>
 __device__ inline void copy_rows(int tile, Element const* matrix, int32_t left)
 {
@@ -80,8 +81,30 @@ __device__ inline void hide_keys(
     }
 }
 
-// The offset at which this lane reads 16 x 16 elements by load_matrix_x4, as matrices of rows 0-7 and 8-15 with the first
-// eight columns, then with the others: an A operand, or transposed two B operands whose columns are the tile's.
+// Hides what the rows of a warp do not see of the keys from `key` on.
+template <int kFragments, int kColumns>
+__device__ inline void mask_rows(
+    float (&scores)[kFragments][kColumns][4], TileRows const& rows, int32_t key, int32_t sliding_window)
+{
+#pragma unroll
+    for (int f = 0; f < kFragments; ++f)
+    {
+        int32_t begin[2];
+        int32_t end[2];
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+        {
+            int const row = first_row<kFragments * kFragmentRows>() + f * kFragmentRows + half * 8 + lane_index() / 4;
+            int32_t const newest = rows.end_of(rows.token_of(row));
+            begin[half] = begin_of(sliding_window, newest) - key;
+            end[half] = newest - key;
+        }
+        hide_keys(scores[f], begin, end, sliding_window > 0);
+    }
+}
+
+// The offset at which this lane reads 16 x 16 elements by load_matrix_x4, as matrices of rows 0-7 and 8-15 with the
+// first eight columns, then with the others: an A operand, or transposed two B operands whose columns are the tile's.
 template <int kHeadDim>
 __device__ inline int rows_first(int tile)
 {
