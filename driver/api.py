@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from q2export import engine_build, pipeline
 from q2export.comparison import check_engine, check_same_model, engine_probe, parity_report
-from q2export.errors import ExportError, PackageError
+from q2export.errors import ExportError, PackageError, ParityError
 from q2export.graph_files import Scan
 from q2export.job import resolve_graph, resolve_job
-from q2export.manifest import GRAPH_FILE, ParitySummary
+from q2export.manifest import GRAPH_FILE, ParitySummary, QualitySummary
 from q2export.model_source import resolve_model
 from q2export.package import PackageWriter, check_output
 from q2export.package_reader import Check, read_package
@@ -22,12 +22,15 @@ from q2export.pipeline import Assembled
 from q2export.placement import PlacementMode
 from q2export.profile import Profile
 from q2export.profile_loading import load_profile
+from q2export.quality import words_of
+from q2export.quality_check import check_quality, verify_quality
 from q2export.quantization import Quantization
 from q2export.results import BuildResult, ExportResult
 from q2export.stopwatch import Stopwatch, peak_rss_bytes
 
 if TYPE_CHECKING:
     from q2export.runtime.engine import Engine
+    from q2export.runtime.quality.results import QualityReport
     from q2export.runtime.verify.results import ParityReport
 
 
@@ -61,6 +64,8 @@ def build(
     value_scan: bool = True,
     weights: PlacementMode = "auto",
     timing_cache: Path | None = None,
+    quality_text: str | Path | None = None,
+    allow_quality_loss: bool = False,
     overwrite: bool = False,
 ) -> BuildResult:
     """Build an engine package: load, export, lower, package, check parity.
@@ -77,6 +82,9 @@ def build(
         weights: how weights used in place get into the package: linked, copied, or linked where possible.
         timing_cache: file of kernels the full TensorRT has measured, read and updated; it speeds up the next
             build.
+        quality_text: text, or a UTF-8 file of it, on which the loss by quantizing is measured; None is a
+            short built-in text. As with all comparisons with PyTorch, nothing is measured without ``parity``.
+        allow_quality_loss: keep an engine whose quality breaks the limits of the profile.
         overwrite: replace an existing package.
 
     Raises:
@@ -101,10 +109,25 @@ def build(
         if parity:
             with watch.stage("parity"):
                 summary, skipped = check_engine(writer, job, made.source, engine, prepack=made.prepacks)
+        quality: QualitySummary | None = None
+        quality_skipped = None if made.quantization is None else skipped
+        if parity and made.quantization is not None:
+            with watch.stage("quality"):
+                quality, quality_skipped = check_quality(
+                    writer, job, made, engine, text=quality_text, allow_loss=allow_quality_loss
+                )
         if parity and job.engine is None:
             _write_golden(writer, made, watch)
         described = pipeline.describe(
-            job, writer, made, engine, parity=summary, parity_skipped=skipped, profile=job.profile
+            job,
+            writer,
+            made,
+            engine,
+            parity=summary,
+            parity_skipped=skipped,
+            quality=quality,
+            quality_skipped=quality_skipped,
+            profile=job.profile,
         )
         writer.write_manifest(described)
     warnings, passes = made.source.config.warnings, made.graph.passes
@@ -209,19 +232,22 @@ def verify(
     *,
     revision: str | None = None,
     prompts: Sequence[str] | None = None,
-    text: str | None = None,
+    text: str | Path | None = None,
     greedy_tokens: int = 64,
     threads: int | None = None,
     report: str | Path | None = None,
-) -> ParityReport:
+) -> ParityReport | QualityReport:
     """Compare a package with the PyTorch reference of its checkpoint.
+
+    A package whose weights are quantized is compared with the quantized checkpoint like any other. Compared
+    with the unquantized model it gives a report of the quality that quantizing has cost, on running text.
 
     Args:
         package: folder made by :func:`build`.
         model: the checkpoint it was built from; folder or hub id.
         revision: of a hub id.
         prompts: texts to continue and compare on; None takes a built-in set.
-        text: running text for perplexity.
+        text: running text for perplexity, or a UTF-8 file of it.
         greedy_tokens: tokens to generate after each prompt.
         threads: CPU threads; None is what the profile says.
         report: HTML page to write.
@@ -244,6 +270,15 @@ def verify(
     found = resolve_model(model, revision)
     source = load_source(found.folder)
     check_same_model(opened.manifest, source)
+    if opened.manifest.quantization is not None and source.quantization is None:
+        if prompts is not None:
+            raise ParityError("quality is measured on running text; leave the prompts out and give a text")
+        quality = verify_quality(opened, found, source, text=text, threads=threads)
+        if report is not None:
+            from q2export.runtime.quality.report import write_quality_page
+
+            write_quality_page(quality, Path(report))
+        return quality
     profile = Profile.from_dict(dict(opened.manifest.profile), str(opened.folder / "manifest.json"))
     probe = engine_probe(
         opened.folder,
@@ -252,7 +287,8 @@ def verify(
         prepack=opened.manifest.prepacks,
         rebuild_command=opened.rebuild_command(),
     )
-    chosen = parity_prompts(opened.folder, engine, prompts, text, greedy_tokens)
+    words = None if text is None else words_of(text)
+    chosen = parity_prompts(opened.folder, engine, prompts, words, greedy_tokens)
     result = parity_report(
         opened.folder.name,
         probe,

@@ -27,6 +27,7 @@ from q2export.manifest_sections import (
     ModelInfo,
     ParitySummary,
     Placement,
+    QualitySummary,
     QuantizationInfo,
     TensorRTInfo,
     ToolInfo,
@@ -47,6 +48,7 @@ __all__ = [
     "ModelInfo",
     "ParitySummary",
     "Placement",
+    "QualitySummary",
     "QuantizationInfo",
     "TensorRTInfo",
     "ToolInfo",
@@ -112,6 +114,8 @@ class Manifest:
             it.
         quantization: None if no weight is quantized.
         parity: None if no parity check was made; ``parity_skipped`` then says why.
+        quality: what quantizing cost; None if that was not measured: ``quality_skipped`` then says why, if
+            weights are quantized at all.
         files: every file of the package but the manifest itself, by relative path.
         libraries: versions of the libraries that made the engine, by distribution name.
         created: UTC, ``2026-11-30T12:00:00Z``.
@@ -130,6 +134,8 @@ class Manifest:
     quantization: QuantizationInfo | None = None
     parity: ParitySummary | None
     parity_skipped: str | None
+    quality: QualitySummary | None = None
+    quality_skipped: str | None = None
     files: Mapping[str, FileRecord]
     libraries: Mapping[str, str] = field(default_factory=dict)
 
@@ -142,6 +148,8 @@ class Manifest:
             ) from None
         if (self.parity is None) != (self.parity_skipped is not None):
             raise PackageError("exactly one of parity and parity_skipped must be given")
+        if self.quality is not None and self.quality_skipped is not None:
+            raise PackageError("not both of quality and quality_skipped may be given")
         for name in self.files:
             check_relative_path(name)
         self._check_listed("engine.file", self.engine.file)

@@ -213,6 +213,27 @@ class QuantizationInfo:
 
 
 @dataclass(frozen=True)
+class QualitySummary:
+    """What quantization costs, measured while building on a text, engine against unquantized model.
+
+    Attributes:
+        passed: whether the limits of the profile held; a package is only made where they did not if that was
+            asked for (``--allow-quality-loss``).
+        text: its name. tokens: compared positions.
+        reference_perplexity, quantized_perplexity, mean_kl, top1_agreement: see
+            :class:`q2export.runtime.quality.results.TextQuality`.
+    """
+
+    passed: bool
+    text: str
+    tokens: int
+    reference_perplexity: float
+    quantized_perplexity: float
+    mean_kl: float
+    top1_agreement: float
+
+
+@dataclass(frozen=True)
 class ParitySummary:
     """Outcome of the parity check made while building: logits of the engine against the PyTorch reference.
 

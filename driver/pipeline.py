@@ -17,6 +17,7 @@ from q2export.manifest import (
     Manifest,
     ModelInfo,
     ParitySummary,
+    QualitySummary,
     QuantizationInfo,
     installed_versions,
     prepacks,
@@ -148,6 +149,8 @@ def describe(
     *,
     parity: ParitySummary | None,
     parity_skipped: str | None,
+    quality: QualitySummary | None = None,
+    quality_skipped: str | None = None,
     profile: Profile | None,
 ) -> Manifest:
     """The manifest of the package.
@@ -158,6 +161,7 @@ def describe(
         made: graph and weights.
         engine: what the package is to run.
         parity, parity_skipped: outcome of the check, or why there is none.
+        quality, quality_skipped: likewise, of quantized weights.
         profile: what it was built for; None for an exported graph.
     """
     from q2export.exporter.parameters import expected_parameters
@@ -181,6 +185,8 @@ def describe(
         quantization=made.quantization,
         parity=parity,
         parity_skipped=parity_skipped,
+        quality=quality,
+        quality_skipped=quality_skipped,
         files=writer.files,
         libraries=installed_versions(LIBRARIES),
     )

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from q2export.codec import Source, from_plain, join, to_plain
 from q2export.errors import ProfileError
-from q2export.quantization import Quantization
+from q2export.quantization import QualityThresholds, Quantization
 from q2export.ranges import Range, StepRanges
 
 Target = Literal["onnxruntime", "tensorrt", "portable"]
@@ -72,6 +72,7 @@ class Profile:
         max_logits: positions per sequence whose logits one step of a TensorRT engine can return.
         version_compatible: whether newer TensorRT versions may load the engine.
         weight_streaming: whether weights may stay in host memory and be streamed to the GPU while it runs.
+        quality: what quantization may cost; measured where quantizing is part of the build.
         quantization: of the weights. Of a checkpoint that is quantized already only ``activations`` matter.
         workspace_mib: scratch memory the engine builder may use, in MiB; None is the builder's default.
         threads: CPU threads; 0 is one per core.
@@ -94,6 +95,7 @@ class Profile:
     gpu: str | None = None
     compute_capability: str | None = None
     quantization: Quantization = field(default_factory=Quantization)
+    quality: QualityThresholds = field(default_factory=QualityThresholds)
     memory_mib: int | None = None
     builder: Builder = "auto"
     max_logits: int = 64

@@ -39,12 +39,12 @@ class QualityText:
     windows: list[list[int]]
 
 
-def quality_windows(folder: Path, text: Path | None, at_most: int, longest: int) -> QualityText:
+def quality_windows(folder: Path, text: str | Path | None, at_most: int, longest: int) -> QualityText:
     """Tokenize a text, or the built-in one.
 
     Args:
         folder: whose tokenizer is used.
-        text: UTF-8 file; None takes the built-in text.
+        text: the text, or a UTF-8 file of it; None takes the built-in text.
         at_most: tokens to use.
         longest: tokens a window may have: the capacity of an engine.
 
@@ -59,13 +59,25 @@ def quality_windows(folder: Path, text: Path | None, at_most: int, longest: int)
         raise ParityError(
             f"{folder}: holds no {TOKENIZER_FILE}, and quality is measured on text; add the tokenizer"
         )
-    words, name = quality_text.TEXT, quality_text.NAME
-    if text is not None:
-        try:
-            words, name = text.read_text(encoding="utf-8"), text.name
-        except (OSError, UnicodeDecodeError) as error:
-            raise ParityError(f"{text}: cannot be read as UTF-8 text: {error}") from error
+    if text is None:
+        words, name = quality_text.TEXT, quality_text.NAME
+    else:
+        words, name = words_of(text), text.name if isinstance(text, Path) else "the given text"
     return QualityText(name, windows_of(tokenizer.encode(words), at_most, min(WINDOW_TOKENS, longest)))
+
+
+def words_of(text: str | Path) -> str:
+    """The text itself, or what the file holds.
+
+    Raises:
+        ParityError: the file cannot be read, or is not UTF-8.
+    """
+    if isinstance(text, str):
+        return text
+    try:
+        return text.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ParityError(f"{text}: cannot be read as UTF-8 text: {error}") from error
 
 
 def measure_quality(

@@ -99,11 +99,13 @@ class QualityThresholds:
         max_perplexity_increase: ``quantized / unquantized - 1``; 0.05 allows five per cent.
         max_mean_kl: mean over all tokens of KL(unquantized || quantized), in nats.
         min_top1_agreement: fraction of tokens, 0 to 1, at which both rank the same token first.
+
+    The defaults stop what is broken; they are no promise that an answer is as good as before.
     """
 
-    max_perplexity_increase: float
-    max_mean_kl: float
-    min_top1_agreement: float
+    max_perplexity_increase: float = 0.15
+    max_mean_kl: float = 0.15
+    min_top1_agreement: float = 0.75
 
     def __post_init__(self) -> None:
         for name in ("max_perplexity_increase", "max_mean_kl"):

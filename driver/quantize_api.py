@@ -85,7 +85,7 @@ def quality_report(
     model: str | Path,
     quantized: str | Path,
     *,
-    text: Path | None = None,
+    text: str | Path | None = None,
     thresholds: QualityThresholds | None = None,
     revision: str | None = None,
     result: QuantizeResult | None = None,
@@ -95,7 +95,7 @@ def quality_report(
     Args:
         model: checkpoint folder or hub id, not quantized.
         quantized: folder that :func:`quantize` made, or a published quantized checkpoint in the stored form.
-        text: UTF-8 file to measure on; None takes a short built-in text.
+        text: to measure on, or a UTF-8 file of it; None takes a short built-in text.
         thresholds: what is allowed; None judges nothing.
         revision: of a hub id.
         result: of :func:`quantize`, whose errors of the single weights then go into the report.
@@ -116,7 +116,7 @@ def quality_report(
         other,
         quality_windows(found.folder, text, MAX_TOKENS, original.config.context_length),
         names=(found.id, Path(quantized).name),
-        command=shlex.join([*arguments, *(["--text", str(text)] if text else [])]),
+        command=shlex.join([*arguments, *(["--text", str(text)] if isinstance(text, Path) else [])]),
         thresholds=thresholds,
         weights=() if result is None else weight_qualities(result.weights),
     )

@@ -42,6 +42,16 @@ if TYPE_CHECKING:
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Package folder to make.")
 @click.option("--no-parity", is_flag=True, help="Do not compare the engine with PyTorch.")
 @click.option(
+    "--quality-text",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="UTF-8 file to measure the loss by quantizing on.  [default: a short built-in text]",
+)
+@click.option(
+    "--allow-quality-loss",
+    is_flag=True,
+    help="Keep an engine whose loss by quantizing is beyond the limits of the profile.",
+)
+@click.option(
     "--no-value-scan", is_flag=True, help="Do not look for NaN, infinity and overflow in the weights."
 )
 @options.weights
@@ -58,6 +68,8 @@ def command(
     timing_cache: Path | None,
     output: Path | None,
     no_parity: bool,
+    quality_text: Path | None,
+    allow_quality_loss: bool,
     no_value_scan: bool,
     weights: PlacementMode,
     overwrite: bool,
@@ -94,6 +106,8 @@ def command(
         value_scan=not no_value_scan,
         weights=weights,
         timing_cache=timing_cache,
+        quality_text=quality_text,
+        allow_quality_loss=allow_quality_loss,
         overwrite=overwrite,
     )
     warn(result.warnings)

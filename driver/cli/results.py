@@ -35,6 +35,8 @@ def manifest_rows(manifest: Manifest) -> Iterator[Row]:
             yield "weights kept", f"{quantized.kept_weights} matrices in high precision, {size}"
     yield "values checked", "yes" if weights.value_scan else "no"
     yield "parity", _parity_text(manifest)
+    if manifest.quantization is not None:
+        yield "quality", _quality_text(manifest)
     total = sum(file.bytes for file in manifest.files.values())
     yield "files", f"{len(manifest.files) + 1}, {format_bytes(total)}"
 
@@ -89,4 +91,16 @@ def _parity_text(manifest: Manifest) -> str:
     return (
         f"{'passed' if parity.passed else 'FAILED'}, logit error at most {parity.max_abs_error:.1e}, "
         f"top-1 agreement {parity.top1_agreement:.2%} of {parity.tokens} tokens"
+    )
+
+
+def _quality_text(manifest: Manifest) -> str:
+    found = manifest.quality
+    if found is None:
+        return f"not measured: {manifest.quality_skipped or 'not asked for'}"
+    increase = found.quantized_perplexity / found.reference_perplexity - 1
+    return (
+        f"{'passed' if found.passed else 'BEYOND THE LIMITS'}, perplexity {increase:+.2%}, "
+        f"mean KL {found.mean_kl:.3g} nats, top-1 agreement {found.top1_agreement:.2%} "
+        f"of {found.tokens} tokens"
     )

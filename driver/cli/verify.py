@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from q2export.cli import options
-from q2export.cli.input import read_text
+
+if TYPE_CHECKING:
+    from q2export.runtime.quality.results import QualityReport
+    from q2export.runtime.verify.results import ParityReport
 
 
 @click.command()
@@ -61,6 +65,9 @@ def command(
     JSON, a summary to stderr. Where they differ too much, the first diverging layer is named and the exit
     code is 1.
 
+    A package of quantized weights is compared with the quantized checkpoint. With the unquantized MODEL the
+    report is about quality: perplexity, KL divergence and agreement on a text, the error of every layer.
+
     With --runner polygraphy nothing is compared: the folder OUTPUT gets a script that does, with the inputs
     and the reference's logits of one step.
     """
@@ -70,22 +77,29 @@ def command(
     if output is not None:
         raise click.UsageError("--output is for --runner polygraphy; the report goes to stdout and --report")
     from q2export import api
-    from q2export.runtime.verify.summary import summary_lines
 
     result = api.verify(
         package,
         model,
         revision=revision,
         prompts=list(prompts) or None,
-        text=read_text(text) if text else None,
+        text=text,
         greedy_tokens=greedy_tokens,
         threads=threads,
         report=report,
     )
     click.echo(result.to_json())
-    click.echo("\n".join(summary_lines(result)), err=True)
+    click.echo("\n".join(_lines(result)), err=True)
     if not result.passed:
         context.exit(1)
+
+
+def _lines(result: ParityReport | QualityReport) -> list[str]:
+    from q2export.runtime.quality.results import QualityReport
+    from q2export.runtime.quality.summary import quality_lines
+    from q2export.runtime.verify.summary import summary_lines
+
+    return quality_lines(result) if isinstance(result, QualityReport) else summary_lines(result)
 
 
 # Of the comparison that is made here and now.

@@ -76,7 +76,7 @@ def test_precedence_and_origin(small: Path) -> None:
     assert profile.origin["workspace_mib"] == "default"
     assert profile.overrides() == {"batch.max": 16, "threads": 3}
     leaves = {key for key in profile.origin if "." in key}
-    assert len(profile.origin) == len(leaves) + len(dataclasses.fields(Profile)) - 6  # 5 sections and origin
+    assert len(profile.origin) == len(leaves) + len(dataclasses.fields(Profile)) - 7  # 6 sections and origin
     assert "origin" not in profile.to_dict()
 
 
