@@ -45,16 +45,20 @@ __device__ inline void copy_tile(
     unsigned char* tile, Element const* matrix, int32_t first, int32_t begin, int32_t end, int thread)
 {
     constexpr int kChunks = kHeadDim / kChunkElements;
-    static_assert(kRows * kChunks % kThreads == 0 && kThreads % kChunks == 0);
+    constexpr int kStep = kThreads / kChunks; // rows apart are a thread's copies
+    static_assert(kRows % kStep == 0 && (kStep & (kStep - 1)) == 0);
+    int const row = thread / kChunks;
     int const chunk = thread % kChunks;
+    int32_t const position = first + row;
+    Element const* const source = matrix + static_cast<int64_t>(position) * kHeadDim + chunk * kChunkElements;
 #pragma unroll
-    for (int i = 0; i < kRows * kChunks / kThreads; ++i)
+    for (int i = 0; i < kRows; i += kStep)
     {
-        int const row = thread / kChunks + i * (kThreads / kChunks);
-        int32_t const position = first + row;
-        copy_async_16(tile + tile_offset<kHeadDim>(row, chunk),
-            matrix + static_cast<int64_t>(position) * kHeadDim + chunk * kChunkElements,
-            position >= begin && position < end);
+        // row < kStep, a power of two: row and i have no bit in common, so that tile_offset(row + i, chunk) takes this
+        // form, in which all but `row` is known when it is compiled.
+        int const offset = tile_offset<kHeadDim>(row, chunk ^ (i % 8)) + i * kHeadDim * 2;
+        bool const is_there = i >= begin - position && i < end - position;
+        copy_async_16(tile + offset, source + i * kHeadDim, is_there);
     }
 }
 
