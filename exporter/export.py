@@ -98,7 +98,7 @@ def _lowering(
     if target == "portable":
         return portable.passes(source.stored, graph_type)
     if target == "tensorrt":
-        return tensorrt.passes()
+        return tensorrt.passes(source.stored, graph_type)
     return onnxruntime.passes(
         max_positions,
         stack_experts=dtype != source.dtype,

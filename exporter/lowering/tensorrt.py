@@ -8,16 +8,42 @@ float32 is needed. What needs no pass, because TensorRT-RTX 1.7 already does it:
 - ``Gemm`` with ``transB`` reads Hugging Face's [out, in] weights where they are, without a copy;
 - the router's softmax is inside ``Q2MoE``, whose definition makes it float32;
 - logits are cast to float32 by the model itself, and the head shares a tied embedding's only copy.
+
+Quantized weights are dequantized by block, ``DequantizeLinear`` of signed codes, which TensorRT keeps as they
+are in the engine and fuses with the product that reads them. A quantized embedding is in the engine as int32
+words, too: it gathers no other form (``exporter/passes/gather_codes.py``). What it does not take of quantized
+weights is in ``exporter/lowering/limits.py``.
 """
 
 from __future__ import annotations
 
+import onnx_ir as ir
+
 from q2export.exporter.passes.accumulate_in_float32 import AccumulateInFloat32
 from q2export.exporter.passes.base import Pass
+from q2export.exporter.passes.dequantize_weights import DequantizeWeights, Operands
 from q2export.exporter.passes.fuse_rotary_attention import FuseRotaryAttention
+from q2export.exporter.passes.gather_codes import GatherCodes
+from q2export.exporter.passes.order_inputs import OrderInputs
 from q2export.exporter.passes.remove_unused import RemoveUnused
+from q2export.exporter.passes.stored_operands import StoredWeights
 
 
-def passes() -> list[Pass]:
-    """Return the passes, in order."""
-    return [FuseRotaryAttention(), AccumulateInFloat32(), RemoveUnused()]
+def passes(stored: StoredWeights, dtype: ir.DataType) -> list[Pass]:
+    """Return the passes, in order.
+
+    Args:
+        stored: the quantized weights, by Hugging Face name.
+        dtype: of weights, activations and scales.
+    """
+    quantized: list[Pass] = [
+        OrderInputs(stored),
+        GatherCodes(stored),
+        DequantizeWeights(stored, Operands(signed=True, dtype=dtype, scale_dtype=dtype)),
+    ]
+    return [
+        FuseRotaryAttention(),
+        *(quantized if stored else []),
+        AccumulateInFloat32(),
+        RemoveUnused(),
+    ]

@@ -41,7 +41,7 @@ def test_type_of_the_graph(
     tmp_path: Path, stored: str, target: str, asked: str | None, expected: str
 ) -> None:
     source = load_source(write_checkpoint(tmp_path / "c", tiny_config(), dtype=stored))
-    assert target_dtype(source, target, asked) == expected
+    assert target_dtype(source.dtype, target, asked) == expected
 
 
 @pytest.mark.parametrize(

@@ -164,7 +164,7 @@ def test_a_float16_product_it_does_not_know_is_refused() -> None:
 )
 def test_dtype_follows_the_checkpoint(tmp_path: Path, stored: str, asked: str | None, expected: str) -> None:
     source = load_source(write_checkpoint(tmp_path / "model", DENSE, dtype=stored))
-    assert target_dtype(source, "tensorrt", asked) == expected
+    assert target_dtype(source.dtype, "tensorrt", asked) == expected
 
 
 def test_same_type_stays_in_place_and_another_is_converted(lowered: tuple[str, Graph]) -> None:
