@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from q2export.codec import to_plain
 from q2export.errors import Q2ExportError
@@ -15,6 +15,11 @@ from q2export.manifest import GRAPH_FILE, MANIFEST_NAME, Manifest
 from q2export.memory import CacheShape, MemoryNeed, memory_table
 from q2export.onnx_summary import OnnxSummary, TensorInfo, summarise_onnx
 from q2export.package_reader import read_package
+
+if TYPE_CHECKING:
+    from q2export.exporter.checkpoint import Checkpoint
+    from q2export.exporter.config import ModelConfig
+    from q2export.exporter.quantization.published.config import PublishedQuantization
 
 # Rows of the memory table where nothing says how large a batch or context may be.
 _BATCH = 8
@@ -27,6 +32,8 @@ class CheckpointSummary:
 
     Attributes:
         config: the parsed ``config.json``, as plain data.
+        parameters: values of the model, quantized or not.
+        quantized: how many matrices are quantized.
         bytes_by_dtype: of all tensors, ``{"BF16": 988097536}``.
     """
 
@@ -34,6 +41,7 @@ class CheckpointSummary:
     files: int
     tensors: int
     parameters: int
+    quantized: int
     bytes_by_dtype: Mapping[str, int]
 
 
@@ -109,27 +117,46 @@ def _onnx_file(path: Path) -> Inspection:
 
 
 def _checkpoint(path: Path) -> Inspection:
-    from q2export.exporter.checkpoint import open_checkpoint
     from q2export.exporter.config import load_config
-    from q2export.exporter.parameters import check_parameters
+    from q2export.exporter.parameters import expected_parameters
+    from q2export.exporter.quantization.published.config import PublishedQuantization
+    from q2export.exporter.source import load_source
 
-    config, checkpoint = load_config(path), open_checkpoint(path)
-    check_parameters(checkpoint, config)
+    config = load_config(path)
+    if isinstance(config.quantization, PublishedQuantization):
+        checkpoint, dtype, quantized = _published(path, config, config.quantization)
+    else:
+        source = load_source(path)
+        checkpoint, dtype, quantized = source.checkpoint, source.dtype, len(source.stored)
     refs = checkpoint.tensors.values()
     nbytes: Counter[str] = Counter()
     for ref in refs:
         nbytes[ref.dtype] += ref.nbytes
-    dtype = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}[checkpoint.dtype]
     cache = CacheShape(config.num_hidden_layers, config.num_key_value_heads, config.head_dim, dtype)
     summary = CheckpointSummary(
         config=to_plain(config),
         files=len(checkpoint.files),
         tensors=len(refs),
-        parameters=sum(math.prod(ref.shape) for ref in refs),
+        parameters=sum(math.prod(shape) for shape in expected_parameters(config).values()),
+        quantized=quantized,
         bytes_by_dtype=dict(nbytes),
     )
     memory = _memory(cache, nbytes.total(), _BATCH, config.context_length)
     return Inspection("checkpoint", path, None, summary, None, memory)
+
+
+def _published(
+    path: Path, config: ModelConfig, quantization: PublishedQuantization
+) -> tuple[Checkpoint, str, int]:
+    """The tensors of a GPTQ or AWQ checkpoint, the type of those not quantized, how many matrices are."""
+    from q2export.exporter.checkpoint import open_checkpoint
+    from q2export.exporter.quantization.published.match import match_tensors
+    from q2export.exporter.safetensors_header import QUANTIZED_DTYPES
+    from q2export.exporter.source import plain_dtype
+
+    checkpoint = open_checkpoint(path, QUANTIZED_DTYPES)
+    tensors = match_tensors(checkpoint, config, quantization)
+    return checkpoint, plain_dtype(config, tensors.plain.values()), len(tensors.packed)
 
 
 def _memory(cache: CacheShape, weight_bytes: int, max_batch: int, max_context: int) -> MemorySummary:

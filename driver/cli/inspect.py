@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -54,6 +54,8 @@ def _checkpoint_rows(checkpoint: CheckpointSummary) -> Iterator[Row]:
         "parameters",
         f"{checkpoint.parameters:,} in {checkpoint.tensors} tensors, {checkpoint.files} file(s)",
     )
+    if quantization := config["quantization"]:
+        yield "quantized", f"{checkpoint.quantized} matrices: {_quantization(quantization)}"
     for dtype, nbytes in checkpoint.bytes_by_dtype.items():
         yield dtype, format_bytes(nbytes)
     yield "layers", f"{config['num_hidden_layers']}, hidden size {config['hidden_size']}"
@@ -63,6 +65,17 @@ def _checkpoint_rows(checkpoint: CheckpointSummary) -> Iterator[Row]:
         yield "experts", f"{moe['num_experts']}, {moe['num_experts_per_tok']} per token"
     yield "vocabulary", f"{config['vocab_size']:,}{', head tied' if config['tie_word_embeddings'] else ''}"
     yield "positions", f"{config['max_position_embeddings']:,}"
+
+
+def _quantization(quantization: Mapping[str, Any]) -> str:
+    """Of the stored form, or of a published checkpoint."""
+    if scheme := quantization.get("scheme"):
+        zero_points = "symmetric" if scheme["symmetric"] else "with zero points"
+        return (
+            f"int{scheme['bits']}, blocks of {scheme['block_size']}, {zero_points}, {quantization['method']}"
+        )
+    groups = f"groups of {quantization['group_size']}" if quantization["group_size"] else "a group per row"
+    return f"{quantization['method']}, {quantization['bits']} bits, {groups}; build and repack take it"
 
 
 def _graph_sections(graph: OnnxSummary) -> Iterator[str]:

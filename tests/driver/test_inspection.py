@@ -11,6 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+import q2export
 from q2export.cli.main import main
 from q2export.errors import Q2ExportError
 from q2export.inspection import inspect
@@ -162,3 +163,27 @@ def test_other_folders_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "found a folder with neither manifest.json nor config.json" in capsys.readouterr().err
     assert main(["inspect", str(tmp_path / "none")]) == 1
     assert "expected a package, an ONNX file or a checkpoint folder, found nothing" in capsys.readouterr().err
+
+
+PUBLISHED = Path(__file__).parents[1] / "data" / "published"
+
+
+def test_quantized_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same model, as GPTQModel wrote it and repacked: same parameters, other tensors."""
+    assert main(["inspect", str(PUBLISHED / "gptqmodel-act-order")]) == 0
+    assert "7 matrices: gptq, 4 bits, groups of 32; build and repack take it" in capsys.readouterr().out
+    q2export.repack(PUBLISHED / "gptqmodel-act-order", tmp_path / "stored")
+    assert main(["inspect", str(tmp_path / "stored")]) == 0
+    assert "7 matrices: int4, blocks of 32, with zero points, gptq" in capsys.readouterr().out
+    published, stored = inspect(PUBLISHED / "gptqmodel-act-order"), inspect(tmp_path / "stored")
+    for found in (published, stored):
+        assert found.checkpoint is not None and found.memory is not None
+        assert (found.checkpoint.parameters, found.checkpoint.quantized) == (67_904, 7)
+        assert found.memory.weight_bytes == sum(found.checkpoint.bytes_by_dtype.values())
+        assert found.memory.kv_dtype == "bfloat16"
+        assert (
+            json.loads(json.dumps(found.document()))["checkpoint"]["config"]["quantization"]["method"]
+            == "gptq"
+        )
+    assert main(["inspect", str(PUBLISHED / "autogptq-int8")]) == 0
+    assert "8 matrices: gptq, 8 bits, a group per row" in capsys.readouterr().out
