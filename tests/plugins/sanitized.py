@@ -30,6 +30,7 @@ def clean(kernels: HostKernels) -> None:
     wrong = [*(tensor.nan_to_num(0.0) for tensor in tensors[:5]), torch.tensor([-1, 155, 154, 2**40])]
     kernels.attention([*wrong, torch.tensor([5, 5, 5, 99])], 0, (frequencies(64), 1.0), scale=0.125)
     decode(kernels)
+    prefill(kernels)
     print("attention")
     moe(kernels)
     print("moe")
@@ -43,6 +44,16 @@ def decode(kernels: HostKernels) -> None:
                 tensors = batch_of([600, 0, 131], [tokens, 1, 0], 7, 1, head_dim, dtype)
                 kernels.attention(tensors, scale=0.125)
                 kernels.attention(tensors, 300, (frequencies(head_dim), 1.0), scale=0.125)
+
+
+def prefill(kernels: HostKernels) -> None:
+    """Tall tiles, where one multiprocessor is soon busy, and short ones; a window; rows without a new token."""
+    for gpu in (replace(A100, multiprocessors=1), L4):
+        with pretending(kernels.library, gpu):
+            for dtype, head_dim in ((torch.float16, 64), (torch.bfloat16, 128)):
+                tensors = batch_of([70, 0, 131], [20, 17, 0], 7, 1, head_dim, dtype)
+                kernels.attention(tensors, scale=0.125)
+                kernels.attention(tensors, 30, (frequencies(head_dim), 1.0), scale=0.125)
 
 
 def moe(kernels: HostKernels) -> None:

@@ -1,7 +1,7 @@
 // CUDA kernels on the host: the tests compile the .cu sources as C++ with this folder before the toolkit's.
 //
 // machine/block.h says how blocks run. __shared__ arrays are static; dynamic shared memory is q2export::dynamic_shared.
-// Not mapped: wgmma, TMA, clusters, cooperative groups, blocks that wait for one another.
+// Not mapped: TMA, clusters, cooperative groups, blocks that wait for one another.
 #pragma once
 
 #include <cmath>

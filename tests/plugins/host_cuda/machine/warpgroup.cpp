@@ -16,7 +16,7 @@ namespace
 constexpr unsigned kWarpRows = 16;
 constexpr unsigned kDepth = 16; // the dimension that is summed over
 constexpr unsigned kChunk = 8; // elements of 16 bytes
-constexpr unsigned kMaxColumns = 256;
+constexpr unsigned kMaxColumns = 128;
 constexpr unsigned kMaxThreads = 1024;
 constexpr uint32_t kWindow = 1024; // where dynamic shared memory begins; the first KiB is CUDA's
 constexpr uint32_t kPattern = 1024; // bytes after which the 128-byte swizzle repeats
@@ -135,8 +135,8 @@ void multiply(Arguments const& arguments, unsigned)
 {
     Call const& first = *static_cast<Call const*>(arguments[0]);
     Product const& product = first.product;
-    static float a[kWarpRows * kDepth];
-    static float b[kMaxColumns * kDepth];
+    float a[kWarpRows * kDepth];
+    float b[kMaxColumns * kDepth];
     if (product.a != nullptr)
     {
         gather_registers(arguments, product.widen, a);
