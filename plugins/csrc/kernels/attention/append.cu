@@ -62,7 +62,8 @@ __device__ void clear_arrivals(AppendArguments<Element> const& arguments)
 // One block per token. A thread moves two vectors of a head, head_dim / 2 apart; what it reads first is on its way
 // while the turns are computed.
 template <typename Element>
-__global__ void append_token_kernel(AppendArguments<Element> const arguments)
+__global__ void __launch_bounds__(kMaxMoveThreads, kMoveBlocks)
+    append_token_kernel(AppendArguments<Element> const arguments)
 {
     constexpr int kVector = kVectorElements<Element>;
     __shared__ float2 shared[kMaxTablePairs];
@@ -181,7 +182,7 @@ q2export_status append(AppendArguments<Element> const& arguments, q2export_strea
     if (takes_vectors(arguments))
     {
         LaunchShape shape{tokens};
-        shape.threads = threads_for_items(static_cast<int32_t>(heads) * (desc.head_dim / 2 / kVectorElements<Element>));
+        shape.threads = threads_for_moves(static_cast<int32_t>(heads) * (desc.head_dim / 2 / kVectorElements<Element>));
         return launch(stream, shape, append_token_kernel<Element>, arguments);
     }
     return launch(

@@ -35,9 +35,11 @@ struct RotaryArguments
     Element* y;
 };
 
-// One block per token. A thread holds both halves of its pairs before it writes either: y may be x.
+// One block per token. A thread holds both halves of its pairs before it writes either: y may be x. What it reads first
+// is on its way while the turns are computed.
 template <typename Element>
-__global__ void rotate_token_kernel(RotaryArguments<Element> const arguments)
+__global__ void __launch_bounds__(kMaxMoveThreads, kMoveBlocks)
+    rotate_token_kernel(RotaryArguments<Element> const arguments)
 {
     constexpr int kVector = kVectorElements<Element>;
     __shared__ float2 shared[kMaxTablePairs];
@@ -47,17 +49,32 @@ __global__ void rotate_token_kernel(RotaryArguments<Element> const arguments)
     int64_t const token = blockIdx.x;
     int32_t const items = desc.num_heads * chunks;
     int64_t const start = token * desc.num_heads * desc.head_dim;
+
+    int64_t offset = 0;
+    uint4 first{};
+    uint4 second{};
+    auto const read = [&](int32_t item) {
+        offset = start + static_cast<int64_t>(item / chunks) * desc.head_dim + item % chunks * kVector;
+        first = load_vector(arguments.x + offset);
+        second = load_vector(arguments.x + offset + half);
+    };
+    int32_t item = static_cast<int32_t>(threadIdx.x);
+    if (item < items)
+    {
+        read(item);
+    }
     TurnTable<kVector> table(shared, half);
     table.fill(arguments.position_ids[token], arguments.inv_freq, desc.attention_factor);
-    for (int32_t item = static_cast<int32_t>(threadIdx.x); item < items; item += static_cast<int32_t>(blockDim.x))
+    while (item < items)
     {
-        int32_t const chunk = item % chunks;
-        int64_t const offset = start + static_cast<int64_t>(item / chunks) * desc.head_dim + chunk * kVector;
-        uint4 first = load_vector(arguments.x + offset);
-        uint4 second = load_vector(arguments.x + offset + half);
-        table.template rotate_vectors<Element>(first, second, chunk);
+        table.template rotate_vectors<Element>(first, second, item % chunks);
         store_vector(arguments.y + offset, first);
         store_vector(arguments.y + offset + half, second);
+        item += static_cast<int32_t>(blockDim.x);
+        if (item < items)
+        {
+            read(item);
+        }
     }
 }
 
@@ -92,7 +109,7 @@ q2export_status rotate_all(RotaryArguments<Element> const& arguments, q2export_s
         && is_vector_aligned(arguments.x) && is_vector_aligned(arguments.y))
     {
         LaunchShape shape{tokens};
-        shape.threads = threads_for_items(desc.num_heads * (half / kVector));
+        shape.threads = threads_for_moves(desc.num_heads * (half / kVector));
         return launch(stream, shape, rotate_token_kernel<Element>, arguments);
     }
     return launch(stream, one_thread_each(tokens * desc.num_heads * half), rotate_pair_kernel<Element>, arguments);

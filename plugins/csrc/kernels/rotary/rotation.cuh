@@ -76,13 +76,15 @@ private:
     int32_t chunks_;
 };
 
-// Threads of a block that moves `items` vectors or pairs of vectors: one each, up to the most that keeps several blocks
-// on a multiprocessor.
-inline int threads_for_items(int32_t items)
+// Threads of a block that moves pairs of vectors, one each, up to the most that keeps several blocks on a
+// multiprocessor.
+constexpr int kMaxMoveThreads = 512;
+constexpr int kMoveBlocks = 3;
+
+inline int threads_for_moves(int32_t moves)
 {
-    constexpr int kMost = 512;
-    int const whole_warps = (items + 31) / 32 * 32;
-    return whole_warps < kMost ? whole_warps : kMost;
+    int const whole_warps = (moves + 31) / 32 * 32;
+    return whole_warps < kMaxMoveThreads ? whole_warps : kMaxMoveThreads;
 }
 
 } // namespace q2export
