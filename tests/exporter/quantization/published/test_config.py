@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import transformers
+from hypothesis import given
+from hypothesis import strategies as st
 
 from q2export.errors import ConfigError
 from q2export.exporter.config import parse_config
@@ -226,3 +228,26 @@ def test_refused(section: dict[str, Any], message: str) -> None:
         parse_config({**tiny_config(), "quantization_config": section}, "model/config.json")
     assert str(caught.value).startswith("model/config.json: quantization_config.")
     assert len(str(caught.value)) < 400
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 1 << 40) | st.floats(allow_nan=False) | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(
+    base=st.sampled_from([AUTOGPTQ, AUTOAWQ]),
+    name=st.sampled_from(
+        sorted({*TRANSFORMERS_GPTQ, *AUTOGPTQ, *AUTOAWQ, "dynamic", "pack_dtype", "w_bit", "x"})
+    ),
+    value=JSON_VALUES,
+)
+def test_any_value_is_read_or_refused(base: dict[str, Any], name: str, value: object) -> None:
+    try:
+        found = parsed(base | {name: value})
+    except ConfigError as error:
+        assert str(error).startswith("quantization_config.")
+    else:
+        assert found.bits in (4, 8) and (found.group_size is None or found.group_size % 32 == 0)
