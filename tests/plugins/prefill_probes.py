@@ -1,11 +1,15 @@
-"""``prefill_probes.cu``, for the host or a GPU, called on torch tensors; and a plain reference."""
+"""``prefill_probes.cu``, for the host or a GPU, called on torch tensors; and a plain reference.
+
+python -m tests.plugins.prefill_probes LIBRARY: every tile, in a process that may abort.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import math
+import sys
 from ctypes import Structure, byref, c_char_p, c_int32, c_int64, c_void_p
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -152,3 +156,20 @@ class Prefill:
             raise KernelError(self.library.q2export_last_error().decode())
         assert bool(storage[-64:].isnan().all()), "something was written behind the output"
         return output.cpu()
+
+
+def main(library: Path) -> None:
+    """Ragged rows, windows and lengths out of range, with nothing wrong."""
+    torch.manual_seed(0)
+    prefill = Prefill(library)
+    for tile in TILES:
+        for head_dim in (64, 128):
+            prefill(Batch.random(torch.float16, head_dim, (7, 1), [0, 150, 5], [40, 5, 0], spare=0), tile)
+            prefill(Batch.random(torch.bfloat16, head_dim, (2, 2), [200], [65], spare=0), tile, window=9)
+        batch = Batch.random(torch.float16, 64, (2, 1), [20], [20], spare=0)
+        for past in (-4, 37, 2**40):
+            prefill(replace(batch, query=batch.query.nan_to_num(0.0), past=[past], fresh=[99]), tile)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

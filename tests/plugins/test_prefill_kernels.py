@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.plugins.host_kernels import KernelError, compile_once
+from tests.plugins import sanitizers
+from tests.plugins.host_kernels import RACES, SANITIZED, KernelError, compile_once
 from tests.plugins.prefill_probes import KEYS, SHORT, SOURCES, TILES, Batch, Prefill
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++ to compile the kernels")
@@ -131,6 +132,16 @@ class TestAttention:
 
 
 class TestHost:
+    def test_no_sanitizer_complains(self, tmp_path_factory: pytest.TempPathFactory) -> None:
+        library = compile_once(tmp_path_factory, "libprefill-sanitized.so", SANITIZED, SOURCES)
+        done = sanitizers.run("tests.plugins.prefill_probes", [str(library)])
+        assert done.returncode == 0, done.stderr
+
+    def test_no_races(self, tmp_path_factory: pytest.TempPathFactory) -> None:
+        library = compile_once(tmp_path_factory, "libprefill-races.so", RACES, SOURCES)
+        done = sanitizers.run_apart("tests.plugins.prefill_probes", [str(library)])
+        assert done.returncode == 0, done.stderr
+
     @pytest.mark.parametrize("tile", TILES)
     def test_the_order_of_threads_does_not_matter(self, prefill: Prefill, tile: int) -> None:
         batch = Batch.random(torch.bfloat16, 128, (4, 1), past=[100], fresh=[40])
