@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import math
 import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from tests.plugins import sanitizers
-from tests.plugins.host_kernels import RACES, SANITIZED, KernelError, compile_once
+from tests.plugins.host_kernels import RACES, SANITIZED, HostKernels, KernelError, compile_once
+from tests.plugins.host_machine import A100, H200, Gpu, pretending
 from tests.plugins.prefill_probes import KEYS, SHORT, SOURCES, TILES, Batch, Prefill
+from tests.plugins.test_csrc_kernels import attention_in_float64
+from tests.plugins.test_decode_kernels import batch_of
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++ to compile the kernels")
 
@@ -170,3 +175,21 @@ class TestRefusals:
         shifted = Batch(query, batch.key, batch.value, [0], [17])
         with pytest.raises(KernelError, match=r"query is at 0x.*, expected a multiple of 16 bytes"):
             prefill(shifted, SHORT)
+
+
+class TestOp:
+    """Through the C ABI, which leaves more than 16 new tokens to these kernels."""
+
+    @pytest.mark.parametrize("dtype", TYPES)
+    @pytest.mark.parametrize("gpu", [H200, replace(A100, multiprocessors=1)], ids=["short", "tall"])
+    @pytest.mark.parametrize("window", [0, 30])
+    def test_equals_float64(self, host_kernels: Path, dtype: torch.dtype, gpu: Gpu, window: int) -> None:
+        kernels = HostKernels(host_kernels)
+        tensors = batch_of([70, 0, 131], [20, 17, 0], 14, 2, 64, dtype)
+        with pretending(kernels.library, gpu):
+            output, _, _ = kernels.attention(tensors, window, scale=0.125)
+            rotated, _, _ = kernels.attention(tensors, window, (torch.zeros(32), 1.0), scale=0.125)
+        expected = attention_in_float64(tensors, 0.125, window)
+        error = (output.to(torch.float64) - expected).abs().max().item()
+        assert error <= EPSILON[dtype] * max(1.0, expected.abs().max().item())
+        assert torch.equal(rotated, output), "a rotation by nothing"
