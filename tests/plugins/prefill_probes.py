@@ -9,7 +9,7 @@ import ctypes
 import math
 import sys
 from ctypes import Structure, byref, c_char_p, c_int32, c_int64, c_void_p
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from q2export.plugins.python.kernels import AttentionDesc, AttentionTensors
 from tests.plugins.host_kernels import CSRC, DTYPES, KernelError, pointers
+from tests.plugins.host_machine import Gpu
 
 SOURCES = [
     *sorted(CSRC.glob("kernels/attention/prefill*.cu")),
@@ -36,7 +37,7 @@ class Plan(Structure):
     _fields_ = [("tile", c_int32), ("row_tiles", c_int64), ("section", c_int64), ("blocks", c_int64)]
 
 
-class Gpu(Structure):
+class GpuStruct(Structure):
     """``Gpu`` of common/gpu.h."""
 
     _fields_ = [
@@ -130,7 +131,7 @@ class Prefill:
 
     def plan(self, desc: AttentionDesc, gpu: Gpu) -> Plan:
         plan = Plan()
-        self.library.probe_prefill_plan(byref(desc), byref(gpu), byref(plan))
+        self.library.probe_prefill_plan(byref(desc), byref(GpuStruct(*astuple(gpu))), byref(plan))
         return plan
 
     def __call__(

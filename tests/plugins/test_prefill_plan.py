@@ -12,16 +12,12 @@ from torch import Tensor
 
 from q2export.plugins.python.kernels import AttentionDesc
 from tests.plugins.host_kernels import DTYPES, compile_once, pointers
-from tests.plugins.prefill_probes import ROWS, SHORT, SOURCES, TALL, Gpu, Prefill
+from tests.plugins.host_machine import A100, H200, KIB, MIB, RTX_4090, RTX_5090, Gpu
+from tests.plugins.prefill_probes import ROWS, SHORT, SOURCES, TALL, Prefill
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++ to compile the kernels")
 
-KIB, MIB = 1024, 1024 * 1024
-A100 = Gpu(80, 108, 163 * KIB, 164 * KIB, 40 * MIB)
-RTX_4090 = Gpu(89, 128, 99 * KIB, 100 * KIB, 72 * MIB)
-H200 = Gpu(90, 132, 227 * KIB, 228 * KIB, 50 * MIB)
 B200 = Gpu(100, 148, 227 * KIB, 228 * KIB, 126 * MIB)
-RTX_5090 = Gpu(120, 170, 99 * KIB, 100 * KIB, 96 * MIB)
 
 
 @pytest.fixture(scope="module")
