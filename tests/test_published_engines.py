@@ -98,6 +98,8 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 @pytest.mark.parametrize(
     ("name", "target", "dtype", "bound"),
     [
+        ("autogptq-int4", "tensorrt", "float16", 0.03),
+        ("autogptq-int8-act-order", "tensorrt", "float16", 0.03),
         ("autogptq-int8-act-order", "portable", "float32", MAX_ABS_ERROR),
         ("gptqmodel-moe", "portable", "float32", MAX_ABS_ERROR),
     ],
