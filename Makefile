@@ -11,9 +11,9 @@ STAMP := $(VENV)/.stamp
 PEERS := .venv-peers
 PEERS_STAMP := $(PEERS)/.stamp
 JOBS := 2
-# Which GPUs the kernels are built for, where there is a CUDA compiler: native, none, or "80;90". Later GPUs run the
-# kernels of 80 from PTX. A wheel to hand out has all: see docs/installation.md.
-CUDA_ARCHITECTURES ?= 80
+# Which GPUs the kernels are built for, where there is a CUDA compiler: native, none, or compute capabilities. These
+# are what tests/test_kernel_resources.py looks at; a wheel to hand out has more, see docs/installation.md.
+CUDA_ARCHITECTURES ?= 80;90
 export Q2EXPORT_CUDA_ARCHITECTURES = $(CUDA_ARCHITECTURES)
 ROOMS := exporter plugins profiles runtime
 # The rooms as Python imports them: mypy and import-linter do not know the mapping of setup.py.

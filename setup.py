@@ -72,9 +72,10 @@ class BuildKernels(Command):
                 target.unlink(missing_ok=True)
             return
         self.announce(f"CUDA kernels by {chosen}", logging.INFO)
-        objects = ROOT / "build" / "kernels"
-        library = kernel_build.KernelLibrary(chosen.compiler, chosen.architectures, objects)
-        built = objects / target.name
+        library = kernel_build.KernelLibrary(
+            chosen.compiler, chosen.architectures, ROOT / "build" / "kernels"
+        )
+        built = library.objects / target.name
         library.build(built, kernel_build.available_cores())
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_suffix(".partial")

@@ -15,7 +15,7 @@ from .compiler import Compiler, KernelBuildError, code_flags
 
 CSRC = Path(__file__).resolve().parents[1] / "csrc"
 
-_FLAGS = ("-std=c++17", "-O3", "-DNDEBUG", "-Xcompiler=-fPIC,-fvisibility=hidden", "-Xptxas=-v")
+_FLAGS = ("-std=c++17", "-O3", "-DNDEBUG", "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra", "-Xptxas=-v")
 _LINK_FLAGS = ("-shared", "-cudart=static", "-Xlinker=--no-undefined")
 
 
@@ -26,17 +26,23 @@ class KernelLibrary:
     Attributes:
         compiler: the nvcc.
         architectures: compute capabilities, ascending; not empty.
-        objects: folder of the object files; beside each its dependencies (``.d``), its command (``.command``)
-            and what ptxas said of registers, spills and shared memory (``.ptxas``).
-        flags: more options of nvcc, for every source.
+        folder: of what is kept between builds.
         csrc: the folder of the sources.
     """
 
     compiler: Compiler
     architectures: tuple[str, ...]
-    objects: Path
-    flags: tuple[str, ...] = ()
+    folder: Path
     csrc: Path = CSRC
+
+    @property
+    def objects(self) -> Path:
+        """The folder of the object files.
+
+        Beside each: its dependencies (``.d``), its command (``.command``) and what the compiler said of it,
+        that is warnings, registers and spills (``.log``).
+        """
+        return self.folder / "-".join(self.architectures)
 
     @property
     def sources(self) -> list[Path]:
@@ -67,25 +73,28 @@ class KernelLibrary:
         os.replace(partial, output)
         record.write_text(_text(command), encoding="utf-8")
 
-    def object_of(self, source: Path) -> Path:
-        """Where the object file of a source is."""
+    def log(self) -> str:
+        """What the compiler said of all sources, when each was last compiled."""
+        return "".join(self._object(each).with_suffix(".log").read_text("utf-8") for each in self.sources)
+
+    def _object(self, source: Path) -> Path:
         return self.objects / f"{source.parent.name}-{source.stem}.o"
 
     def _nvcc(self) -> list[str]:
         return [str(self.compiler.path), *code_flags(self.architectures)]
 
     def _compile(self, source: Path) -> Path:
-        target = self.object_of(source)
+        target = self._object(source)
         depends, record = target.with_suffix(".d"), target.with_suffix(".command")
         includes = [f"-I{self.csrc / 'include'}", f"-I{self.csrc / 'kernels'}"]
-        command = [*self._nvcc(), *_FLAGS, *self.flags, *includes, "-c", str(source)]
+        command = [*self._nvcc(), *_FLAGS, *includes, "-c", str(source)]
         version = f"nvcc {self.compiler.version}"
         if _is_current(target, _dependencies(depends), record, [version, *command]):
             return target
         started = time.time_ns()
         partial = target.with_suffix(".partial.o")
         said = _run([*command, "-MD", "-MF", str(depends), "-o", str(partial)])
-        target.with_suffix(".ptxas").write_text(said, encoding="utf-8")
+        target.with_suffix(".log").write_text(said, encoding="utf-8")
         os.utime(partial, ns=(started, started))  # older than a source that is edited meanwhile
         os.replace(partial, target)
         record.write_text(_text([version, *command]), encoding="utf-8")

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-import shutil
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from q2export.plugins.kernel_build import (
+    ARCHITECTURES_VARIABLE,
+    KernelLibrary,
+    NoKernelsError,
+    available_cores,
+    plan,
+)
 from q2export.plugins.python import kernels as bindings
-from tests.plugins.host_kernels import INCLUDES, KERNEL_SOURCES, HostKernels, run_compiler
+from tests.plugins.host_kernels import ROOT, HostKernels
 
 
 @pytest.fixture(scope="session")
@@ -18,21 +25,14 @@ def gpu_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``libq2export_kernels.so`` for this GPU alone."""
     if not torch.cuda.is_available():
         pytest.skip("needs a GPU and PyTorch with CUDA")
-    if shutil.which("nvcc") is None:
-        pytest.skip("needs nvcc")
+    major, minor = torch.cuda.get_device_capability()
+    try:
+        chosen = plan({**os.environ, ARCHITECTURES_VARIABLE: f"{major}{minor}"})
+    except NoKernelsError as reason:
+        pytest.skip(f"needs nvcc: {reason}")
+    library = KernelLibrary(chosen.compiler, chosen.architectures, ROOT / "build" / "kernels")
     output = tmp_path_factory.mktemp("kernels") / "libq2export_kernels.so"
-    flags = [
-        "-std=c++17",
-        "-O3",
-        "-arch=native",
-        "-shared",
-        "--threads",
-        "0",
-        "-Xcompiler",
-        "-fPIC",
-        *INCLUDES,
-    ]
-    run_compiler(["nvcc", *flags, *map(str, KERNEL_SOURCES), "-o", str(output)])
+    library.build(output, available_cores())
     return output
 
 

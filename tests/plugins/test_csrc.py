@@ -10,13 +10,7 @@ import pytest
 
 from q2export.plugins import generate_spec
 from tests.plugins import sanitizers
-from tests.plugins.host_kernels import (
-    CSRC,
-    INCLUDES,
-    KERNEL_SOURCES,
-    ROOT,
-    run_compiler,
-)
+from tests.plugins.host_kernels import CSRC, ROOT, run_compiler
 
 HEADER = CSRC / "include" / "q2export" / "kernels.h"
 
@@ -43,13 +37,6 @@ def test_the_header_is_clean(compiler: str, language: str, standard: str) -> Non
     run_compiler(
         [need(compiler), f"-std={standard}", *warnings, "-fsyntax-only", "-x", language, str(HEADER)]
     )
-
-
-@pytest.mark.parametrize("source", KERNEL_SOURCES, ids=lambda path: path.stem)
-def test_nvcc_has_no_warnings(source: Path, tmp_path: Path) -> None:
-    strict = ["-Werror", "all-warnings", "-Xcompiler", "-Wall,-Wextra,-Werror"]
-    target = ["-std=c++17", "-arch=sm_80", "-c", "-o", str(tmp_path / "object.o")]
-    run_compiler([need("nvcc"), *target, *strict, *INCLUDES, str(source)])
 
 
 def test_kernels_are_clean_under_sanitizers(sanitized_kernels: Path) -> None:
