@@ -17,8 +17,9 @@ from torch.nn import functional
 
 from q2export.exporter.ops.moe import moe_reference
 from q2export.plugins.python.kernels import MoeDesc
-from tests.plugins.host_kernels import HostKernels
-from tests.plugins.host_machine import A100, H200, L4, Gpu, pretending, thread_order
+from tests.plugins.host_kernels import HostKernels, compile_once
+from tests.plugins.host_machine import A100, H200, L4, pretending, thread_order
+from tests.plugins.moe_probes import SOURCES, TILES, TileKernels, moe_in_float64
 from tests.plugins.test_csrc_kernels import EPSILON, assert_near, experts
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++ to compile the kernels")
@@ -33,28 +34,14 @@ def kernels(host_kernels: Path) -> HostKernels:
     return HostKernels(host_kernels)
 
 
+@pytest.fixture
+def probes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return compile_once(tmp_path_factory, "libmoe_probes.so", sources=SOURCES)
+
+
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(0)
-
-
-def moe_in_float64(
-    hidden: Tensor, logits: Tensor, weights: Sequence[Sequence[Tensor]], top_k: int, norm: bool
-) -> Tensor:
-    """Expert by expert; among equal logits the lower index first."""
-    probability = logits.to(torch.float64).softmax(dim=-1)
-    chosen = logits.to(torch.float64).sort(dim=-1, descending=True, stable=True).indices[:, :top_k]
-    weight = probability.gather(1, chosen)
-    if norm:
-        weight = weight / weight.sum(dim=-1, keepdim=True)
-    output = torch.zeros(hidden.shape, dtype=torch.float64)
-    for e in chosen.unique().tolist():
-        gate, up, down = (kind[e].to(torch.float64) for kind in weights)
-        token, slot = (chosen == e).nonzero(as_tuple=True)
-        x = hidden[token].to(torch.float64)
-        activated = functional.silu(x @ gate.T) * (x @ up.T)
-        output[token] += weight[token, slot, None] * (activated @ down.T)
-    return output
 
 
 def problem(
@@ -111,43 +98,59 @@ class TestTokens:
             assert (output - expected).abs().max() <= bound
 
 
-# Tokens for two experts that choose each tile (test_moe_plan.py): of 16, 32 and 64 tokens; of 128 tokens with
-# 256 rows of weights, and with 128 where shared memory is short.
-TILES = [(H200, 6), (H200, 30), (H200, 80), (H200, 140), (A100, 140), (L4, 140)]
-
-
 class TestTiles:
+    """Each tile, whatever the plan would choose."""
+
+    @pytest.fixture(params=TILES)
+    def tile(self, request: pytest.FixtureRequest, probes: Path) -> TileKernels:
+        return TileKernels(probes, request.param)
+
     @pytest.mark.parametrize("dtype", NARROW)
-    @pytest.mark.parametrize(("gpu", "tokens"), TILES)
-    def test_equals_float64(self, kernels: HostKernels, dtype: torch.dtype, gpu: Gpu, tokens: int) -> None:
-        """More steps than any ring has stages, several weight tiles, several tiles to a block."""
-        hidden, logits, weights = problem(tokens, 2, 456, 264, dtype)
-        logits[:, 0] = torch.where(torch.arange(tokens) % 3 == 0, 4.0, -4.0)  # a third, and the rest
-        expected = moe_in_float64(hidden, logits, weights, 1, False)
-        with pretending(kernels.library, replace(gpu, multiprocessors=2)):
-            assert_near(kernels.moe(hidden, logits, weights, 1, False), expected)
+    def test_equals_float64(self, tile: TileKernels, dtype: torch.dtype) -> None:
+        """More steps than any ring has stages, several weight tiles and several tiles to a block."""
+        hidden, logits, weights = problem(150, 2, 456, 264, dtype)
+        logits[:, 0] = torch.where(torch.arange(150) % 3 == 0, 4.0, -4.0)  # a third, and the rest
+        with pretending(tile.library, replace(H200, multiprocessors=2)):
+            output = tile.moe(hidden, logits, weights, 1, False)
+        assert_near(output, moe_in_float64(hidden, logits, weights, 1, False))
 
-    @pytest.mark.parametrize("full", [*range(1, 10), 16, 17, 31, 32, 33, 63, 64, 65, 96, 97, 127, 128, 129])
-    def test_borders_of_tiles(self, kernels: HostKernels, full: int) -> None:
-        """One expert with `full` tokens on the largest tile, the other with those that choose the tile."""
-        tokens = full + 129
-        hidden, _, weights = problem(tokens, 2, 16, 8, torch.float16)
-        logits = torch.tensor([[1.0, -1.0]] * full + [[-1.0, 1.0]] * 129).to(torch.float16)
+    @pytest.mark.parametrize("full", [*range(1, 10), 15, 16, 17, 31, 32, 33, 63, 64, 65, 96, 97, 127, 128])
+    def test_borders_of_tiles(self, tile: TileKernels, full: int) -> None:
+        """One expert with so many tokens, two with one token between them, one with a tile and a token."""
+        counts = [full, 0, 1, 129]
+        chosen = torch.arange(4).repeat_interleave(torch.tensor(counts))
+        hidden, _, weights = problem(len(chosen), 4, 16, 8, torch.float16)
+        logits = functional.one_hot(chosen, 4).to(torch.float16)
         expected = moe_in_float64(hidden, logits, weights, 1, True)
-        with pretending(kernels.library, ONE_SM):
-            assert_near(kernels.moe(hidden, logits, weights, 1, True), expected)
+        assert_near(tile.moe(hidden, logits, weights, 1, True), expected)
 
-    def test_bits_depend_on_neither_gpu_nor_order_nor_batch(self, kernels: HostKernels) -> None:
+    @pytest.mark.parametrize("intermediate", [8, 32, 64, 72])
+    @pytest.mark.parametrize("hidden_size", [8, 64, 128, 200])
+    def test_borders_of_matrices(self, tile: TileKernels, hidden_size: int, intermediate: int) -> None:
+        hidden, logits, weights = problem(5, 3, hidden_size, intermediate, torch.bfloat16)
+        expected = moe_in_float64(hidden, logits, weights, 2, True)
+        assert_near(tile.moe(hidden, logits, weights, 2, True), expected)
+
+    def test_bits_depend_on_neither_grid_nor_order(self, tile: TileKernels) -> None:
         hidden, logits, weights = problem(130, 4, 200, 72, torch.bfloat16)
-        together = kernels.moe(hidden, logits, weights, 2, True)
-        for gpu in (ONE_SM, replace(H200, multiprocessors=3), replace(L4, multiprocessors=1), A100):
-            with pretending(kernels.library, gpu):
-                assert torch.equal(kernels.moe(hidden, logits, weights, 2, True), together)
-        with thread_order(kernels.library, 7):
+        expected = tile.moe(hidden, logits, weights, 2, True)
+        for multiprocessors in (1, 3):
+            with pretending(tile.library, replace(H200, multiprocessors=multiprocessors)):
+                assert torch.equal(tile.moe(hidden, logits, weights, 2, True), expected)
+        with thread_order(tile.library, 7):
+            assert torch.equal(tile.moe(hidden, logits, weights, 2, True), expected)
+
+
+def test_bits_depend_on_neither_gpu_nor_batch(kernels: HostKernels) -> None:
+    """The plan takes other tiles for other GPUs and numbers of tokens, with the same sums."""
+    hidden, logits, weights = problem(130, 4, 200, 72, torch.bfloat16)
+    together = kernels.moe(hidden, logits, weights, 2, True)
+    for gpu in (ONE_SM, replace(L4, multiprocessors=1), A100):
+        with pretending(kernels.library, gpu):
             assert torch.equal(kernels.moe(hidden, logits, weights, 2, True), together)
-        for first, end in ((5, 6), (20, 40), (60, 130)):
-            alone = kernels.moe(hidden[first:end], logits[first:end], weights, 2, True)
-            assert torch.equal(alone, together[first:end])
+    for first, end in ((5, 6), (20, 40), (60, 130)):
+        alone = kernels.moe(hidden[first:end], logits[first:end], weights, 2, True)
+        assert torch.equal(alone, together[first:end])
 
 
 class TestRouting:

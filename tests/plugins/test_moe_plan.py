@@ -2,81 +2,41 @@
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 import shutil
-from ctypes import byref, c_int32, c_int64
+from ctypes import byref, c_int64
 from dataclasses import astuple, replace
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from q2export.plugins.python.kernels import MoeDesc
 from tests.plugins.host_kernels import compile_once
 from tests.plugins.host_machine import A100, H200, L4, RTX_4090, RTX_5090, Gpu
+from tests.plugins.moe_probes import (
+    HOPPER,
+    LARGE,
+    LARGEST,
+    LARGEST_FOR_99_KIB,
+    MEDIUM,
+    SMALL,
+    SOURCES,
+    TILES,
+    CGpu,
+    Plan,
+    TokenTile,
+    Work,
+)
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++ to compile the kernels")
 
-SOURCE = Path(__file__).with_name("moe_plan.cu")
 GPUS = [A100, L4, RTX_4090, H200, RTX_5090]
-BF16 = 2
-TILES = range(5)
 TILES_PER_GROUP = 16
-SMALL, MEDIUM, LARGE, LARGEST_FOR_99_KIB, LARGEST = TILES
-
-
-class Tile(ctypes.Structure):
-    """``MoeTile``."""
-
-    _fields_ = tuple(
-        (name, c_int32) for name in ("weight_rows", "tokens", "weight_warps", "token_warps", "stages")
-    )
-
-
-class CGpu(ctypes.Structure):
-    """``Gpu``."""
-
-    _fields_ = (*((name, c_int32) for name in ("cc", "sms", "per_block", "per_sm")), ("l2", c_int64))
-
-
-class TokenTile(ctypes.Structure):
-    """``TokenTile``."""
-
-    _fields_ = (
-        *((name, c_int32) for name in ("expert", "first_tile", "tiles", "first_position", "slots")),
-        ("padding", c_int32 * 3),
-    )
-
-
-class Work(ctypes.Structure):
-    """``Work``."""
-
-    _fields_ = tuple((name, c_int32) for name in ("expert", "weight_tile", "first_position", "tokens"))
-
-
-class Plan:
-    """The functions of ``moe_plan.cu``."""
-
-    def __init__(self, library: Path) -> None:
-        self.library = ctypes.CDLL(str(library))
-        self.library.plan_tile.restype = Tile
-        for name in ("grid_blocks", "weight_tiles", "max_token_tiles"):
-            getattr(self.library, f"plan_{name}").restype = c_int64
-
-    def __getattr__(self, name: str) -> ctypes._NamedFuncPointer:
-        return getattr(self.library, f"plan_{name}")
-
-    def tile_of(self, gpu: Gpu, tokens: int, shape: tuple[int, int, int, int]) -> int:
-        """The tile for (hidden, intermediate, experts, top_k)."""
-        desc = MoeDesc(tokens, *shape, 0, BF16)
-        return self.choose(byref(desc), byref(CGpu(*astuple(gpu))))
 
 
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
-    return Plan(compile_once(tmp_path_factory, "libmoe_plan.so", sources=[SOURCE]))
+    return Plan(compile_once(tmp_path_factory, "libmoe_probes.so", sources=SOURCES))
 
 
 QWEN2_57B = (3584, 2560, 64, 8)
@@ -125,6 +85,11 @@ def test_every_choice_fits_and_fills_the_gpu(plan: Plan, gpu: Gpu, tokens: int) 
         if tokens <= 8 and gpu is H200:
             stages_in_flight = (shape_of_tile.stages - 1) * shape_of_tile.weight_rows * 128
             assert blocks * stages_in_flight >= 33_000 * gpu.multiprocessors
+
+
+def test_the_tile_for_hopper_fits_one(plan: Plan) -> None:
+    """No plan chooses it yet."""
+    assert plan.shared_bytes(HOPPER) <= H200.shared_bytes_per_block
 
 
 def test_small_shared_memory_never_gets_the_largest_ring(plan: Plan) -> None:
@@ -227,8 +192,10 @@ def test_rows_in_shared_memory_are_all_outputs(plan: Plan, tile: int) -> None:
 def test_a_lane_stores_neighbours(plan: Plan, tile: int, is_gated: int) -> None:
     """After the transposition lane c has places 2 c and 2 c + 1 of every block of eight outputs."""
     shape = plan.tile(tile)
-    warp_rows = shape.weight_rows // shape.weight_warps
-    blocks = [row for row in range(0, warp_rows, 8) if not is_gated or row % 16 == 0]
+    row_tiles = shape.weight_rows // shape.weight_warps // 16
+    apart = 64 if shape.is_hopper else 16  # of the first warp's rows
+    halves = [0] if is_gated else [0, 8]
+    blocks = [tile * apart + half for tile in range(row_tiles) for half in halves]
     vector = min(4, len(blocks))
     for first, lane in itertools.product(range(0, len(blocks), vector), range(4)):
         outputs = [

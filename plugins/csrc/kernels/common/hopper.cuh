@@ -92,6 +92,10 @@ __device__ inline void wgmma_keep(uint32_t (&registers)[kSteps][4])
 template <typename Element>
 __device__ inline void wgmma_m64n128k16(float (&d)[16][4], uint64_t a, uint64_t b, bool accumulate);
 
+// The same for the first 64 columns of d, and as many of b.
+template <typename Element>
+__device__ inline void wgmma_m64n64k16(float (&d)[16][4], uint64_t a, uint64_t b, bool accumulate);
+
 // d += a b, for a 64 x 16 in registers and b, as wide as d, in shared memory with the columns as the dimension that is
 // contiguous.
 template <typename Element>
@@ -107,6 +111,16 @@ __device__ inline void wgmma_m64n128k16<__half>(float (&d)[16][4], uint64_t a, u
         "{.reg .pred p; setp.ne.b32 p, %66, 0; "
         "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {" Q2EXPORT_NUMBERS_128 "}, %64, %65, p, 1, 1, 0, 0;}"
         : Q2EXPORT_COLUMNS_128
+        : "l"(a), "l"(b), "r"(accumulate ? 1 : 0));
+}
+
+template <>
+__device__ inline void wgmma_m64n64k16<__half>(float (&d)[16][4], uint64_t a, uint64_t b, bool accumulate)
+{
+    asm volatile(
+        "{.reg .pred p; setp.ne.b32 p, %34, 0; "
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {" Q2EXPORT_NUMBERS_64 "}, %32, %33, p, 1, 1, 0, 0;}"
+        : Q2EXPORT_COLUMNS_64
         : "l"(a), "l"(b), "r"(accumulate ? 1 : 0));
 }
 
@@ -137,6 +151,16 @@ __device__ inline void wgmma_m64n128k16<__nv_bfloat16>(float (&d)[16][4], uint64
         "{.reg .pred p; setp.ne.b32 p, %66, 0; "
         "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" Q2EXPORT_NUMBERS_128 "}, %64, %65, p, 1, 1, 0, 0;}"
         : Q2EXPORT_COLUMNS_128
+        : "l"(a), "l"(b), "r"(accumulate ? 1 : 0));
+}
+
+template <>
+__device__ inline void wgmma_m64n64k16<__nv_bfloat16>(float (&d)[16][4], uint64_t a, uint64_t b, bool accumulate)
+{
+    asm volatile(
+        "{.reg .pred p; setp.ne.b32 p, %34, 0; "
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" Q2EXPORT_NUMBERS_64 "}, %32, %33, p, 1, 1, 0, 0;}"
+        : Q2EXPORT_COLUMNS_64
         : "l"(a), "l"(b), "r"(accumulate ? 1 : 0));
 }
 

@@ -7,6 +7,9 @@
 namespace q2export
 {
 
+// Queues a layer: by the fast kernels with this tile if they take the call, by the reference kernels if not.
+q2export_status run_moe(MoeCall const& call, MoeWorkspace const& parts, Gpu const& gpu, int32_t tile);
+
 // Queues the router and the sort of the slots; token tiles are of `tile_tokens`.
 q2export_status route_and_sort(MoeCall const& call, MoeWorkspace const& parts, int32_t tile_tokens);
 

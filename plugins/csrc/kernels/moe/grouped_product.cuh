@@ -4,33 +4,24 @@
 #include <cstdint>
 
 #include "common/launch.cuh"
+#include "moe/loader.cuh"
 #include "moe/multiply.cuh"
-#include "moe/ring.cuh"
+#include "moe/multiply_hopper.cuh"
 #include "moe/store.cuh"
 
 namespace q2export
 {
 
-// kGated: outputs[position] = silu(gate x) * (up x), for x the token of the position's slot.
-// Else:   outputs[slot] = down x, for x the position's row.
+// The tiles of one block: tile, tile + stride and so on before `end`; `token_tile` is that of the first.
 template <typename Product>
-__global__ void __launch_bounds__(Product::kThreads)
-    grouped_product_kernel(__grid_constant__ ProductArguments const arguments)
+__device__ inline void multiply_tiles(ProductArguments const& arguments, TokenTile const& token_tile,
+    int32_t weight_tiles, int32_t tile, int32_t end, int32_t stride)
 {
-    int32_t const weight_tiles = (arguments.rows + Product::kOutputs - 1) / Product::kOutputs;
-    int32_t const first = static_cast<int32_t>(blockIdx.x);
-    // Both loads at once: the list has room for as many tiles as the grid has blocks.
-    TokenTile const token_tile = arguments.tiles[first / weight_tiles];
-    int32_t const tiles = *arguments.tile_count * weight_tiles;
-    int32_t const blocks = balanced_blocks(tiles, static_cast<int32_t>(gridDim.x));
-    if (first >= blocks)
-    {
-        return;
-    }
+    constexpr int32_t kTokens = Product::kShape.tokens;
     Ring<Product> ring{dynamic_shared()};
-    Loader<Product> loader(arguments, token_tile, weight_tiles, first, tiles, blocks);
+    Loader<Product> loader(arguments, token_tile, weight_tiles, tile, end, stride);
 #pragma unroll
-    for (int stage = 0; stage + 1 < Product::kStages; ++stage)
+    for (int stage = 0; stage < Product::kAhead; ++stage)
     {
         loader.template copy<1>(ring.base + stage * Product::kStageBytes, 0);
         loader.advance();
@@ -38,13 +29,57 @@ __global__ void __launch_bounds__(Product::kThreads)
     }
     Reader<Product> const reader;
     Accumulators<Product> accumulators;
-    for (int32_t tile = first; tile < tiles; tile += blocks)
+    for (; tile < end; tile += stride)
     {
-        Work const work
-            = find_work(arguments.tiles[tile / weight_tiles], weight_tiles, Product::kShape.tokens, tile);
-        accumulators.clear();
-        multiply_tile(accumulators, reader, loader, ring, arguments.depth, work.tokens);
+        Work const work = find_work(arguments.tiles[tile / weight_tiles], weight_tiles, kTokens, tile);
+        if constexpr (!Product::kShape.is_hopper)
+        {
+            accumulators.clear();
+            multiply_needed(accumulators, reader, loader, ring, arguments.depth, work.tokens);
+        }
+        else if (work.tokens > kTokens / 2)
+        {
+            multiply_by_warpgroups<kTokens>(accumulators, loader, ring, arguments.depth);
+        }
+        else
+        {
+            multiply_by_warpgroups<kTokens / 2>(accumulators, loader, ring, arguments.depth);
+        }
         store_tile(accumulators, arguments, work);
+    }
+}
+
+// Of `blocks`, the fewest that need no more rounds for `tiles`: all of them take as many tiles, or one less.
+__device__ inline int32_t balanced_blocks(int32_t tiles, int32_t blocks)
+{
+    int32_t const rounds = (tiles + blocks - 1) / blocks;
+    return rounds == 0 ? 0 : (tiles + rounds - 1) / rounds;
+}
+
+// kGated: outputs[position] = silu(gate x) * (up x), for x the token of the position's slot.
+// Else:   outputs[slot] = down x, for x the position's row.
+template <typename Product>
+__global__ void __launch_bounds__(Product::kThreads)
+    grouped_product_kernel(__grid_constant__ ProductArguments const arguments)
+{
+#if defined(__CUDA_ARCH__) && !defined(__CUDA_ARCH_FEAT_SM90_ALL)
+    if constexpr (Product::kShape.is_hopper)
+    {
+        __trap(); // never launched there
+    }
+    else
+#endif
+    {
+        int32_t const weight_tiles = (arguments.rows + Product::kOutputs - 1) / Product::kOutputs;
+        int32_t const first = static_cast<int32_t>(blockIdx.x);
+        // Both loads at once: the list has room for as many tiles as the grid has blocks.
+        TokenTile const token_tile = arguments.tiles[first / weight_tiles];
+        int32_t const tiles = *arguments.tile_count * weight_tiles;
+        int32_t const blocks = balanced_blocks(tiles, static_cast<int32_t>(gridDim.x));
+        if (first < blocks)
+        {
+            multiply_tiles<Product>(arguments, token_tile, weight_tiles, first, tiles, blocks);
+        }
     }
 }
 

@@ -78,11 +78,10 @@ bool is_fast(MoeCall const& call, Gpu const& gpu, int32_t tile)
     return aligned;
 }
 
-q2export_status run(MoeCall const& call, MoeWorkspace const& parts)
+} // namespace
+
+q2export_status run_moe(MoeCall const& call, MoeWorkspace const& parts, Gpu const& gpu, int32_t tile)
 {
-    Gpu gpu{};
-    Q2EXPORT_TRY(current_gpu(&gpu));
-    int32_t const tile = choose_moe_tile(call.desc, gpu);
     bool const fast = is_fast(call, gpu, tile);
     if (!fast || call.desc.num_experts > kExpertsByValue)
     {
@@ -99,7 +98,6 @@ q2export_status run(MoeCall const& call, MoeWorkspace const& parts)
                                                : multiply_experts<__nv_bfloat16>(call, parts, gpu, tile);
 }
 
-} // namespace
 } // namespace q2export
 
 extern "C" q2export_status q2export_moe_workspace_size(q2export_moe_desc const* desc, size_t* bytes)
@@ -129,5 +127,8 @@ extern "C" q2export_status q2export_moe(q2export_moe_desc const* desc, void cons
     Q2EXPORT_TRY(check_pointer(kOp, "output", output));
     MoeWorkspace const parts = lay_out(*desc, workspace);
     Q2EXPORT_TRY(check_workspace(kOp, parts.bytes, workspace, workspace_bytes));
-    return run(MoeCall{*desc, hidden, router_logits, gate, up, down, output, stream}, parts);
+    Gpu gpu{};
+    Q2EXPORT_TRY(current_gpu(&gpu));
+    MoeCall const call{*desc, hidden, router_logits, gate, up, down, output, stream};
+    return run_moe(call, parts, gpu, choose_moe_tile(*desc, gpu));
 }

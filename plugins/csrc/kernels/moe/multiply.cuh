@@ -1,35 +1,15 @@
-// The arithmetic of the grouped product: the stages of a tile into the accumulators of a warp.
+// The arithmetic of the grouped product: the stages of a tile into the accumulators of a warp, by mma.sync.
 #pragma once
 
 #include <cstdint>
 
 #include "common/ptx.cuh"
+#include "moe/loader.cuh"
 #include "moe/product.cuh"
 #include "moe/ring.cuh"
 
 namespace q2export
 {
-
-template <typename Product>
-struct Accumulators
-{
-    // [16-row operand][8-token operand]; of a warp's pairs of 8-token operands, pair j is the tokens
-    // 16 * (j * token_warps + warp) and on: a tile that is not full leaves all warps the same work.
-    float values[Product::kRowTiles][2 * Product::kTokenPairs][4];
-
-    __device__ void clear()
-    {
-#pragma unroll
-        for (auto& row : values)
-        {
-#pragma unroll
-            for (auto& token : row)
-            {
-                token[0] = token[1] = token[2] = token[3] = 0.0F;
-            }
-        }
-    }
-};
 
 // The operands of one 16-deep part of a stage.
 template <typename Product, int kPairs>
@@ -98,26 +78,6 @@ __device__ inline void multiply_part(
     }
 }
 
-// The ring, as the whole block sees it: `stage` is the next one to multiply; the one before it is free.
-template <typename Product>
-struct Ring
-{
-    unsigned char* base;
-    int stage = 0;
-
-    __device__ unsigned char* free_stage() const
-    {
-        return base + (stage == 0 ? Product::kStages - 1 : stage - 1) * Product::kStageBytes;
-    }
-
-    // Waits until the next stage has arrived for all threads, and all are done with the one before.
-    __device__ void wait() const
-    {
-        copy_async_wait<Product::kStages - 2>();
-        __syncthreads();
-    }
-};
-
 // Multiplies a tile, with the first kPairs pairs of each warp's tokens. The operands of a part are loaded while
 // those of the one before are multiplied, also across stages, and the copies to the free stage are started in between,
 // a few at a time, so that the tensor cores do not wait for either. Every accumulator adds up its products in the order
@@ -141,7 +101,7 @@ __device__ inline void multiply_pairs(Accumulators<Product>& accumulators, Reade
         }
         loader.advance();
         copy_async_commit();
-        ring.stage = ring.stage + 1 == Product::kStages ? 0 : ring.stage + 1;
+        ring.next();
         if (left > kStepDepth)
         {
             ring.wait();
@@ -153,14 +113,14 @@ __device__ inline void multiply_pairs(Accumulators<Product>& accumulators, Reade
 
 // Multiplies a tile, with no more pairs than its tokens need.
 template <int kPairs = 1, typename Product>
-__device__ inline void multiply_tile(Accumulators<Product>& accumulators, Reader<Product> const& reader,
+__device__ inline void multiply_needed(Accumulators<Product>& accumulators, Reader<Product> const& reader,
     Loader<Product>& loader, Ring<Product>& ring, int32_t depth, int32_t tokens)
 {
     if constexpr (kPairs < Product::kTokenPairs)
     {
         if (tokens > kPairs * Product::kShape.token_warps * 16)
         {
-            multiply_tile<kPairs + 1>(accumulators, reader, loader, ring, depth, tokens);
+            multiply_needed<kPairs + 1>(accumulators, reader, loader, ring, depth, tokens);
             return;
         }
     }

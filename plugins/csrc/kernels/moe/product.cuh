@@ -3,7 +3,8 @@
 // A block multiplies weight_rows rows of an expert's matrices, the A operand, by `tokens` of its tokens, the B operand.
 // In shared memory a row of either is 64 elements, 128 bytes. The accumulators of mma.m16n8k16 give lane 4 g + c rows g
 // and g + 8 of each 16, for tokens 2 c and 2 c + 1; so where gate and up meet, each 16 rows are eight of gate and the
-// same eight of up, and the lane that has a gate has its up (kGated).
+// same eight of up, and the lane that has a gate has its up (kGated). Those of wgmma are the same, of 16 rows for each
+// of a warpgroup's four warps.
 #pragma once
 
 #include <cstdint>
@@ -38,6 +39,8 @@ struct Product
     static constexpr int kThreads = threads_of(kShape);
     static constexpr int kStages = kShape.stages;
     static constexpr int kStageBytes = stage_bytes(kShape);
+    // Steps whose copies are under way while one is multiplied. wgmma may still read the stage of the step before.
+    static constexpr int kAhead = kStages - (kShape.is_hopper ? 2 : 1);
     static constexpr int kRowBytes = kStepDepth * kElementBytes;
     static constexpr int kChunkBytes = 16; // of a copy, and of a row of an 8x8 matrix
     static constexpr int kChunkElements = kChunkBytes / kElementBytes;
@@ -59,17 +62,20 @@ struct Product
     static_assert(kRowsPerPass % 16 == 0 && kChunks == 8);
     static_assert(kTokenPairs * kShape.token_warps * 16 == kShape.tokens);
     static_assert(kRowTiles * kShape.weight_warps * 16 == kShape.weight_rows && kBlocks % kVector == 0);
+    static_assert(!kShape.is_hopper || (kShape.weight_warps % 4 == 0 && kShape.token_warps == 1));
 
     // The output, of a tile's kOutputs, that a row of the weights in shared memory belongs to. Within the kVector blocks
     // that a lane stores at once they are dealt out so that the lane's results are neighbours (store.cuh).
     __host__ __device__ static constexpr int output_of(int row)
     {
         constexpr int kWarpRows = kRowTiles * 16;
-        int const row_tile = row % kWarpRows / 16;
+        // The rows of a warp follow one another; those of a warpgroup's four warps take turns, 16 at a time.
+        int const warp = kShape.is_hopper ? row / (4 * kWarpRows) * 4 + row % 64 / 16 : row / kWarpRows;
+        int const row_tile = kShape.is_hopper ? row % (4 * kWarpRows) / 64 : row % kWarpRows / 16;
         int const block = kGated ? row_tile : 2 * row_tile + row % 16 / 8;
         int const place = row % 8;
-        return row / kWarpRows * kWarpOutputs + block / kVector * kVector * 8 + place / 2 * 2 * kVector
-            + block % kVector * 2 + place % 2;
+        return warp * kWarpOutputs + block / kVector * kVector * 8 + place / 2 * 2 * kVector + block % kVector * 2
+            + place % 2;
     }
 
     __host__ __device__ static constexpr bool is_up(int row)

@@ -4,8 +4,8 @@
 #include <cstdint>
 
 #include "common/ptx.cuh"
-#include "moe/multiply.cuh"
 #include "moe/product.cuh"
+#include "moe/ring.cuh"
 #include "moe/work.cuh"
 
 namespace q2export

@@ -38,6 +38,12 @@ inline void wgmma_m64n128k16(float (&d)[16][4], uint64_t a, uint64_t b, bool acc
     host_cuda::start_product({d[0], 128, nullptr, a, b, false, accumulate, host_cuda::widen_all<Element>});
 }
 
+template <typename Element>
+inline void wgmma_m64n64k16(float (&d)[16][4], uint64_t a, uint64_t b, bool accumulate)
+{
+    host_cuda::start_product({d[0], 64, nullptr, a, b, false, accumulate, host_cuda::widen_all<Element>});
+}
+
 template <typename Element, int kColumns>
 inline void wgmma_m64k16(float (&d)[kColumns][4], uint32_t const (&a)[4], uint64_t b)
 {
