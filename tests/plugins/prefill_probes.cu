@@ -32,9 +32,11 @@ __global__ void offsets_kernel(int32_t* offsets)
 
 using namespace q2export;
 
-extern "C" void probe_prefill_plan(q2export_attention_desc const* desc, Gpu const* gpu, PrefillPlan* plan)
+// With the tile that the plan would choose where `tile` is negative.
+extern "C" void probe_prefill_plan(
+    q2export_attention_desc const* desc, Gpu const* gpu, int32_t tile, PrefillPlan* plan)
 {
-    *plan = plan_prefill(*desc, *gpu);
+    *plan = tile < 0 ? plan_prefill(*desc, *gpu) : plan_prefill(*desc, *gpu, static_cast<PrefillTile>(tile));
 }
 
 extern "C" int64_t probe_prefill_shared_bytes(int32_t tile, int32_t head_dim)
@@ -50,9 +52,9 @@ extern "C" q2export_status probe_prefill_offsets(int32_t head_dim, int32_t* offs
 }
 
 extern "C" q2export_status probe_prefill(q2export_attention_desc const* desc,
-    q2export_attention_tensors const* tensors, PrefillPlan const* plan)
+    q2export_attention_tensors const* tensors, PrefillPlan const* plan, q2export_stream stream)
 {
     return desc->dtype == Q2EXPORT_FLOAT16
-        ? prefill_attention(*desc, *tensors, static_cast<__half const*>(tensors->query), *plan, nullptr)
-        : prefill_attention(*desc, *tensors, static_cast<__nv_bfloat16 const*>(tensors->query), *plan, nullptr);
+        ? prefill_attention(*desc, *tensors, static_cast<__half const*>(tensors->query), *plan, stream)
+        : prefill_attention(*desc, *tensors, static_cast<__nv_bfloat16 const*>(tensors->query), *plan, stream);
 }

@@ -129,9 +129,10 @@ class Prefill:
         self.library.q2export_last_error.restype = c_char_p
         self.library.probe_prefill_shared_bytes.restype = c_int64
 
-    def plan(self, desc: AttentionDesc, gpu: Gpu) -> Plan:
+    def plan(self, desc: AttentionDesc, gpu: Gpu, tile: int = -1) -> Plan:
+        """The plan; ``tile`` in place of the one it would choose."""
         plan = Plan()
-        self.library.probe_prefill_plan(byref(desc), byref(GpuStruct(*astuple(gpu))), byref(plan))
+        self.library.probe_prefill_plan(byref(desc), byref(GpuStruct(*astuple(gpu))), tile, byref(plan))
         return plan
 
     def __call__(
@@ -153,7 +154,7 @@ class Prefill:
         struct = AttentionTensors(
             *pointers(query), none, none, *cache, *pointers(*lengths), *pointers(output), *cache
         )
-        if self.library.probe_prefill(byref(desc), byref(struct), byref(plan)):
+        if self.library.probe_prefill(byref(desc), byref(struct), byref(plan), none):
             raise KernelError(self.library.q2export_last_error().decode())
         assert bool(storage[-64:].isnan().all()), "something was written behind the output"
         return output.cpu()
