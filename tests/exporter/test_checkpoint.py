@@ -24,7 +24,6 @@ from q2export.exporter.checkpoint import (
 )
 from q2export.exporter.config import load_config
 from q2export.exporter.parameters import check_parameters
-from q2export.exporter.safetensors_header import QUANTIZED_DTYPES
 from tests.helpers.checkpoints import (
     header_bytes,
     make_header,
@@ -383,24 +382,3 @@ def test_frozen(tmp_path: Path) -> None:
     checkpoint: Checkpoint = open_checkpoint(write_checkpoint(tmp_path, tiny_config()))
     with pytest.raises(TypeError):
         checkpoint.tensors["x"] = checkpoint.tensors[NORM]  # type: ignore[index]
-
-
-def test_integers_of_quantized_checkpoints(tmp_path: Path) -> None:
-    tensors = {
-        "codes": np.arange(6, dtype="<u1").reshape(2, 3),
-        "order": np.array([3, -1], "<i4"),
-        "scale": np.float32([0.5]),
-    }
-    save_file(tensors, tmp_path / SINGLE_FILE)
-    found = open_checkpoint(tmp_path, QUANTIZED_DTYPES).tensors
-    assert {name: ref.dtype for name, ref in found.items()} == {"codes": "U8", "order": "I32", "scale": "F32"}
-    assert values_of(found["codes"], block_bytes=4).tolist() == [[0, 1, 2], [3, 4, 5]]
-    assert values_of(found["order"]).view("<i4").tolist() == [3, -1]
-    assert open_checkpoint(tmp_path, QUANTIZED_DTYPES).dtype == "F32"
-    with pytest.raises(
-        CheckpointError, match=r"expected dtype F32, F16, BF16, found '(I32|U8)'; a quantized"
-    ):
-        open_checkpoint(tmp_path)
-    save_file({"a": np.ones(2, "<i8")}, tmp_path / SINGLE_FILE)
-    with pytest.raises(CheckpointError, match=r"expected dtype F32, F16, BF16, I32, U8, found 'I64'$"):
-        open_checkpoint(tmp_path, QUANTIZED_DTYPES)
