@@ -86,7 +86,7 @@ def load_source(folder: Path) -> Source:
     if isinstance(quantization, PublishedQuantization):
         raise ConfigError(
             f"{folder / 'config.json'}: a published quantized checkpoint ({quantization.method}), which has "
-            "to be repacked first: q2export quantize --model ... --output ..."
+            "to be repacked first: q2export repack --model ... --output ..."
         )
     if quantization is None:
         checkpoint = open_checkpoint(folder)
