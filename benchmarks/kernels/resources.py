@@ -1,7 +1,7 @@
 """Registers, spills and shared memory of every kernel: ``python -m benchmarks.kernels.resources``.
 
-Compiles for all architectures, or those of ``Q2EXPORT_CUDA_ARCHITECTURES``, and reads what ptxas says. No GPU is
-needed.
+Compiles for all architectures, or those of ``Q2EXPORT_CUDA_ARCHITECTURES``, and reads what ptxas says.
+Needs no GPU.
 """
 
 from __future__ import annotations
