@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from q2export import engine_build, pipeline
-from q2export.comparison import check_engine, check_same_model, engine_probe, parity_report
+from q2export.comparison import check_engine, check_same_model, verify_parity
 from q2export.errors import ExportError, PackageError, ParityError
 from q2export.graph_files import Scan
 from q2export.job import resolve_graph, resolve_job
@@ -17,7 +16,7 @@ from q2export.manifest import GRAPH_FILE, ParitySummary, QualitySummary
 from q2export.model_source import resolve_model
 from q2export.package import PackageWriter, check_output
 from q2export.package_reader import Check, read_package
-from q2export.parity import GOLDEN_FILES, parity_prompts, write_golden
+from q2export.parity import GOLDEN_FILES, write_golden
 from q2export.pipeline import Assembled
 from q2export.placement import PlacementMode
 from q2export.profile import Profile
@@ -279,27 +278,14 @@ def verify(
 
             write_quality_page(quality, Path(report))
         return quality
-    profile = Profile.from_dict(dict(opened.manifest.profile), str(opened.folder / "manifest.json"))
-    probe = engine_probe(
-        opened.folder,
-        engine,
-        threads=profile.threads if threads is None else threads,
-        prepack=opened.manifest.prepacks,
-        rebuild_command=opened.rebuild_command(),
-    )
-    words = None if text is None else words_of(text)
-    chosen = parity_prompts(opened.folder, engine, prompts, words, greedy_tokens)
-    result = parity_report(
-        opened.folder.name,
-        probe,
+    result = verify_parity(
+        opened,
+        found,
         source,
-        profile,
-        chosen.prompts,
-        model_id=found.id,
-        command=shlex.join(["q2export", "verify", opened.folder.name, "--model", str(model)]),
-        greedy_tokens=chosen.greedy_tokens,
-        text_tokens=chosen.text,
-        decode=chosen.decode,
+        prompts=prompts,
+        text=None if text is None else words_of(text),
+        greedy_tokens=greedy_tokens,
+        threads=threads,
     )
     if report is not None:
         from q2export.runtime.verify.report import write_report

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from q2export import engine_build
 from q2export.errors import PackageError, ParityError
 from q2export.job import Job
-from q2export.manifest import EngineInfo, Manifest, ParitySummary, installed_versions
+from q2export.manifest import MANIFEST_NAME, EngineInfo, Manifest, ParitySummary, installed_versions
+from q2export.model_source import ModelSource
 from q2export.package import PackageWriter
-from q2export.parity import smoke_prompts
+from q2export.package_reader import Package
+from q2export.parity import ParityPrompts, parity_prompts, smoke_prompts
 from q2export.profile import Profile
+from q2export.profile_loading import load_profile
 
 if TYPE_CHECKING:
     from q2export.exporter.source import Source
@@ -69,34 +72,82 @@ def engine_probe(
     return BackendProbe(lambda: backend)
 
 
-def parity_report(
-    name: str,
-    probe: EngineProbe,
-    source: Source,
-    profile: Profile,
-    prompts: Sequence[Sequence[int]],
-    *,
-    model_id: str,
-    command: str,
-    greedy_tokens: int,
-    text_tokens: Sequence[int] | None = None,
-    decode: Callable[[Sequence[int]], str] | None = None,
-) -> ParityReport:
-    """Compare an engine, called ``name`` in the report, with the PyTorch reference of the checkpoint."""
-    from q2export.runtime.verify.compare import compare
-    from q2export.runtime.verify.results import RunInfo
+@dataclass(frozen=True)
+class Comparison:
+    """An engine in a folder and the checkpoint it is compared with.
 
-    info = RunInfo(name, model_id, command, installed_versions(LIBRARIES))
-    return compare(
-        StreamedReference(source),
-        probe,
-        prompts,
-        profile.parity,
-        info=info,
-        n_greedy=greedy_tokens,
-        text_tokens=text_tokens,
-        decode=decode,
-    )
+    Attributes:
+        folder: a package, perhaps not yet complete.
+        engine: what it holds.
+        source: the checkpoint whose weights the engine has; quantized ones are dequantized for PyTorch.
+        profile: its thresholds, and the threads.
+        prepack: see :func:`engine_probe`.
+        model_id, command: for the report.
+        rebuild_command: for messages.
+    """
+
+    folder: Path
+    engine: EngineInfo
+    source: Source
+    profile: Profile
+    prepack: bool
+    model_id: str
+    command: str
+    rebuild_command: str
+
+    @property
+    def rounds_activations(self) -> bool:
+        """Whether the engine multiplies quantized weights with activations rounded to int8."""
+        is_quantized = self.source.quantization is not None and self.engine.tensorrt is None
+        return is_quantized and self.profile.quantization.activations == "int8"
+
+    def exactly(self) -> Comparison:
+        """The same graph with its products in float32, at the thresholds of float32.
+
+        Without its own copy of the matrices ONNX Runtime dequantizes them, and multiplies in float32.
+        Rounding then hides no fault of the graph or its weights.
+        """
+        return replace(
+            self,
+            engine=replace(self.engine, prefill_file=None),
+            profile=replace(self.profile, parity=load_profile("cpu").parity),
+            prepack=False,
+        )
+
+    def report(self, prompts: ParityPrompts) -> ParityReport:
+        """Compare."""
+        from q2export.runtime.verify.compare import compare
+        from q2export.runtime.verify.results import RunInfo
+
+        probe = engine_probe(
+            self.folder,
+            self.engine,
+            threads=self.profile.threads,
+            prepack=self.prepack,
+            rebuild_command=self.rebuild_command,
+        )
+        return compare(
+            StreamedReference(self.source),
+            probe,
+            prompts.prompts,
+            self.profile.parity,
+            info=RunInfo(self.folder.name, self.model_id, self.command, installed_versions(LIBRARIES)),
+            n_greedy=prompts.greedy_tokens,
+            text_tokens=prompts.text,
+            decode=prompts.decode,
+        )
+
+    def full_report(self, prompts: ParityPrompts) -> ParityReport:
+        """Compare; where activations are rounded, first without that, on the prompts alone.
+
+        Returns:
+            the first report if that failed, for it names the layer at fault; else that of the engine itself.
+        """
+        if self.rounds_activations:
+            exact = self.exactly().report(replace(prompts, greedy_tokens=0, text=None))
+            if not exact.passed:
+                return exact
+        return self.report(prompts)
 
 
 def parity_summary(report: ParityReport) -> ParitySummary:
@@ -118,13 +169,20 @@ def parity_summary(report: ParityReport) -> ParitySummary:
 def check_same_model(manifest: Manifest, source: Source) -> None:
     """Refuse a checkpoint of another shape: comparing it would only say that it is another model."""
     engine, config = manifest.engine, source.config
-    pairs = {
+    pairs: dict[str, tuple[object, object]] = {
         "model_type": (manifest.model.model_type, config.model_type),
         "num_hidden_layers": (engine.num_hidden_layers, config.num_hidden_layers),
         "num_key_value_heads": (engine.num_key_value_heads, config.num_key_value_heads),
         "head_dim": (engine.head_dim, config.head_dim),
         "vocab_size": (engine.vocab_size, config.vocab_size),
     }
+    if (quantized := source.quantization) is not None:
+        ours = manifest.quantization
+        pairs |= {
+            "quantization bits": (ours and ours.bits, quantized.scheme.bits),
+            "quantization block_size": (ours and ours.block_size, quantized.scheme.block_size),
+            "quantization symmetric": (ours and ours.symmetric, quantized.scheme.symmetric),
+        }
     for name, (built, found) in pairs.items():
         if built != found:
             raise PackageError(
@@ -154,19 +212,12 @@ def check_engine(
     if job.engine is not None and (reason := engine_build.why_not_run(job.profile)):
         return None, reason
     command = f"q2export verify PACKAGE --model {shlex.quote(job.model.id)}"
-    probe = engine_probe(
-        writer.folder, engine, threads=job.profile.threads, prepack=prepack, rebuild_command=command
+    comparison = Comparison(
+        writer.folder, engine, source, job.profile, prepack, job.model.id, command, command
     )
-    report = parity_report(
-        writer.folder.name,
-        probe,
-        source,
-        job.profile,
-        smoke_prompts(writer.folder, engine),
-        model_id=job.model.id,
-        command=command,
-        greedy_tokens=min(SMOKE_GREEDY_TOKENS, engine.max_capacity // 2),
-    )
+    tokens = min(SMOKE_GREEDY_TOKENS, engine.max_capacity // 2)
+    prompts = ParityPrompts(smoke_prompts(writer.folder, engine), None, tokens, None)
+    report = comparison.full_report(prompts)
     _require_passed(report)
     writer.add_text("parity.json", report.to_json() + "\n")
     return parity_summary(report), None
@@ -179,3 +230,40 @@ def _require_passed(report: ParityReport) -> None:
         raise ParityError(
             "the engine is not equal to PyTorch; nothing was kept\n" + "\n".join(summary_lines(report))
         )
+
+
+def verify_parity(
+    opened: Package,
+    found: ModelSource,
+    source: Source,
+    *,
+    prompts: Sequence[str] | None,
+    text: str | None,
+    greedy_tokens: int,
+    threads: int | None,
+) -> ParityReport:
+    """Compare a package with the PyTorch reference of the checkpoint whose weights it has.
+
+    Args:
+        opened: the package.
+        found: how the checkpoint is called. source: the checkpoint.
+        prompts, text, greedy_tokens: see :func:`q2export.parity.parity_prompts`.
+        threads: CPU threads; None is what the profile says.
+
+    Raises:
+        ParityError: the two cannot be compared.
+    """
+    manifest = opened.manifest
+    profile = Profile.from_dict(dict(manifest.profile), str(opened.folder / MANIFEST_NAME))
+    comparison = Comparison(
+        folder=opened.folder,
+        engine=manifest.engine,
+        source=source,
+        profile=profile if threads is None else replace(profile, threads=threads),
+        prepack=manifest.prepacks,
+        model_id=found.id,
+        command=shlex.join(["q2export", "verify", opened.folder.name, "--model", found.id]),
+        rebuild_command=opened.rebuild_command(),
+    )
+    chosen = parity_prompts(opened.folder, manifest.engine, prompts, text, greedy_tokens)
+    return comparison.full_report(chosen)

@@ -71,7 +71,7 @@ def test_planned_bytes_are_those_bound(tmp_path: Path, dtype: str) -> None:
     source = load_source(checkpoint)
     plan = build_graph(source, "portable", dtype, 64).plan
     assert plan.in_place_bytes > 0 and plan.converted_bytes > 0
-    planned = planned_bytes(source, "portable", dtype)
+    planned = planned_bytes(source.config, source.checkpoint.tensors, {}, "portable", dtype)
     assert (planned.in_place, planned.converted) == (plan.in_place_bytes, plan.converted_bytes)
 
 
