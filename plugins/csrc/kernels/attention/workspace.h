@@ -14,7 +14,6 @@ struct DecodePartials
     float* output; // [blocks, tile rows, head_dim], relative to the maximum
     float2* softmax; // [blocks, tile rows]: maximum and sum
     uint32_t* arrivals; // [units], zero before the launch
-    int64_t units; // 0 where no row is split
 };
 
 struct AttentionWorkspace
