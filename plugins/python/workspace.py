@@ -35,7 +35,7 @@ def reserved_bytes(spec: opspec.OpSpec, sizes: Mapping[str, int], attributes: At
     if spec.name in (opspec.ATTENTION.name, opspec.ROTARY_ATTENTION.name):
         rows = sizes["B"] * sizes["S"]
         rotated = rows * (sizes["Hq"] + sizes["Hkv"]) * sizes["D"] * _FLOAT32
-        # Partial outputs with maximum and sum, where few rows are spread over the whole device; a counter each.
+        # Partial outputs with maximum and sum, and a counter each, where few rows are spread over the device.
         query_rows = sizes["Hq"] // sizes["Hkv"] * min(sizes["S"], _SPLIT_TOKENS)
         partials = min(query_rows, _SPLIT_ROWS) * (sizes["D"] + 2) * _FLOAT32
         return rotated + _SPLIT_BLOCKS * (partials + _FLOAT32) + _SLACK
