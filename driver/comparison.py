@@ -99,7 +99,10 @@ class Comparison:
     def rounds_activations(self) -> bool:
         """Whether the engine multiplies quantized weights with activations rounded to int8."""
         is_quantized = self.source.quantization is not None and self.engine.tensorrt is None
-        return is_quantized and self.profile.quantization.activations == "int8"
+        return is_quantized and "int8" in (
+            self.profile.quantization.activations,
+            self.profile.quantization.prefill,
+        )
 
     def exactly(self) -> Comparison:
         """The same graph with its products in float32, at the thresholds of float32.

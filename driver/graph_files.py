@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from q2export.exporter.export import Graph
 
 CONVERTED_FILE = "weights.safetensors"
+PREFILL_GRAPH_FILE, PREFILL_WEIGHTS_FILE = "prefill.onnx", "prefill.safetensors"
 SHARD_FOLDER = "weights"
 """Of the package: files of the checkpoint, or a checkpoint in the stored form that was made of it."""
 
@@ -38,6 +39,7 @@ class Written:
 def write_graph(
     writer: PackageWriter,
     graph: Graph,
+    prefill: Graph | None = None,
     *,
     scan: Scan,
     placement: PlacementMode,
@@ -49,6 +51,7 @@ def write_graph(
     Args:
         writer: the package.
         graph: its weights are in a checkpoint, or in :data:`SHARD_FOLDER` of the package.
+        prefill: a second graph of the same weights, and of others made of them.
         scan: which values are checked.
         placement: how files used in place get into the package.
         watch: of the stages.
@@ -58,7 +61,7 @@ def write_graph(
         CheckpointError: the scan found a value, or a file changed meanwhile.
         PackageError: no space, or the weights cannot be linked where that was asked for.
     """
-    from q2export.exporter.attach import attach
+    from q2export.exporter.attach import attach, places_of
 
     plan = graph.plan
     is_here = plan.checkpoint.folder == writer.folder / SHARD_FOLDER
@@ -69,17 +72,24 @@ def write_graph(
         else:
             placed = {shard: _place(writer, plan, shard, scan, placement) for shard in plan.shards}
     files = [*placed.values()]
+    own = None if prefill is None else prefill.plan.without(plan)
     with watch.stage("weights converted"):
         if plan.converted:
-            files.append(_convert(writer, plan, scan))
+            files.append(_convert(writer, plan, CONVERTED_FILE, scan))
+        if own is not None:
+            files.append(_convert(writer, own, PREFILL_WEIGHTS_FILE, scan))
     with watch.stage("onnx"):
         locations = {shard: file.path for shard, file in placed.items()}
-        attach(graph.model, plan, locations, CONVERTED_FILE if plan.converted else None)
+        places = places_of(plan, locations, CONVERTED_FILE if plan.converted else None)
+        attach(graph.model, plan, places)
         data = serialize(graph)
         writer.add_bytes(GRAPH_FILE, data)
+        if prefill is not None and own is not None:
+            attach(prefill.model, prefill.plan, places_of(own, locations, PREFILL_WEIGHTS_FILE) | places)
+            writer.add_bytes(PREFILL_GRAPH_FILE, serialize(prefill))
     # quantizing checks every value
     checked = is_here or scan == "all" or (scan == "converted" and not plan.in_place)
-    return Written(_weights_info(plan, files, checked), len(data))
+    return Written(_weights_info(plan, own, files, checked), len(data))
 
 
 def _record(writer: PackageWriter, plan: BindingPlan, shard: Path, sources: Sequence[str]) -> WeightFile:
@@ -105,18 +115,18 @@ def _place(
     return writer.place_weights(shard, name, placement, sha256)
 
 
-def _convert(writer: PackageWriter, plan: BindingPlan, scan: Scan) -> WeightFile:
+def _convert(writer: PackageWriter, plan: BindingPlan, name: str, scan: Scan) -> WeightFile:
     """Write what cannot be used in place."""
     from q2export.exporter.convert import write_converted
 
     require_free_space(writer.folder, plan.converted_bytes, "converted weights")
     with (
         progress_bar("converting weights", plan.converted_bytes) as advance,
-        writer.open_hashed(CONVERTED_FILE) as sink,
+        writer.open_hashed(name) as sink,
     ):
         write_converted(plan, sink, scan=scan != "none", advance=advance)
     sources = sorted({ref.file.name for binding in plan.converted for ref in binding.sources})
-    return WeightFile(CONVERTED_FILE, "converted", tuple(sources), writer.files[CONVERTED_FILE].bytes)
+    return WeightFile(name, "converted", tuple(sources), writer.files[name].bytes)
 
 
 def serialize(graph: Graph) -> bytes:
@@ -138,12 +148,15 @@ def serialize(graph: Graph) -> bytes:
     return data
 
 
-def _weights_info(plan: BindingPlan, files: Sequence[WeightFile], value_scan: bool) -> WeightsInfo:
+def _weights_info(
+    plan: BindingPlan, prefill: BindingPlan | None, files: Sequence[WeightFile], value_scan: bool
+) -> WeightsInfo:
+    more = () if prefill is None else prefill.converted
     return WeightsInfo(
         value_scan=value_scan,
         files=tuple(files),
         in_place_bytes=plan.in_place_bytes,
         in_place_tensors=plan.in_place_tensors,
-        converted_bytes=plan.converted_bytes,
-        converted_tensors=len(plan.converted),
+        converted_bytes=plan.converted_bytes + sum(binding.nbytes for binding in more),
+        converted_tensors=len(plan.converted) + len(more),
     )

@@ -42,6 +42,11 @@ class Job:
     capacity: int
     engine: EnginePlan | None = None
 
+    @property
+    def has_prefill_graph(self) -> bool:
+        """Whether prompts go through a graph of their own, with int8 copies of the weights."""
+        return self.profile.quantization.prefill == "int8"
+
     def announce(self) -> None:
         """Log what somebody should know before the work begins."""
         if self.engine is not None:
@@ -54,6 +59,12 @@ class Job:
                 "than with int8 ones: give --set quantization.activations=int8, or the profile cpu-int8, "
                 "unless this is for comparison"
             )
+
+    def weights_of_prefill(self) -> int:
+        """Bytes of the int8 copies that the prefill graph multiplies with."""
+        from q2export.exporter.sizes import int8_prefill_bytes
+
+        return int8_prefill_bytes(self.weights.quantized_weights.values(), self.weights.config)
 
     def describe(self) -> dict[str, Any]:
         """Plain data for ``build --dry-run``."""
@@ -74,6 +85,7 @@ class Job:
                 "in_place_bytes": planned.in_place,
                 "converted_bytes": planned.converted,
                 "quantized_bytes": planned.quantized,
+                "prefill_bytes": self.weights_of_prefill() if self.has_prefill_graph else 0,
             },
             "quantization": to_plain(self.weights.stored),
             "kv_cache_bytes_per_token": CacheShape(*shape, self.dtype).bytes_per_token,
@@ -124,10 +136,12 @@ def resolve_graph(
         Q2ExportError: the checkpoint is not in order, or the target cannot honour what is asked for.
     """
     from q2export.exporter.export import target_dtype
-    from q2export.exporter.lowering.limits import check_quantized
+    from q2export.exporter.lowering.limits import check_int8_prefill, check_quantized
 
     weights = find_weights(found.folder, profile.quantization, explicit)
     chosen = target_dtype(weights.dtype, target, dtype)
     check_quantized(target, weights.quantized_weights.values())
+    if profile.quantization.prefill == "int8":
+        check_int8_prefill(target, weights.quantized_weights)
     capacity = min(profile.capacity.max, weights.config.context_length)
     return Job(found, weights, target, profile, chosen, capacity)

@@ -153,6 +153,8 @@ class Manifest:
         for name in self.files:
             check_relative_path(name)
         self._check_listed("engine.file", self.engine.file)
+        if self.engine.prefill_file is not None:
+            self._check_listed("engine.prefill_file", self.engine.prefill_file)
         for weight in self.weights.files:
             self._check_listed("weights.files", weight.path)
             if weight.bytes != self.files[weight.path].bytes:

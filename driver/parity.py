@@ -118,7 +118,8 @@ def write_golden(folder: Path, engine: EngineInfo, *, prepack: bool = False) -> 
     Raises:
         ParityError: the engine is one ONNX Runtime cannot run on the CPU.
     """
-    from q2export.runtime.backends.onnxruntime import open_session, step_inputs
+    from q2export.runtime.backends.onnxruntime import step_inputs
+    from q2export.runtime.backends.onnxruntime_session import open_session
     from q2export.runtime.verify.golden import save_inputs, save_outputs
 
     if engine.dtype == "bfloat16":

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from q2export import opspec
 from q2export.comparison import LIBRARIES
-from q2export.graph_files import SHARD_FOLDER, Scan, Written, write_graph
+from q2export.graph_files import PREFILL_GRAPH_FILE, SHARD_FOLDER, Scan, Written, write_graph
 from q2export.job import Job
 from q2export.manifest import (
     GRAPH_FILE,
@@ -74,15 +74,18 @@ def assemble(
     Raises:
         Q2ExportError: what one of the stages raises.
     """
-    from q2export.exporter.export import build_graph
+    from q2export.exporter.export import build_graph, build_graph_pair
 
     with nullcontext() if isinstance(job.weights, AsItIs) else watch.stage("quantize"):
         source = job.weights.prepare(writer.folder / SHARD_FOLDER)
-    activations = job.profile.quantization.activations
+    activations, prefill = job.profile.quantization.activations, None
     with watch.stage("trace and lower"):
-        graph = build_graph(source, job.target, job.dtype, job.capacity, activations)
+        if job.has_prefill_graph:
+            graph, prefill = build_graph_pair(source, job.capacity, activations)
+        else:
+            graph = build_graph(source, job.target, job.dtype, job.capacity, activations)
     written = write_graph(
-        writer, graph, scan=scan, placement=placement, watch=watch, quantized_from=job.weights.files
+        writer, graph, prefill, scan=scan, placement=placement, watch=watch, quantized_from=job.weights.files
     )
     writer.add_file(_CONFIG, source.folder / _CONFIG)
     for name in _COPIED:
@@ -138,6 +141,7 @@ def _engine_info(config: ModelConfig, job: Job) -> EngineInfo:
         max_capacity=job.capacity,
         prefill_chunk=min(job.profile.prefill_chunk, job.capacity),
         context_length=config.context_length,
+        prefill_file=PREFILL_GRAPH_FILE if job.has_prefill_graph else None,
     )
 
 

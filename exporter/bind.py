@@ -11,7 +11,7 @@ import hashlib
 import math
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,6 +19,7 @@ import onnx_ir as ir
 
 from q2export.errors import CheckpointError, ExportError
 from q2export.exporter.checkpoint import Checkpoint, TensorRef, read_blocks
+from q2export.exporter.quantization.stored import StoredWeight
 from q2export.exporter.safetensors_header import FLOAT_DTYPES
 from q2export.exporter.stack import META_KEY, Form, Stack
 from q2export.exporter.values import check_block
@@ -39,6 +40,7 @@ class Binding:
         nbytes: of the initializer.
         form: what is done to the tensors.
         sign_bits: of ``SIGNED_CODES``, those of a byte that are flipped.
+        weights: of the INT8 forms, what they are made of.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Binding:
     nbytes: int
     form: Form = Form.VALUES
     sign_bits: int = 0
+    weights: tuple[StoredWeight, ...] = ()
 
     @property
     def source(self) -> TensorRef:
@@ -76,6 +79,11 @@ class BindingPlan:
 
     checkpoint: Checkpoint
     bindings: tuple[Binding, ...]
+
+    def without(self, other: BindingPlan) -> BindingPlan:
+        """The bindings that ``other`` does not have, too: what is left to write once its data are written."""
+        shared = set(other.bindings)
+        return replace(self, bindings=tuple(one for one in self.bindings if one not in shared))
 
     @property
     def in_place(self) -> tuple[Binding, ...]:
@@ -144,21 +152,30 @@ def _bind(name: str, value: ir.Value, checkpoint: Checkpoint) -> Binding:
     shape = tuple(int(size) for size in value.shape.numpy()) if value.shape is not None else ()
     dtype = value.dtype or ir.DataType.UNDEFINED
     complete = len(sources) == len(stack.tensors)
-    if not complete or not _fills(sources, stack.form, dtype, shape):
+    fills = _fills_int8(stack, shape) if stack.weights else _fills(sources, stack.form, dtype, shape)
+    if not complete or not fills:
         found = ", ".join(f"{ref.dtype} {ref.shape}" for ref in sources[:2]) or "no such tensor"
         raise ExportError(f"initializer {name!r} ({dtype} {shape}) has no tensor to read: found {found}")
     floating = SAFETENSORS_TYPES.get(dtype) if stack.form in _OF_VALUES else None
     sign_bits = 0
     if stack.form is Form.SIGNED_CODES:
         sign_bits = 0x88 if dtype.bitwidth == 4 else 0x80
-    return Binding(name, sources, shape, floating or "U8", _nbytes(dtype, shape), stack.form, sign_bits)
+    nbytes = _nbytes(dtype, shape)
+    return Binding(name, sources, shape, floating or "U8", nbytes, stack.form, sign_bits, stack.weights)
 
 
-_OF_VALUES = (Form.VALUES, Form.ALTERNATING_ROWS)
+_OF_VALUES = (Form.VALUES, Form.ALTERNATING_ROWS, Form.INT8_COLUMN_SCALES)
 
 
 def _nbytes(dtype: ir.DataType, shape: tuple[int, ...]) -> int:
     return -(-math.prod(shape) * dtype.bitwidth // 8)
+
+
+def _fills_int8(stack: Stack, shape: tuple[int, ...]) -> bool:
+    """Whether the weights of an INT8 form have the sizes of the initializer."""
+    rows = sum(weight.shape[0] for weight in stack.weights)
+    columns = {weight.shape[1] for weight in stack.weights}
+    return shape == ((*columns, rows) if stack.form is Form.INT8_COLUMNS else (rows,))
 
 
 def _fills(sources: tuple[TensorRef, ...], form: Form, dtype: ir.DataType, shape: tuple[int, ...]) -> bool:

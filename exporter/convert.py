@@ -10,7 +10,8 @@ from typing import Protocol
 import numpy as np
 
 from q2export.exporter.bind import Binding, BindingPlan
-from q2export.exporter.checkpoint import RawBits, TensorRef, read_blocks
+from q2export.exporter.checkpoint import Checkpoint, RawBits, TensorRef, read_blocks
+from q2export.exporter.int8_columns import Int8Columns
 from q2export.exporter.quantization.pack import pack, unpack
 from q2export.exporter.safetensors_header import ITEMSIZE
 from q2export.exporter.stack import Form
@@ -47,7 +48,7 @@ def write_converted(plan: BindingPlan, sink: BinarySink, *, scan: bool, advance:
     """
     sink.write(converted_header(plan))
     with ThreadPoolExecutor(max_workers=1) as ahead:
-        blocks = _converted_blocks(plan.converted, scan)
+        blocks = _converted_blocks(plan.checkpoint, plan.converted, scan)
         pending = ahead.submit(next, blocks, None)
         while (block := pending.result()) is not None:
             pending = ahead.submit(next, blocks, None)
@@ -55,11 +56,14 @@ def write_converted(plan: BindingPlan, sink: BinarySink, *, scan: bool, advance:
             advance(block.nbytes)
 
 
-def _converted_blocks(bindings: tuple[Binding, ...], scan: bool) -> Iterator[RawBits]:
+def _converted_blocks(checkpoint: Checkpoint, bindings: tuple[Binding, ...], scan: bool) -> Iterator[RawBits]:
+    columns = Int8Columns(checkpoint)
     for binding in bindings:
         if binding.form is Form.ALTERNATING_ROWS:
             for first, second in zip(binding.sources[0::2], binding.sources[1::2], strict=True):
                 yield from _alternating_blocks(first, second, binding.dtype, scan)
+        elif binding.weights:
+            yield from columns.blocks(binding)
         elif binding.form is Form.UNPADDED_NIBBLES:
             for source in binding.sources:
                 yield _without_padding(source, binding.shape[-1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -14,7 +15,7 @@ from q2export.exporter.source import DTYPE_NAMES, Source, load_source
 from q2export.quantization import Activations
 from q2export.suggest import nearest
 
-__all__ = ["Graph", "Source", "Target", "build_graph", "load_source", "target_dtype"]
+__all__ = ["Graph", "Source", "Target", "build_graph", "build_graph_pair", "load_source", "target_dtype"]
 
 Target = Literal["portable", "onnxruntime", "tensorrt"]
 
@@ -81,11 +82,39 @@ def build_graph(
         ExportError: a part of the model has no translation.
     """
     from q2export.exporter.emit import emit
+
+    passes = _lowering(source, target, dtype, max_positions, activations)
+    return _lower(source, emit(source.config, dtype), passes, source.tensor_names)
+
+
+def build_graph_pair(source: Source, max_positions: int, activations: Activations) -> tuple[Graph, Graph]:
+    """The graph of an ONNX Runtime engine, and one that fills its cache with int8 copies of the weights.
+
+    Args:
+        source: the checked checkpoint, a quantized one.
+        max_positions, activations: as in :func:`build_graph`.
+
+    Raises:
+        ExportError: a part of the model has no translation.
+    """
+    from q2export.exporter.emit import emit
+    from q2export.exporter.lowering.onnxruntime import prefill_passes
+
+    model = emit(source.config, "float32")
+    prefill = model.clone()
+    passes = _lowering(source, "onnxruntime", "float32", max_positions, activations)
+    return (
+        _lower(source, model, passes, source.tensor_names),
+        _lower(source, prefill, prefill_passes(max_positions, source.stored), ()),
+    )
+
+
+def _lower(source: Source, model: ir.Model, passes: Sequence[Pass], parameters: Collection[str]) -> Graph:
+    """Run the passes, and find the data of what they leave; ``parameters`` all have to be read."""
     from q2export.exporter.passes.base import run_passes
 
-    model = emit(source.config, dtype)
-    results = run_passes(model, _lowering(source, target, dtype, max_positions, activations))
-    plan = plan_binding(model, source.checkpoint, source.tensor_names)
+    results = run_passes(model, passes)
+    plan = plan_binding(model, source.checkpoint, parameters)
     return Graph(model, plan, tuple((one.name, one.matched, tuple(one.refused)) for one in results))
 
 

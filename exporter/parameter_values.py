@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
-from q2export.exporter.checkpoint import TensorRef, read_blocks
+from q2export.exporter.checkpoint import Checkpoint, TensorRef, read_blocks
 from q2export.exporter.quantization.pack import UInt8Array, unpack
 from q2export.exporter.quantization.quantizer import QuantizedRows
 from q2export.exporter.quantization.stored import StoredWeight
 from q2export.exporter.safetensors_header import ITEMSIZE
-from q2export.exporter.source import Source
 from q2export.exporter.values import convert_block
 
 Float32Array = npt.NDArray[np.float32]
@@ -23,11 +22,16 @@ _SLICE_VALUES = 1 << 22
 
 
 class ParameterValues:
-    """Reads parameters of a checkpoint by Hugging Face name; quantized ones are dequantized."""
+    """Reads parameters by Hugging Face name; quantized ones are dequantized.
 
-    def __init__(self, source: Source) -> None:
-        self._tensors = source.checkpoint.tensors
-        self._stored = source.stored
+    Args:
+        checkpoint: where the tensors are.
+        stored: the quantized weights, by Hugging Face name.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, stored: Mapping[str, StoredWeight]) -> None:
+        self._tensors = checkpoint.tensors
+        self._stored = stored
         self._orders: dict[str, npt.NDArray[np.int32]] = {}
 
     def shape(self, name: str) -> tuple[int, ...]:

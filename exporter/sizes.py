@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from q2export.exporter.model_config import ModelConfig
-from q2export.exporter.parameters import EMBEDDING, expected_parameters
+from q2export.exporter.parameters import EMBEDDING, LM_HEAD, expected_parameters
 from q2export.exporter.quantization.stored import StoredWeight
 from q2export.exporter.source import DTYPE_NAMES
 
 _ITEMSIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
 _SCALE_BYTES = 4
+_AFTER_ATTENTION = ("self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 
 
 @dataclass(frozen=True)
@@ -100,3 +101,14 @@ def _quantized(weight: StoredWeight, target: str, dtype: str, tied: bool) -> tup
         return weight.nbytes, 0
     unpadded = -(-rows * weight.blocks // 2)
     return (weight.nbytes if is_embedding else codes + scales * _SCALE_BYTES), unpadded
+
+
+def int8_prefill_bytes(weights: Iterable[StoredWeight], config: ModelConfig) -> int:
+    """Bytes of the int8 copies of quantized weights, with their scales, that a prefill graph multiplies with.
+
+    It has no head, and of the last layer it needs keys and values only.
+    """
+    last = f"model.layers.{config.num_hidden_layers - 1}."
+    unused = {EMBEDDING, LM_HEAD, *(f"{last}{name}.weight" for name in _AFTER_ATTENTION)}
+    shapes = [weight.shape for weight in weights if weight.name not in unused]
+    return sum(rows * (columns + _SCALE_BYTES) for rows, columns in shapes)

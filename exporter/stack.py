@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from q2export.exporter.quantization.stored import StoredWeight
+
 META_KEY = "q2export.stack"
 """Under this key of ``ir.Value.meta`` a pass leaves the :class:`Stack` of an initializer it made."""
 
@@ -22,6 +24,10 @@ class Form(Enum):
     UNPADDED_NIBBLES = (
         "as BYTES, but rows of an odd number of nibbles lose the one that fills their last byte"
     )
+    INT8_COLUMNS = (
+        "int8 [in, out] of quantized weights, each output with the scale that makes its largest 127"
+    )
+    INT8_COLUMN_SCALES = "the float32 scales [out] of INT8_COLUMNS"
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,9 @@ class Stack:
     Attributes:
         tensors: names in the checkpoint, in order.
         form: what is done to them.
+        weights: the quantized weights that the INT8 forms are made of.
     """
 
     tensors: tuple[str, ...]
     form: Form = Form.VALUES
+    weights: tuple[StoredWeight, ...] = ()

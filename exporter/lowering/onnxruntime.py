@@ -9,6 +9,7 @@ are multiplied without dequantizing them, experts by ``com.microsoft.QMoE``.
 from __future__ import annotations
 
 from q2export.exporter.passes.base import Pass
+from q2export.exporter.passes.drop_logits import DropLogits
 from q2export.exporter.passes.fuse_rotary_attention import FuseRotaryAttention
 from q2export.exporter.passes.inline_functions import InlineFunctions
 from q2export.exporter.passes.merge_reshapes import MergeReshapes
@@ -17,13 +18,15 @@ from q2export.exporter.passes.ort_attention import LowerAttentionToOnnxRuntime
 from q2export.exporter.passes.ort_moe import StackExperts
 from q2export.exporter.passes.ort_moe_traps import RefuseMoeTraps
 from q2export.exporter.passes.ort_packed_qkv import PackQueryKeyValue
-from q2export.exporter.passes.ort_quantized_experts import LowerQuantizedExperts
-from q2export.exporter.passes.ort_quantized_gather import LowerQuantizedGather
-from q2export.exporter.passes.ort_quantized_products import (
+from q2export.exporter.passes.ort_products import (
     FLOAT32_ACTIVATIONS,
     INT8_ACTIVATIONS,
-    LowerQuantizedProducts,
+    NBitsProduct,
+    RowScaledProduct,
 )
+from q2export.exporter.passes.ort_quantized_experts import LowerQuantizedExperts
+from q2export.exporter.passes.ort_quantized_gather import LowerQuantizedGather
+from q2export.exporter.passes.ort_quantized_products import LowerQuantizedProducts
 from q2export.exporter.passes.ort_silu import FuseSilu
 from q2export.exporter.passes.ort_skip_norm import FuseSkipNorm
 from q2export.exporter.passes.remove_unused import RemoveUnused
@@ -49,17 +52,41 @@ def passes(
         activations: the type they have in products with quantized weights.
     """
     weights, level = stored or {}, _ACCURACY_LEVELS[activations]
+    product = NBitsProduct(level)
     return [
         FuseRotaryAttention(),
         LowerAttentionToOnnxRuntime(max_positions),
         MergeReshapes(),
         *([OrderInputs(weights), LowerQuantizedExperts(weights, level)] if weights else []),
-        *([PackQueryKeyValue(weights, level)] if weights else []),
+        *([PackQueryKeyValue(weights, product)] if weights else []),
         *([StackExperts(weights)] if stack_experts else []),
         InlineFunctions(),
         FuseSilu(),
-        *([LowerQuantizedGather(weights), LowerQuantizedProducts(weights, level)] if weights else []),
+        *([LowerQuantizedGather(weights), LowerQuantizedProducts(weights, product)] if weights else []),
         *([FuseSkipNorm()] if weights else []),
         RemoveUnused(),
         RefuseMoeTraps(),
+    ]
+
+
+def prefill_passes(max_positions: int, stored: StoredWeights) -> list[Pass]:
+    """Return the passes, in order, for a graph that fills the cache with many tokens and gives no logits.
+
+    Its products are with int8 copies of the quantized weights.
+
+    Args:
+        max_positions, stored: as in :func:`passes`.
+    """
+    product = RowScaledProduct()
+    return [
+        DropLogits(),
+        FuseRotaryAttention(),
+        LowerAttentionToOnnxRuntime(max_positions),
+        MergeReshapes(),
+        PackQueryKeyValue(stored, product),
+        InlineFunctions(),
+        FuseSilu(),
+        LowerQuantizedGather(stored),
+        LowerQuantizedProducts(stored, product),
+        RemoveUnused(),
     ]

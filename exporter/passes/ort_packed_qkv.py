@@ -1,4 +1,4 @@
-"""Quantized query, key and value projections of a layer -> one ``MatMulNBits`` and a packed attention input.
+"""Quantized query, key and value projections of a layer -> one product and a packed attention input.
 
 One product starts one parallel loop and rounds its input once instead of three times, and
 ``GroupQueryAttention`` takes the joined result as it is. The three matrices lie next to each other in a
@@ -23,7 +23,9 @@ from q2export.exporter.passes.base import (
     only_consumer,
 )
 from q2export.exporter.passes.ort_attention import MICROSOFT
-from q2export.exporter.passes.stored_operands import StoredWeights, kernel_operands, stored_operand, view
+from q2export.exporter.passes.ort_products import Product
+from q2export.exporter.passes.ort_quantized_products import bias_of
+from q2export.exporter.passes.stored_operands import StoredWeights, stored_operand, view
 from q2export.exporter.quantization.stored import StoredWeight
 from q2export.exporter.stack import Form
 
@@ -40,18 +42,18 @@ class _Projection:
 
     @property
     def bias(self) -> ir.Value | None:
-        return self.gemm.inputs[2] if len(self.gemm.inputs) > 2 else None
+        return bias_of(self.gemm)
 
 
 class PackQueryKeyValue(Pass):
     """Attributes:
     stored: the quantized weights.
-    accuracy_level: how activations are multiplied, as for ``MatMulNBits``.
+    product: how they are multiplied.
     """
 
-    def __init__(self, stored: StoredWeights, accuracy_level: int) -> None:
+    def __init__(self, stored: StoredWeights, product: Product) -> None:
         self.stored = stored
-        self.accuracy_level = accuracy_level
+        self.product = product
 
     def rewrite(self, model: ir.Model, result: PassResult) -> None:
         """Join the projections of every attention where all three are quantized alike."""
@@ -84,30 +86,9 @@ class PackQueryKeyValue(Pass):
         path = (first.gemm.name or "").rsplit("/", 1)[0].rsplit(".", 1)[0] + ".qkv_proj"
         weights = [projection.weight for projection in projections]
         rows = sum(weight.rows for weight in weights)
-        matrix = kernel_operands(graph, f"{path}.weight", weights, by_block=True)
         biases = [projection.bias.name or "" for projection in projections if projection.bias is not None]
-        bias = [None, view(graph, f"{path}.bias", ir.DataType.FLOAT, [rows], biases, Form.VALUES)]
-        product = insert(
-            graph,
-            first.gemm,
-            "MatMulNBits",
-            [
-                input_of(first.gemm, 0),
-                matrix.codes,
-                matrix.scales,
-                matrix.zero_points,
-                *(bias if biases else []),
-            ],
-            name=f"{path}/MatMulNBits",
-            domain=MICROSOFT,
-            attributes={
-                "N": rows,
-                "K": first.weight.shape[1],
-                "bits": first.weight.scheme.bits,
-                "block_size": first.weight.scheme.block_size,
-                "accuracy_level": self.accuracy_level,
-            },
-        ).outputs[0]
+        bias = view(graph, f"{path}.bias", ir.DataType.FLOAT, [rows], biases, Form.VALUES) if biases else None
+        product = self.product(graph, first.gemm, input_of(first.gemm, 0), weights, bias, path)
         product.name = path
         old = first.gemm.outputs[0]
         product.type = old.type

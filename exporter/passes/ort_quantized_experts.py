@@ -17,7 +17,7 @@ import onnx_ir as ir
 from q2export import opspec
 from q2export.exporter.passes.base import Pass, PassResult, attribute_int, input_of, insert, nodes_of, replace
 from q2export.exporter.passes.ort_attention import MICROSOFT
-from q2export.exporter.passes.ort_quantized_products import INT8_ACTIVATIONS
+from q2export.exporter.passes.ort_products import INT8_ACTIVATIONS
 from q2export.exporter.passes.stored_operands import StoredWeights, kernel_operands, stored_operand
 from q2export.exporter.quantization.stored import StoredWeight
 

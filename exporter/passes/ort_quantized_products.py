@@ -1,8 +1,8 @@
-"""``Gemm`` with a quantized weight -> ``com.microsoft.MatMulNBits``, which reads the codes themselves."""
+"""``Gemm`` with a quantized weight -> a product that ONNX Runtime makes without dequantizing it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace as replace_fields
 
 import numpy as np
 import onnx_ir as ir
@@ -18,27 +18,20 @@ from q2export.exporter.passes.base import (
     replace,
 )
 from q2export.exporter.passes.ort_attention import MICROSOFT
-from q2export.exporter.passes.stored_operands import (
-    StoredWeights,
-    kernel_operands,
-    require_all_lowered,
-    stored_operand,
-)
+from q2export.exporter.passes.ort_products import Product
+from q2export.exporter.passes.stored_operands import StoredWeights, require_all_lowered, stored_operand
 from q2export.exporter.quantization.stored import StoredWeight
-
-FLOAT32_ACTIVATIONS, INT8_ACTIVATIONS = 1, 4
-"""Values of ``accuracy_level``; with the second one, activations are rounded to int8, block by block."""
 
 
 class LowerQuantizedProducts(Pass):
     """Attributes:
     stored: the quantized weights.
-    accuracy_level: how activations are multiplied.
+    product: how they are multiplied.
     """
 
-    def __init__(self, stored: StoredWeights, accuracy_level: int) -> None:
+    def __init__(self, stored: StoredWeights, product: Product) -> None:
         self.stored = stored
-        self.accuracy_level = accuracy_level
+        self.product = product
 
     def rewrite(self, model: ir.Model, result: PassResult) -> None:
         """Replace every product with a quantized weight."""
@@ -52,36 +45,13 @@ class LowerQuantizedProducts(Pass):
                 result.refused.append(f"{gemm.name}: its weight is not [out, in]")
                 continue
             if weight.row_step == 1:
-                replace(graph, gemm, [self._product(graph, gemm, [weight], _path(gemm))])
+                product = self.product(graph, gemm, input_of(gemm, 0), [weight], bias_of(gemm), _path(gemm))
+                replace(graph, gemm, [product])
             else:
                 self._lower_alternating(graph, gemm, weight, alternating)
             result.matched += 1
         if result.matched:
             graph.opset_imports[MICROSOFT] = 1
-
-    def _product(
-        self, graph: ir.Graph, gemm: ir.Node, weights: Sequence[StoredWeight], path: str
-    ) -> ir.Value:
-        """The product of the input of ``gemm`` with all rows of the tensors that hold ``weights``."""
-        scheme, columns = weights[0].scheme, weights[0].shape[1]
-        matrix = kernel_operands(graph, _matrix_name(weights), weights, by_block=True)
-        bias = [None, input_of(gemm, 2)] if len(gemm.inputs) > 2 else []  # before it, a deprecated input
-        product = insert(
-            graph,
-            gemm,
-            "MatMulNBits",
-            [input_of(gemm, 0), matrix.codes, matrix.scales, matrix.zero_points, *bias],
-            name=f"{path}/MatMulNBits",
-            domain=MICROSOFT,
-            attributes={
-                "N": sum(weight.rows for weight in weights),
-                "K": columns,
-                "bits": scheme.bits,
-                "block_size": scheme.block_size,
-                "accuracy_level": self.accuracy_level,
-            },
-        )
-        return product.outputs[0]
 
     def _lower_alternating(
         self,
@@ -94,7 +64,8 @@ class LowerQuantizedProducts(Pass):
         path, step = _path(gemm), weight.row_step
         key = input_of(gemm, 0), weight.tensor
         if key not in products:
-            both = self._product(graph, gemm, [weight], f"{path}/both")
+            whole = replace_fields(weight, shape=(weight.rows, weight.shape[1]), first_row=0, row_step=1)
+            both = self.product(graph, gemm, input_of(gemm, 0), [whole], bias_of(gemm), f"{path}/both")
             shape = constant(
                 graph,
                 f"const/shape_m1_{weight.shape[0]}_{step}",
@@ -116,9 +87,10 @@ class LowerQuantizedProducts(Pass):
         require_all_lowered(model.graph, self.stored)
 
 
+def bias_of(gemm: ir.Node) -> ir.Value | None:
+    """The third input of a ``Gemm``."""
+    return gemm.inputs[2] if len(gemm.inputs) > 2 else None
+
+
 def _path(node: ir.Node) -> str:
     return (node.name or "").rsplit("/", 1)[0]
-
-
-def _matrix_name(weights: Sequence[StoredWeight]) -> str:
-    return weights[0].tensor

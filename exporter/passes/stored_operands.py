@@ -25,13 +25,14 @@ def view(
     shape: Sequence[int],
     tensors: Sequence[str],
     form: Form = Form.BYTES,
+    weights: Sequence[StoredWeight] = (),
 ) -> ir.Value:
-    """Return the initializer ``name``, adding it at first use as a view of tensors of the checkpoint."""
+    """Return the initializer ``name``, adding it at first use as made of tensors of the checkpoint."""
     existing = graph.initializers.get(name)
     if existing is not None:
         return existing
     value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(list(shape)))
-    value.meta[META_KEY] = Stack(tuple(tensors), form)
+    value.meta[META_KEY] = Stack(tuple(tensors), form, tuple(weights))
     graph.initializers.add(value)
     return value
 

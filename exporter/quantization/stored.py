@@ -128,6 +128,12 @@ class StoredWeight:
         return self.input_order == self.name + INPUT_ORDER_SUFFIX
 
     @property
+    def tensors(self) -> tuple[str, ...]:
+        """Names of all tensors that its values come from."""
+        optional = (name for name in (self.zero_point_name, self.input_order) if name is not None)
+        return self.tensor, self.scale_name, *optional
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the codes, scales and zero points of this weight alone."""
         zero_points = 0 if self.scheme.symmetric else math.prod(self.zero_point_shape)

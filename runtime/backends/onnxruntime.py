@@ -1,71 +1,29 @@
-"""ONNX Runtime on the CPU: mapped weights, and a KV cache that is updated in place."""
+"""ONNX Runtime on the CPU: mapped weights, and a KV cache that is updated in place.
+
+An engine is one graph, and may have a second one for prefill: it fills the cache with many tokens faster,
+with int8 copies of the weights, and gives no logits. The last token of a prompt goes through the first graph.
+"""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from q2export.errors import GenerationError, PackageError
+from q2export.errors import GenerationError
 from q2export.manifest import EngineInfo
 from q2export.runtime.backends.base import Float32Array, Int64Array
+from q2export.runtime.backends.onnxruntime_session import GraphSession, cache_names, open_session
+from q2export.runtime.cpu import has_exact_int8_products
 
-if TYPE_CHECKING:
-    import onnxruntime
+_log = logging.getLogger(__name__)
 
-_STEP_INPUTS = ("input_ids", "past_lengths", "query_lengths", "logits_indices")
-_WARNING_SEVERITY = 3  # errors only: ORT warns of every name it meets twice
-
-
-def open_session(
-    model: Path | bytes,
-    *,
-    threads: int = 0,
-    prepack: bool = False,
-    weights_folder: Path | None = None,
-    profile: Path | None = None,
-) -> onnxruntime.InferenceSession:
-    """Open an ONNX file with its weights mapped from disk.
-
-    Args:
-        model: path of the file, or its bytes.
-        threads: CPU threads; 0 is one per core.
-        prepack: copy every matrix into memory in the layout the kernels like best. Decoding is then about a
-            fifth faster (docs/performance.md), loading takes a second per 2 GB, and the copy takes as much
-            memory as the weights; without it they are read where they are mapped.
-        weights_folder: for bytes, the folder that external data are relative to.
-        profile: start of the path of a file for ONNX Runtime's profiler; None does not profile.
-
-    Raises:
-        PackageError: ONNX Runtime refuses the file; its own message is part of ours.
-    """
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = _WARNING_SEVERITY
-    # The lowering has already chosen every op. What is left for ORT's own passes is constant folding, which
-    # would copy weights, and fusions that would only cost time at each load.
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    # Planning which buffers to reuse takes time quadratic in the nodes: 4 s for 8 layers of 60 experts. The
-    # arena, where buffers go after their last use, reuses them as well.
-    options.enable_mem_reuse = False
-    options.add_session_config_entry("session.disable_prepacking", "0" if prepack else "1")
-    if profile is not None:
-        options.enable_profiling, options.profile_file_prefix = True, str(profile)
-    if weights_folder is not None:
-        options.add_session_config_entry(
-            "session.model_external_initializers_file_folder_path", str(weights_folder)
-        )
-    source = model if isinstance(model, bytes) else str(model)
-    try:
-        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ORT's exceptions share no base class
-        name = "the model" if isinstance(model, bytes) else str(model)
-        raise PackageError(f"ONNX Runtime {ort.__version__} cannot load {name}: {error}") from error
+PREFILL_FROM = 32
+"""Tokens of a step from which on the prefill graph is used: below, the two graphs are about equally fast."""
 
 
 class OnnxRuntimeCache:
@@ -77,7 +35,7 @@ class OnnxRuntimeCache:
     def __init__(self, engine: EngineInfo, batch: int, capacity: int) -> None:
         shape = (engine.num_hidden_layers, 2, batch, engine.num_key_value_heads, capacity, engine.head_dim)
         self.data = np.zeros(shape, dtype=np.float32)
-        self.bindings: dict[tuple[int, int], Any] = {}
+        self.bindings: dict[tuple[int, int, int], Any] = {}
 
     @property
     def batch(self) -> int:
@@ -95,7 +53,7 @@ class OnnxRuntimeCache:
 
 
 class OnnxRuntimeBackend:
-    """A :class:`~q2export.runtime.backends.base.Backend` over an ONNX Runtime session."""
+    """A :class:`~q2export.runtime.backends.base.Backend` over ONNX Runtime sessions."""
 
     def __init__(
         self,
@@ -104,6 +62,8 @@ class OnnxRuntimeBackend:
         *,
         threads: int = 0,
         prepack: bool = False,
+        prefill: bool = True,
+        prefill_from: int = PREFILL_FROM,
         profile: Path | None = None,
     ) -> None:
         """Load the engine of a package.
@@ -112,21 +72,40 @@ class OnnxRuntimeBackend:
             folder: the package.
             engine: from its manifest.
             threads: CPU threads; 0 is one per core.
-            prepack, profile: see :func:`open_session`.
+            prepack: see :func:`~q2export.runtime.backends.onnxruntime_session.open_session`.
+            prefill: use the prefill graph, if the engine has one.
+            prefill_from: tokens of a step from which on it is used.
+            profile: start of the path of the files of ONNX Runtime's profiler; None does not profile.
 
         Raises:
-            PackageError: the engine file cannot be loaded, or is not the engine the manifest describes.
+            PackageError: a graph cannot be loaded, or is not of the engine the manifest describes.
         """
-        self.calls = 0  # of ONNX Runtime
         self._engine = engine
-        self._session = open_session(folder / engine.file, threads=threads, prepack=prepack, profile=profile)
-        expected = {*_STEP_INPUTS, *_cache_names("past", engine.num_hidden_layers)}
-        found = {value.name for value in self._session.get_inputs()}
-        if found != expected:
-            difference = ", ".join(sorted(found ^ expected)[:4])
-            raise PackageError(
-                f"{folder / engine.file}: its inputs are not those of the manifest: {difference}; rebuild it"
+        self._prefill_from = prefill_from
+        files = [engine.file]
+        if prefill and engine.prefill_file is not None:
+            if has_exact_int8_products():
+                files.append(engine.prefill_file)
+            else:
+                _log.warning(
+                    "%s is not used: int8 products are not exact on this processor", engine.prefill_file
+                )
+        self._graphs = [
+            GraphSession(
+                open_session(
+                    folder / file,
+                    threads=threads,
+                    prepack=prepack or number > 0,  # int8 products of mapped weights are slower than none
+                    stop_spinning=number > 0,
+                    profile=None if profile is None else profile.with_name(f"{profile.name}-{number}"),
+                ),
+                folder / file,
+                engine.num_hidden_layers,
             )
+            for number, file in enumerate(files)
+        ]
+        self.calls: list[int] | None = None if profile is None else []
+        """Of an engine that is profiled, for every call which of its graphs it ran."""
 
     @property
     def vocab_size(self) -> int:
@@ -167,6 +146,11 @@ class OnnxRuntimeBackend:
             )
         return OnnxRuntimeCache(self._engine, batch, capacity)
 
+    @property
+    def has_prefill_graph(self) -> bool:
+        """Whether long steps without logits, but for the last token's, go through a graph of their own."""
+        return len(self._graphs) > 1
+
     def forward(
         self,
         cache: OnnxRuntimeCache,
@@ -183,53 +167,48 @@ class OnnxRuntimeBackend:
                 f"row {row}: {past_lengths[row]} tokens cached and {query_lengths[row]} more exceed the "
                 f"cache's capacity of {cache.capacity}"
             )
-        longest = int(query_lengths.max())
-        ids = input_ids[:, :longest]
-        logits = np.empty((*logits_indices.shape, self.vocab_size), dtype=np.float32)
         # Padding is cut off below, so a position within it is answered by the row's last token.
         indices = np.minimum(logits_indices, query_lengths[:, None] - 1)
-        # The attention kernel takes several tokens on top of a past only one sequence at a time.
-        rows = len(input_ids)
-        one_by_one = rows > 1 and longest > 1 and bool(past_lengths.any())
-        parts = [slice(row, row + 1) for row in range(rows)] if one_by_one else [slice(0, rows)]
-        for part in parts:
-            length = int(query_lengths[part].max())
-            step = (ids[part, :length], past_lengths[part], query_lengths[part], indices[part])
-            self._run(cache, part, step, logits[part])
+        if self._fills(query_lengths, indices):
+            last = query_lengths - 1
+            wanted = indices.shape[1]
+            filled = last if wanted else query_lengths
+            self._append(1, cache, (input_ids, past_lengths, filled), None)
+            if wanted:
+                input_ids = np.take_along_axis(input_ids, last[:, None], axis=1)
+                past_lengths, query_lengths = past_lengths + last, np.ones_like(last)
+                indices = np.zeros_like(indices)
+            else:
+                return np.empty((len(input_ids), 0, self.vocab_size), np.float32)
+        logits = np.empty((*indices.shape, self.vocab_size), dtype=np.float32)
+        self._append(0, cache, (input_ids, past_lengths, query_lengths, indices), logits)
         return logits
 
-    def _run(
-        self, cache: OnnxRuntimeCache, rows: slice, step: Sequence[Int64Array], logits: Float32Array
+    def _fills(self, query_lengths: Int64Array, indices: Int64Array) -> bool:
+        """Whether the prefill graph takes the step: it gives no logits, and no row may be left empty."""
+        if not self.has_prefill_graph or query_lengths.max() < self._prefill_from:
+            return False
+        only_last = bool((indices == query_lengths[:, None] - 1).all())
+        return only_last and (indices.shape[1] == 0 or int(query_lengths.min()) > 1)
+
+    def _append(
+        self, graph: int, cache: OnnxRuntimeCache, step: Sequence[Int64Array], logits: Float32Array | None
     ) -> None:
-        key = (rows.start, rows.stop)
-        binding = cache.bindings.get(key)
-        if binding is None:
-            binding = cache.bindings[key] = self._bind_cache(cache, rows)
-        arrays = [np.ascontiguousarray(array, dtype=np.int64) for array in step]
-        for name, array in zip(_STEP_INPUTS, arrays, strict=True):
-            binding.bind_input(name, "cpu", 0, np.int64, array.shape, array.ctypes.data)
-        binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
-        self._session.run_with_iobinding(binding)
-        self.calls += 1
+        """Run a graph over all rows, or over one after the other where its attention kernel wants that."""
+        input_ids, past_lengths, query_lengths = step[:3]
+        # The attention kernel takes several tokens on top of a past only one sequence at a time.
+        rows = len(input_ids)
+        one_by_one = rows > 1 and int(query_lengths.max()) > 1 and bool(past_lengths.any())
+        for part in [slice(row, row + 1) for row in range(rows)] if one_by_one else [slice(0, rows)]:
+            length = int(query_lengths[part].max())
+            inputs = (input_ids[part, :length], *(array[part] for array in step[1:]))
+            self._graphs[graph].run(cache, part, inputs, None if logits is None else logits[part])
+            if self.calls is not None:
+                self.calls.append(graph)
 
-    def end_profiling(self) -> Path:
-        """Write what the profiler has recorded; only of a backend opened with ``profile``."""
-        return Path(self._session.end_profiling())
-
-    def _bind_cache(self, cache: OnnxRuntimeCache, rows: slice) -> Any:
-        """Bind every layer's cache rows, as input and output of the same memory."""
-        binding = self._session.io_binding()
-        for layer in range(self._engine.num_hidden_layers):
-            for index, kind in enumerate(("key", "value")):
-                part = cache.data[layer, index, rows]
-                address = part.ctypes.data
-                binding.bind_input(f"past_{kind}.{layer}", "cpu", 0, np.float32, part.shape, address)
-                binding.bind_output(f"present_{kind}.{layer}", "cpu", 0, np.float32, part.shape, address)
-        return binding
-
-
-def _cache_names(prefix: str, layers: int) -> list[str]:
-    return [f"{prefix}_{kind}.{layer}" for layer in range(layers) for kind in ("key", "value")]
+    def end_profiling(self) -> list[Path]:
+        """Write what the profiler has recorded, a file per graph; only of one opened with ``profile``."""
+        return [graph.end_profiling() for graph in self._graphs]
 
 
 def step_inputs(
@@ -242,7 +221,7 @@ def step_inputs(
     length = len(tokens)
     shape = (1, engine.num_key_value_heads, length, engine.head_dim)
     dtype = np.float16 if engine.kv_dtype == "float16" else np.float32
-    caches = {name: np.zeros(shape, dtype=dtype) for name in _cache_names("past", engine.num_hidden_layers)}
+    caches = {name: np.zeros(shape, dtype=dtype) for name in cache_names("past", engine.num_hidden_layers)}
     return {
         "input_ids": np.array([tokens], dtype=np.int64),
         "past_lengths": np.zeros(1, dtype=np.int64),

@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from q2export.errors import MissingDependencyError
 from q2export.manifest import EngineInfo
-from q2export.runtime.backends.base import Float32Array
-from q2export.runtime.backends.onnxruntime import OnnxRuntimeBackend, open_session, step_inputs
+from q2export.runtime.backends.base import Backend, Float32Array, Int64Array
+from q2export.runtime.backends.onnxruntime import OnnxRuntimeBackend, step_inputs
+from q2export.runtime.backends.onnxruntime_session import open_session
 from q2export.runtime.verify.backend_probe import BackendProbe
 from q2export.runtime.verify.contracts import (
     EMBEDDING_POINT,
@@ -54,11 +55,19 @@ class OnnxRuntimeProbe(BackendProbe):
             threads: CPU threads; 0 is one per core.
             prepack: as the engine will be run: kernels for quantized weights compute otherwise without it.
         """
-        super().__init__(lambda: OnnxRuntimeBackend(folder, engine, threads=threads, prepack=prepack))
+        super().__init__(
+            lambda: OnnxRuntimeBackend(folder, engine, threads=threads, prepack=prepack, prefill_from=1)
+        )
         self._folder = folder
         self._engine = engine
         self._threads = threads
         self._prepack = prepack
+
+    def _refill(self, backend: Backend[Any], cache: Any, piece: Int64Array, past: Int64Array) -> None:
+        """A prompt that a prefill graph has put into the cache: the logits of the next piece depend on it."""
+        if isinstance(backend, OnnxRuntimeBackend) and backend.has_prefill_graph:
+            length = np.array([piece.shape[1]], dtype=np.int64)
+            backend.forward(cache, piece, past, length, np.empty((1, 0), dtype=np.int64))
 
     def capture(self, tokens: Sequence[int], points: Collection[str]) -> dict[str, Float32Array]:
         """Run the engine with the values of ``points`` exposed: float32 ``[tokens, width]`` each."""

@@ -19,7 +19,7 @@ from safetensors.torch import load, load_file, save_file
 
 import q2export
 from q2export.errors import CheckpointError, ExportError
-from q2export.exporter.attach import attach
+from q2export.exporter.attach import places_of
 from q2export.exporter.bind import BindingPlan, plan_binding, scan_shard
 from q2export.exporter.checkpoint import SINGLE_FILE, Checkpoint, open_checkpoint
 from q2export.exporter.convert import converted_header, write_converted
@@ -268,11 +268,11 @@ def test_scan_shard_leaves_values_that_are_converted_to_the_conversion(tmp_path:
 # Attaching
 
 
-def test_attach_needs_the_converted_file(tmp_path: Path) -> None:
+def test_places_need_the_converted_file(tmp_path: Path) -> None:
     tensors = mixed_tensors()
     plan = plan_of(tmp_path, tensors, torch.float32)
     with pytest.raises(ExportError, match=r"'a\.weight' was to be converted, but nothing was written"):
-        attach(graph_of(tensors, torch.float32), plan, {tmp_path / SINGLE_FILE: "w"}, None)
+        places_of(plan, {tmp_path / SINGLE_FILE: "w"}, None)
 
 
 def stored_bits(file: Path) -> dict[str, tuple[int, tuple[int, ...], bytes]]:

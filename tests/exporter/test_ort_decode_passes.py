@@ -10,7 +10,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
-from q2export.exporter.attach import attach
+from q2export.exporter.attach import attach, places_of
 from q2export.exporter.convert import write_converted
 from q2export.exporter.export import Graph, build_graph
 from q2export.exporter.passes.ort_skip_norm import FuseSkipNorm
@@ -49,7 +49,8 @@ def logits(folder: Path, graph: Graph, steps: list[int]) -> Array:
     converted = folder / "converted.safetensors"
     with converted.open("wb") as sink:
         write_converted(graph.plan, sink, scan=True)
-    attach(graph.model, graph.plan, {file: file.name for file in graph.plan.shards}, converted.name)
+    places = places_of(graph.plan, {file: file.name for file in graph.plan.shards}, converted.name)
+    attach(graph.model, graph.plan, places)
     path = folder / "model.onnx"
     ir.save(graph.model, path)
     options = ort.SessionOptions()

@@ -96,7 +96,8 @@ def test_cache_is_updated_in_place(backend: OnnxRuntimeBackend) -> None:
     forward(backend, cache, [tokens(6), tokens(3)], [0, 0])
     forward(backend, cache, [tokens(1), tokens(1)], [6, 3])
     assert cache.data.ctypes.data == address
-    bound = {value.data_ptr() - address for value in cache.bindings[0, 2].get_outputs()}
+    (binding,) = (binding for (_, *rows), binding in cache.bindings.items() if rows == [0, 2])
+    bound = {value.data_ptr() - address for value in binding.get_outputs()}
     assert {index * cache.data[0, 0].nbytes for index in range(2 * LAYERS)} <= bound
     written = np.abs(cache.data).max(axis=(0, 1, 3, 5)) > 0  # [rows, capacity]
     assert written[0].tolist() == [position < 7 for position in range(13)]

@@ -84,7 +84,7 @@ def test_the_function_is_the_same(tmp_path: Path) -> None:
     source = load_source(write_checkpoint(tmp_path / "model", config))
     quantize_checkpoint(source, tmp_path / "padded", Quantization("int8", block_size=64))
     padded = load_source(tmp_path / "padded")
-    values = ParameterValues(padded)
+    values = ParameterValues(padded.checkpoint, padded.stored)
     parameters = list(expected_parameters(source.config).items())
     (tmp_path / "cut").mkdir()
     write_json(tmp_path / "cut" / "config.json", config)

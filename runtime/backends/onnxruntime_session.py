@@ -1,0 +1,144 @@
+"""Opening the graphs of an engine in ONNX Runtime, and running them over a cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from q2export.errors import PackageError
+from q2export.runtime.backends.base import Float32Array, Int64Array
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+    from q2export.runtime.backends.onnxruntime import OnnxRuntimeCache
+
+STEP_INPUTS = ("input_ids", "past_lengths", "query_lengths", "logits_indices")
+_LOGITS = "logits"
+_WARNING_SEVERITY = 3  # errors only: ORT warns of every name it meets twice
+
+
+def open_session(
+    model: Path | bytes,
+    *,
+    threads: int = 0,
+    prepack: bool = False,
+    weights_folder: Path | None = None,
+    stop_spinning: bool = False,
+    profile: Path | None = None,
+) -> onnxruntime.InferenceSession:
+    """Open an ONNX file with its weights mapped from disk.
+
+    Args:
+        model: path of the file, or its bytes.
+        threads: CPU threads; 0 is one per core.
+        prepack: copy every matrix into memory in the layout the kernels like best. Decoding is then about a
+            fifth faster (docs/performance.md), loading takes a second per 2 GB, and the copy takes as much
+            memory as the weights; without it they are read where they are mapped.
+        weights_folder: for bytes, the folder that external data are relative to.
+        stop_spinning: let the threads sleep after each call instead of waiting for the next one busily: for a
+            session that takes turns with another.
+        profile: start of the path of a file for ONNX Runtime's profiler; None does not profile.
+
+    Raises:
+        PackageError: ONNX Runtime refuses the file; its own message is part of ours.
+    """
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = _WARNING_SEVERITY
+    # The lowering has already chosen every op. What is left for ORT's own passes is constant folding, which
+    # would copy weights, and fusions that would only cost time at each load.
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    # Planning which buffers to reuse takes time quadratic in the nodes: 4 s for 8 layers of 60 experts. The
+    # arena, where buffers go after their last use, reuses them as well.
+    options.enable_mem_reuse = False
+    options.add_session_config_entry("session.disable_prepacking", "0" if prepack else "1")
+    if stop_spinning:
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
+    if weights_folder is not None:
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", str(weights_folder)
+        )
+    source = model if isinstance(model, bytes) else str(model)
+    try:
+        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ORT's exceptions share no base class
+        name = "the model" if isinstance(model, bytes) else str(model)
+        raise PackageError(f"ONNX Runtime {ort.__version__} cannot load {name}: {error}") from error
+
+
+class GraphSession:
+    """One graph of an engine: it appends tokens to a cache, and gives logits unless it only fills.
+
+    Args:
+        session: see :func:`open_session`.
+        name: of the file, for messages.
+        layers: of the model.
+
+    Attributes:
+        gives_logits: whether the graph has a head.
+
+    Raises:
+        PackageError: the inputs are not those of such a graph.
+    """
+
+    def __init__(self, session: onnxruntime.InferenceSession, name: Path, layers: int) -> None:
+        self._session = session
+        self._layers = layers
+        self.gives_logits = any(value.name == _LOGITS for value in session.get_outputs())
+        self._inputs = STEP_INPUTS if self.gives_logits else STEP_INPUTS[:-1]
+        expected = {*self._inputs, *cache_names("past", layers)}
+        found = {value.name for value in session.get_inputs()}
+        if found != expected:
+            difference = ", ".join(sorted(found ^ expected)[:4])
+            raise PackageError(f"{name}: its inputs are not those of the manifest: {difference}; rebuild it")
+
+    def run(
+        self, cache: OnnxRuntimeCache, rows: slice, step: Sequence[Int64Array], logits: Float32Array | None
+    ) -> None:
+        """Append the tokens of ``step`` to the rows of the cache, in place.
+
+        Args:
+            cache: of the engine.
+            rows: of the cache.
+            step: ``input_ids``, ``past_lengths`` and ``query_lengths`` of these rows, and ``logits_indices``
+                where the graph gives logits.
+            logits: written, ``[rows, n, vocab]``; None for a graph without.
+        """
+        key = (id(self), rows.start, rows.stop)
+        binding = cache.bindings.get(key)
+        if binding is None:
+            binding = cache.bindings[key] = self._bind_cache(cache, rows)
+        arrays = [np.ascontiguousarray(array, dtype=np.int64) for array in step]
+        for name, array in zip(self._inputs, arrays, strict=True):
+            binding.bind_input(name, "cpu", 0, np.int64, array.shape, array.ctypes.data)
+        if logits is not None:
+            binding.bind_output(_LOGITS, "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
+        self._session.run_with_iobinding(binding)
+
+    def end_profiling(self) -> Path:
+        """Write what the profiler has recorded; only of a session opened with ``profile``."""
+        return Path(self._session.end_profiling())
+
+    def _bind_cache(self, cache: OnnxRuntimeCache, rows: slice) -> Any:
+        """Bind every layer's cache rows, as input and output of the same memory."""
+        binding = self._session.io_binding()
+        for layer in range(self._layers):
+            for index, kind in enumerate(("key", "value")):
+                part = cache.data[layer, index, rows]
+                address = part.ctypes.data
+                binding.bind_input(f"past_{kind}.{layer}", "cpu", 0, np.float32, part.shape, address)
+                binding.bind_output(f"present_{kind}.{layer}", "cpu", 0, np.float32, part.shape, address)
+        return binding
+
+
+def cache_names(prefix: str, layers: int) -> list[str]:
+    """Names of the cache inputs (``past``) or outputs (``present``) of a graph."""
+    return [f"{prefix}_{kind}.{layer}" for layer in range(layers) for kind in ("key", "value")]
