@@ -50,7 +50,7 @@ __device__ inline void multiply_tiles(ProductArguments const& arguments, TokenTi
 }
 
 // Of `blocks`, the fewest that need no more rounds for `tiles`: all of them take as many tiles, or one less.
-__device__ inline int32_t balanced_blocks(int32_t tiles, int32_t blocks)
+__host__ __device__ inline int32_t balanced_blocks(int32_t tiles, int32_t blocks)
 {
     int32_t const rounds = (tiles + blocks - 1) / blocks;
     return rounds == 0 ? 0 : (tiles + rounds - 1) / rounds;

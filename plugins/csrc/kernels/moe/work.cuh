@@ -24,7 +24,7 @@ struct Work
 // Tiles are numbered by expert; within an expert by group of token tiles, then by weight tile, then by token tile:
 // neighbours read the same weights, at the same time.
 // `of_expert` is token tile number index / weight_tiles.
-__device__ inline Work find_work(
+__host__ __device__ inline Work find_work(
     TokenTile const& of_expert, int32_t weight_tiles, int32_t tile_tokens, int32_t index)
 {
     int32_t const in_expert = index - of_expert.first_tile * weight_tiles;
