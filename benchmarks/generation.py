@@ -67,14 +67,19 @@ def _start(contestant: Contestant, checkpoint: Path, case: GenerationCase, setti
     if contestant.worker == "q2export_engine":
         model = settings.work_dir / f"{checkpoint.name}-{name}"
         command = [settings.q2export, "build", "--model", str(checkpoint), "--output", str(model)]
-        command += ["--no-parity", "--overwrite"]
+        command += ["--no-parity", "--overwrite", *contestant.build]
         run_measured(command, settings.work_dir / "logs" / f"build-{name}.log", environment)
     elif contestant.worker == "genai":
         model = settings.work_dir / f"{checkpoint.name}-{name}"
         shutil.rmtree(model, ignore_errors=True)
         command = [settings.peers_python, "-m", "onnxruntime_genai.models.builder", "-i", str(checkpoint)]
-        command += ["-o", str(model), "-p", "fp32", "-e", "cpu", "-c", str(settings.work_dir / "cache")]
+        command += ["-o", str(model), "-e", "cpu", "-c", str(settings.work_dir / "cache")]
+        command += contestant.build or ["-p", "fp32"]
         command += ["--extra_options", "prune_lm_head=true"]  # logits of the last token only
+        run_measured(command, settings.work_dir / "logs" / f"build-{name}.log", environment)
+    elif contestant.worker == "llama_cpp_model":
+        model = settings.work_dir / f"{checkpoint.name}-{name}.gguf"
+        command = [settings.peers_python, "-m", "benchmarks.workers.write_gguf", str(checkpoint), str(model)]
         run_measured(command, settings.work_dir / "logs" / f"build-{name}.log", environment)
     python = settings.python if contestant.worker == "q2export_engine" else settings.peers_python
     arguments = {
