@@ -32,12 +32,28 @@ extern dim3 blockDim;
 extern dim3 gridDim;
 constexpr int warpSize = 32;
 
+enum cudaLaunchAttributeID
+{
+    cudaLaunchAttributeProgrammaticStreamSerialization = 6
+};
+
+struct cudaLaunchAttribute
+{
+    cudaLaunchAttributeID id;
+    struct
+    {
+        int programmaticStreamSerializationAllowed;
+    } val;
+};
+
 struct cudaLaunchConfig_t
 {
     dim3 gridDim;
     dim3 blockDim;
     size_t dynamicSmemBytes;
     cudaStream_t stream;
+    cudaLaunchAttribute* attrs; // allow more than the host does
+    unsigned numAttrs;
 };
 
 template <typename... Parameters, typename... Arguments>

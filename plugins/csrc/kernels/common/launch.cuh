@@ -21,6 +21,10 @@ struct LaunchShape
     int64_t blocks_z = 1;
     int threads = kThreads;
     size_t shared_bytes = 0; // dynamic
+    // Whether the blocks may start while the kernel before this one in the stream still runs, as soon as all blocks of
+    // that one have called allow_next_kernel or ended. The kernel calls wait_for_previous_kernel before it touches
+    // memory. Needs compute capability 9.0.
+    bool overlaps_previous = false;
 };
 
 // Queues a grid; one without blocks is no work, not an error.
@@ -52,6 +56,11 @@ q2export_status launch(
     config.blockDim = dim3(static_cast<unsigned>(shape.threads));
     config.dynamicSmemBytes = shape.shared_bytes;
     config.stream = static_cast<cudaStream_t>(stream);
+    cudaLaunchAttribute overlap{};
+    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    overlap.val.programmaticStreamSerializationAllowed = 1;
+    config.attrs = &overlap;
+    config.numAttrs = shape.overlaps_previous ? 1 : 0;
     return cuda_status(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...));
 }
 

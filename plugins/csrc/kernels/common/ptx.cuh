@@ -180,6 +180,23 @@ __device__ inline int recomputed(int value)
     return value;
 }
 
+// Waits until the kernels before this one in the stream have ended and what they wrote is visible: see
+// LaunchShape::overlaps_previous. Without that, they have.
+__device__ inline void wait_for_previous_kernel()
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// Lets the blocks of the next kernel start, if it is one that waits, once all blocks of this one have come here.
+__device__ inline void allow_next_kernel()
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
 // 16 bytes of global memory that are read once: past L1, through the read-only path.
 __device__ inline uint4 load_once_16(void const* global)
 {

@@ -16,6 +16,7 @@ template <typename Element>
 __global__ void __launch_bounds__(kThreads) combine_kernel(
     q2export_moe_desc desc, Element const* results, float const* weight, Element* output)
 {
+    wait_for_previous_kernel();
     int64_t const index = element_index(); // [num_tokens, hidden_size / kCombined]
     int32_t const per_token = desc.hidden_size / kCombined;
     int64_t const token = index / per_token;

@@ -64,8 +64,9 @@ q2export_status multiply_experts(MoeCall const& call, MoeWorkspace const& parts,
         Q2EXPORT_TRY((launch_product<Product<Element, kTile, true>>(call.stream, up, gpu, token_tiles)));
         return launch_product<Product<Element, kTile, false>>(call.stream, down, gpu, token_tiles);
     }));
-    return launch(call.stream, one_thread_each(desc.num_tokens * (desc.hidden_size / kCombined)),
-        combine_kernel<Element>, desc, static_cast<Element const*>(parts.results),
+    LaunchShape combine = one_thread_each(desc.num_tokens * (desc.hidden_size / kCombined));
+    combine.overlaps_previous = kernels_overlap(gpu);
+    return launch(call.stream, combine, combine_kernel<Element>, desc, static_cast<Element const*>(parts.results),
         static_cast<float const*>(parts.weight), static_cast<Element*>(call.output));
 }
 

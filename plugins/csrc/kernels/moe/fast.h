@@ -11,7 +11,8 @@ namespace q2export
 q2export_status run_moe(MoeCall const& call, MoeWorkspace const& parts, Gpu const& gpu, int32_t tile);
 
 // Queues the router and the sort of the slots; token tiles are of `tile_tokens`.
-q2export_status route_and_sort(MoeCall const& call, MoeWorkspace const& parts, int32_t tile_tokens);
+q2export_status route_and_sort(
+    MoeCall const& call, MoeWorkspace const& parts, Gpu const& gpu, int32_t tile_tokens);
 
 // Queues both products and the weighted sum. Element: __half or __nv_bfloat16.
 template <typename Element>

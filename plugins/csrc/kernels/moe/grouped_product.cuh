@@ -70,6 +70,8 @@ __global__ void __launch_bounds__(Product::kThreads)
     else
 #endif
     {
+        wait_for_previous_kernel();
+        allow_next_kernel();
         int32_t const weight_tiles = (arguments.rows + Product::kOutputs - 1) / Product::kOutputs;
         int32_t const first = static_cast<int32_t>(blockIdx.x);
         // Both loads at once: the list has room for as many tiles as the grid has blocks.
@@ -92,6 +94,7 @@ q2export_status launch_product(
     LaunchShape shape{grid_blocks(Product::kShape, gpu, most_tiles)};
     shape.threads = Product::kThreads;
     shape.shared_bytes = shared_bytes(Product::kShape);
+    shape.overlaps_previous = kernels_overlap(gpu);
     return launch(stream, shape, grouped_product_kernel<Product>, arguments);
 }
 

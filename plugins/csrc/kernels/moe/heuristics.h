@@ -117,6 +117,15 @@ inline int32_t choose_moe_tile(q2export_moe_desc const& desc, Gpu const& gpu)
     return kHopperMoeIsTested && kHasSm90a && gpu.compute_capability == 90 ? 5 : 4;
 }
 
+// Whether the kernels of a layer after the first start while the one before them ends, which hides launches where tokens
+// are few. Every one of them waits for all before it at its start, so that no result depends on it.
+constexpr bool kOverlapIsTested = false; // on a GPU, with its gain measured
+
+constexpr bool kernels_overlap(Gpu const& gpu)
+{
+    return kOverlapIsTested && gpu.compute_capability >= 90;
+}
+
 // Blocks of the persistent grid: what the GPU holds at once, or one for each tile there can be.
 inline int64_t grid_blocks(MoeTile const& tile, Gpu const& gpu, int64_t most_tiles)
 {

@@ -93,7 +93,7 @@ q2export_status run_moe(MoeCall const& call, MoeWorkspace const& parts, Gpu cons
             return moe_reference<std::remove_pointer_t<decltype(type)>>(call, parts);
         });
     }
-    Q2EXPORT_TRY(route_and_sort(call, parts, kMoeTiles[tile].tokens));
+    Q2EXPORT_TRY(route_and_sort(call, parts, gpu, kMoeTiles[tile].tokens));
     return call.desc.dtype == Q2EXPORT_FLOAT16 ? multiply_experts<__half>(call, parts, gpu, tile)
                                                : multiply_experts<__nv_bfloat16>(call, parts, gpu, tile);
 }

@@ -12,7 +12,7 @@ namespace
 {
 
 template <int kPerLane>
-q2export_status queue(MoeCall const& call, SortArguments const& arguments)
+q2export_status queue(MoeCall const& call, SortArguments const& arguments, Gpu const& gpu)
 {
     int64_t const tokens = call.desc.num_tokens;
     bool const is_one_block = tokens <= kFewTokens;
@@ -24,12 +24,14 @@ q2export_status queue(MoeCall const& call, SortArguments const& arguments)
         auto* const kernel = is_one_block ? route_and_sort_kernel<kPerLane, Element> : route_kernel<kPerLane, Element>;
         return launch(call.stream, shape, kernel, arguments);
     }));
+    shape.overlaps_previous = kernels_overlap(gpu);
     return is_one_block ? Q2EXPORT_SUCCESS : launch(call.stream, shape, sort_kernel, arguments);
 }
 
 } // namespace
 
-q2export_status route_and_sort(MoeCall const& call, MoeWorkspace const& parts, int32_t tile_tokens)
+q2export_status route_and_sort(
+    MoeCall const& call, MoeWorkspace const& parts, Gpu const& gpu, int32_t tile_tokens)
 {
     SortArguments arguments{};
     arguments.desc = call.desc;
@@ -40,9 +42,9 @@ q2export_status route_and_sort(MoeCall const& call, MoeWorkspace const& parts, i
     arguments.tile_tokens = tile_tokens;
     if (call.desc.num_experts <= 2 * kWarp)
     {
-        return queue<2>(call, arguments);
+        return queue<2>(call, arguments, gpu);
     }
-    return call.desc.num_experts <= 8 * kWarp ? queue<8>(call, arguments) : queue<0>(call, arguments);
+    return call.desc.num_experts <= 8 * kWarp ? queue<8>(call, arguments, gpu) : queue<0>(call, arguments, gpu);
 }
 
 } // namespace q2export

@@ -172,6 +172,7 @@ __device__ inline void place_slots(
 template <int kPerLane, typename Element>
 __global__ void __launch_bounds__(1024, 1) route_and_sort_kernel(SortArguments arguments)
 {
+    allow_next_kernel();
     int32_t const num_experts = arguments.desc.num_experts;
     int64_t const tokens = arguments.desc.num_tokens;
     Counters const counters = shared_counters(num_experts);
@@ -187,6 +188,7 @@ __global__ void __launch_bounds__(1024, 1) route_and_sort_kernel(SortArguments a
 template <int kPerLane, typename Element>
 __global__ void __launch_bounds__(256) route_kernel(SortArguments arguments)
 {
+    allow_next_kernel();
     int32_t const num_experts = arguments.desc.num_experts;
     Counters const counters = shared_counters(num_experts);
     clear(counters.count, 2 * num_experts);
@@ -236,6 +238,8 @@ __device__ inline void add_up_histogram(SortArguments const& arguments, Counters
 // One block per chunk of tokens. Each adds up all counts, which spares a kernel of one block in between.
 __global__ void __launch_bounds__(256) sort_kernel(SortArguments arguments)
 {
+    wait_for_previous_kernel();
+    allow_next_kernel();
     int32_t const num_experts = arguments.desc.num_experts;
     int32_t const chunk = static_cast<int32_t>(blockIdx.x);
     Counters const counters = shared_counters(num_experts);
