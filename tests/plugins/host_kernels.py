@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import hashlib
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from ctypes import byref, c_char_p, c_float, c_size_t, c_void_p
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,21 +66,26 @@ RACES = HostFlags(("-O1", "-g"), kernels=("-fsanitize=thread",))
 def compile_host_library(
     output: Path, flags: HostFlags = HostFlags(), sources: Sequence[Path] = KERNEL_SOURCES
 ) -> Path:
-    """Compile CUDA sources, all kernels unless told, for the host into the library ``output``."""
-    command = ["g++", "-std=c++17", "-fPIC", *WARNINGS, f"-I{HOST_CUDA}", *INCLUDES, *flags.common]
-    folder = output.with_suffix(".objects")
-    folder.mkdir(exist_ok=True)
-    objects = {
-        source: folder / f"{source.parent.name}-{source.stem}.o" for source in (*MACHINE_SOURCES, *sources)
-    }
+    """Compile CUDA sources, all kernels unless told, for the host into the library ``output``.
 
-    def compile_object(source: Path) -> None:
-        own = [] if source in MACHINE_SOURCES else flags.kernels
-        run_compiler([*command, *own, "-c", "-x", "c++", str(source), "-o", str(objects[source])])
+    Object files stay beside it, for other libraries of the same folder: nothing is compiled twice.
+    """
+    command = ["g++", "-std=c++17", "-fPIC", *WARNINGS, f"-I{HOST_CUDA}", *INCLUDES, *flags.common]
+
+    def compile_object(source: Path) -> Path:
+        own = [*command, *(() if source in MACHINE_SOURCES else flags.kernels)]
+        digest = hashlib.sha256("\n".join(own).encode()).hexdigest()[:12]
+        target = output.parent / f"{source.parent.name}-{source.stem}-{digest}.o"
+        with locked(target):
+            if not target.exists():
+                partial = target.with_suffix(".partial")
+                run_compiler([*own, "-c", "-x", "c++", str(source), "-o", str(partial)])
+                partial.rename(target)
+        return target
 
     with ThreadPoolExecutor(COMPILE_JOBS) as pool:
-        list(pool.map(compile_object, objects))
-    run_compiler([*command, *flags.link, *map(str, objects.values()), "-ldl", "-o", str(output)])
+        objects = list(pool.map(compile_object, (*MACHINE_SOURCES, *sources)))
+    run_compiler([*command, *flags.link, *map(str, objects), "-ldl", "-o", str(output)])
     return output
 
 
@@ -93,11 +100,18 @@ def compile_once(
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent
     output = folder / name
-    with open(folder / f"{name}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(output):
         if not output.exists():
             compile_host_library(output, flags, sources)
     return output
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep other processes and threads from making the same file."""
+    with open(path.with_name(f"{path.name}.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 class KernelError(Exception):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,17 +18,14 @@ from q2export.exporter.ops.rotary import rotary_embedding_reference
 from q2export.exporter.torch_decoder import TorchDecoder
 from q2export.plugins.python import kernels
 from q2export.plugins.python.torch_ops import implementation, in_place_schema
-from tests.plugins.host_kernels import compile_host_library
 
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++ to compile the kernels")
 CHECKPOINTS = Path(__file__).resolve().parents[1] / "data" / "checkpoints"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    path = compile_host_library(tmp_path_factory.mktemp("kernels") / "libq2export_kernels.so")
+def library(host_kernels: Path) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "LIBRARY", path)
+        patch.setattr(kernels, "LIBRARY", host_kernels)
         yield
 
 
