@@ -55,6 +55,8 @@ def builds(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         value_scan: bool,
         weights: str,
         timing_cache: Path | None,
+        quality_text: Path | None,
+        allow_quality_loss: bool,
         overwrite: bool,
     ) -> BuildResult:
         calls.append({name: value for name, value in locals().items() if name != "calls"})
@@ -68,6 +70,7 @@ def test_build_passes_every_option_on(builds: list[dict[str, Any]], tmp_path: Pa
     assert main(["build", "--model", "Qwen/Qwen2-0.5B", "-o", str(tmp_path / "out")]) == 0
     options = ["--revision", "abc", "--profile", "cpu", "--set", "capacity.max=64", "--set", "threads=2"]
     options += ["--builder", "rtx", "--timing-cache", "kernels", "--quantization", "int8"]
+    options += ["--quality-text", "text", "--allow-quality-loss"]
     flags = ["--no-parity", "--no-value-scan", "--weights", "copy", "--overwrite"]
     assert main(["build", "--model", "m", "--output", "o", *options, *flags]) == 0
     assert builds == [
@@ -81,6 +84,8 @@ def test_build_passes_every_option_on(builds: list[dict[str, Any]], tmp_path: Pa
             "value_scan": True,
             "weights": "auto",
             "timing_cache": None,
+            "quality_text": None,
+            "allow_quality_loss": False,
             "overwrite": False,
         },
         {
@@ -98,6 +103,8 @@ def test_build_passes_every_option_on(builds: list[dict[str, Any]], tmp_path: Pa
             "value_scan": False,
             "weights": "copy",
             "timing_cache": Path("kernels"),
+            "quality_text": Path("text"),
+            "allow_quality_loss": True,
             "overwrite": True,
         },
     ]

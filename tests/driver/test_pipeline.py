@@ -181,7 +181,8 @@ def test_plan_writes_nothing_and_counts_bytes(tmp_path: Path) -> None:
         for k, v in split_file(DENSE / "model.safetensors")[0].items()
         if k != "__metadata__"
     )  # type: ignore[index]
-    assert planned["weights"] == {"in_place_bytes": 0, "converted_bytes": 4 * size, "quantized_bytes": 0}
+    none = {"quantized_bytes": 0, "prefill_bytes": 0}
+    assert planned["weights"] == {"in_place_bytes": 0, "converted_bytes": 4 * size} | none
     assert planned["quantization"] is None
     assert planned["origin"]["threads"] == "command line"
 
