@@ -1,7 +1,7 @@
 """Q2MoE on a GPU: the tests that the host passes, and each tile, also those that the plan does not choose.
 
-The tile for Hopper is used by no plan until these tests have passed on a Hopper GPU: then set
-``kHopperMoeIsTested`` in ``moe/heuristics.h``.
+The tile for Hopper and overlapping launches are used by no plan until these tests have passed on a Hopper
+GPU: then set ``kHopperMoeIsTested`` and ``kOverlapIsTested`` in ``moe/heuristics.h``.
 """
 
 from __future__ import annotations
@@ -22,28 +22,36 @@ from tests.plugins.test_moe_kernels import NARROW, TestRouting, TestTokens, seed
 __all__ = ["TestRouting", "TestTokens", "seed"]
 
 
+def compile_for_gpu(folder: Path) -> Path:
+    """The probes for the GPU at hand."""
+    is_hopper = torch.cuda.get_device_capability() == (9, 0)
+    target = "-gencode=arch=compute_90a,code=sm_90a" if is_hopper else "-arch=native"
+    output = folder / "libmoe_probes.so"
+    flags = ["-std=c++17", "-O3", target, "-shared", "--threads", "0", "-Xcompiler", "-fPIC", *INCLUDES]
+    run_compiler(["nvcc", *flags, *map(str, SOURCES), "-o", str(output)])
+    return output
+
+
 @pytest.fixture(scope="module")
 def probes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not torch.cuda.is_available():
         pytest.skip("needs a GPU and PyTorch with CUDA")
     if shutil.which("nvcc") is None:
         pytest.skip("needs nvcc")
-    is_hopper = torch.cuda.get_device_capability() == (9, 0)
-    target = "-gencode=arch=compute_90a,code=sm_90a" if is_hopper else "-arch=native"
-    output = tmp_path_factory.mktemp("moe") / "libmoe_probes.so"
-    flags = ["-std=c++17", "-O3", target, "-shared", "--threads", "0", "-Xcompiler", "-fPIC", *INCLUDES]
-    run_compiler(["nvcc", *flags, *map(str, SOURCES), "-o", str(output)])
-    return output
+    return compile_for_gpu(tmp_path_factory.mktemp("moe"))
 
 
-@pytest.fixture(params=TILES)
+@pytest.fixture(params=[(tile, overlaps) for tile in TILES for overlaps in (False, True)])
 def tile(request: pytest.FixtureRequest, probes: Path) -> TileKernels:
-    if request.param == HOPPER and torch.cuda.get_device_capability() != (9, 0):
+    index, overlaps = request.param
+    if overlaps and torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("needs compute capability 9.0")
+    if index == HOPPER and torch.cuda.get_device_capability() != (9, 0):
         pytest.skip("needs a Hopper GPU")
     available = torch.cuda.get_device_properties(0).shared_memory_per_block_optin
-    if Plan(probes).shared_bytes(request.param) > available:
+    if Plan(probes).shared_bytes(index) > available:
         pytest.skip(f"needs more than {available} bytes of shared memory for a block")
-    return TileKernels(probes, request.param, "cuda")
+    return TileKernels(probes, index, overlaps, "cuda")
 
 
 def random_layer(

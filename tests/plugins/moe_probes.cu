@@ -6,12 +6,12 @@ using namespace q2export;
 
 extern "C" q2export_status probe_moe(q2export_moe_desc const* desc, void const* hidden, void const* router_logits,
     void const* const* gate, void const* const* up, void const* const* down, void* output, int32_t tile,
-    void* workspace, size_t, q2export_stream stream)
+    int32_t overlaps, void* workspace, q2export_stream stream)
 {
     Gpu gpu{};
     Q2EXPORT_TRY(current_gpu(&gpu));
     MoeCall const call{*desc, hidden, router_logits, gate, up, down, output, stream};
-    return run_moe(call, lay_out(*desc, workspace), gpu, tile);
+    return run_moe(call, lay_out(*desc, workspace), gpu, {tile, overlaps != 0});
 }
 
 extern "C" MoeTile probe_tile(int32_t tile)
@@ -21,7 +21,7 @@ extern "C" MoeTile probe_tile(int32_t tile)
 
 extern "C" int32_t probe_choose(q2export_moe_desc const* desc, Gpu const* gpu)
 {
-    return choose_moe_tile(*desc, *gpu);
+    return plan_moe(*desc, *gpu).tile;
 }
 
 extern "C" int32_t probe_shared_bytes(int32_t tile)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from q2export.plugins.python.kernels import MoeDesc
-from tests.plugins.host_kernels import CSRC, HostKernels
+from tests.plugins.host_kernels import ALIGNMENT, CSRC, HostKernels
 from tests.plugins.host_machine import Gpu
 
 SOURCES = [
@@ -100,14 +100,21 @@ class TileKernels(HostKernels):
     Args:
         library: compiled from ``SOURCES``.
         tile: one of ``TILES``.
+        overlaps: whether kernels may start before the one before them has ended; needs a GPU to matter.
         device: where the library wants its tensors.
     """
 
-    def __init__(self, library: Path, tile: int, device: str = "cpu") -> None:
+    def __init__(self, library: Path, tile: int, overlaps: bool = False, device: str = "cpu") -> None:
         super().__init__(library, device)
-        self.tile = tile
+        self.tile, self.overlaps = tile, overlaps
 
     def call(self, op: str, desc: Structure, arguments: Sequence[object]) -> None:
         workspace = self.workspace(op, desc)
-        tail = (c_int32(self.tile), c_void_p(workspace.data_ptr()), ctypes.c_size_t(0), c_void_p(None))
-        self.check(self.library.probe_moe(byref(desc), *arguments, *tail))
+        self.queue(desc, arguments, workspace)
+        assert bool((workspace[-ALIGNMENT:] == 0xFF).all()), "writes beyond its workspace"
+
+    def queue(self, desc: Structure, arguments: Sequence[object], workspace: Tensor, stream: int = 0) -> None:
+        """``probe_moe``; ``arguments`` are those of ``q2export_moe`` from hidden to output."""
+        plan = (c_int32(self.tile), c_int32(self.overlaps))
+        tail = (c_void_p(workspace.data_ptr()), c_void_p(stream))
+        self.check(self.library.probe_moe(byref(desc), *arguments, *plan, *tail))

@@ -44,7 +44,8 @@ inline ProductArguments product_arguments(MoeCall const& call, MoeWorkspace cons
 }
 
 template <typename Element>
-q2export_status multiply_experts(MoeCall const& call, MoeWorkspace const& parts, Gpu const& gpu, int32_t tile)
+q2export_status multiply_experts(
+    MoeCall const& call, MoeWorkspace const& parts, Gpu const& gpu, MoePlan const& plan)
 {
     q2export_moe_desc const& desc = call.desc;
     ProductArguments up = product_arguments(call, parts);
@@ -58,14 +59,14 @@ q2export_status multiply_experts(MoeCall const& call, MoeWorkspace const& parts,
     down.rows = desc.hidden_size;
     down.depth = desc.intermediate_size;
     int64_t const token_tiles
-        = max_token_tiles(desc.num_tokens * desc.top_k, desc.num_experts, kMoeTiles[tile].tokens);
-    Q2EXPORT_TRY(with_tile(tile, [&](auto index) {
+        = max_token_tiles(desc.num_tokens * desc.top_k, desc.num_experts, kMoeTiles[plan.tile].tokens);
+    Q2EXPORT_TRY(with_tile(plan.tile, [&](auto index) {
         constexpr int kTile = decltype(index)::value;
-        Q2EXPORT_TRY((launch_product<Product<Element, kTile, true>>(call.stream, up, gpu, token_tiles)));
-        return launch_product<Product<Element, kTile, false>>(call.stream, down, gpu, token_tiles);
+        Q2EXPORT_TRY((launch_product<Product<Element, kTile, true>>(call.stream, up, gpu, plan, token_tiles)));
+        return launch_product<Product<Element, kTile, false>>(call.stream, down, gpu, plan, token_tiles);
     }));
     LaunchShape combine = one_thread_each(desc.num_tokens * (desc.hidden_size / kCombined));
-    combine.overlaps_previous = kernels_overlap(gpu);
+    combine.overlaps_previous = plan.overlaps;
     return launch(call.stream, combine, combine_kernel<Element>, desc, static_cast<Element const*>(parts.results),
         static_cast<float const*>(parts.weight), static_cast<Element*>(call.output));
 }

@@ -7,15 +7,15 @@
 namespace q2export
 {
 
-// Queues a layer: by the fast kernels with this tile if they take the call, by the reference kernels if not.
-q2export_status run_moe(MoeCall const& call, MoeWorkspace const& parts, Gpu const& gpu, int32_t tile);
+// Queues a layer: by the fast kernels with this plan if they take the call, by the reference kernels if not.
+q2export_status run_moe(MoeCall const& call, MoeWorkspace const& parts, Gpu const& gpu, MoePlan const& plan);
 
-// Queues the router and the sort of the slots; token tiles are of `tile_tokens`.
-q2export_status route_and_sort(
-    MoeCall const& call, MoeWorkspace const& parts, Gpu const& gpu, int32_t tile_tokens);
+// Queues the router and the sort of the slots.
+q2export_status route_and_sort(MoeCall const& call, MoeWorkspace const& parts, MoePlan const& plan);
 
 // Queues both products and the weighted sum. Element: __half or __nv_bfloat16.
 template <typename Element>
-q2export_status multiply_experts(MoeCall const& call, MoeWorkspace const& parts, Gpu const& gpu, int32_t tile);
+q2export_status multiply_experts(
+    MoeCall const& call, MoeWorkspace const& parts, Gpu const& gpu, MoePlan const& plan);
 
 } // namespace q2export

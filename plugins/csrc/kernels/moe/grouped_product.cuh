@@ -87,14 +87,14 @@ __global__ void __launch_bounds__(Product::kThreads)
 
 // Queues one product.
 template <typename Product>
-q2export_status launch_product(
-    q2export_stream stream, ProductArguments const& arguments, Gpu const& gpu, int64_t most_token_tiles)
+q2export_status launch_product(q2export_stream stream, ProductArguments const& arguments, Gpu const& gpu,
+    MoePlan const& plan, int64_t most_token_tiles)
 {
     int64_t const most_tiles = most_token_tiles * weight_tiles(Product::kShape, arguments.rows, Product::kGated ? 2 : 1);
     LaunchShape shape{grid_blocks(Product::kShape, gpu, most_tiles)};
     shape.threads = Product::kThreads;
     shape.shared_bytes = shared_bytes(Product::kShape);
-    shape.overlaps_previous = kernels_overlap(gpu);
+    shape.overlaps_previous = plan.overlaps;
     return launch(stream, shape, grouped_product_kernel<Product>, arguments);
 }
 

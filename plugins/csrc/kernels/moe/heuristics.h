@@ -117,13 +117,20 @@ inline int32_t choose_moe_tile(q2export_moe_desc const& desc, Gpu const& gpu)
     return kHopperMoeIsTested && kHasSm90a && gpu.compute_capability == 90 ? 5 : 4;
 }
 
-// Whether the kernels of a layer after the first start while the one before them ends, which hides launches where tokens
-// are few. Every one of them waits for all before it at its start, so that no result depends on it.
-constexpr bool kOverlapIsTested = false; // on a GPU, with its gain measured
-
-constexpr bool kernels_overlap(Gpu const& gpu)
+struct MoePlan
 {
-    return kOverlapIsTested && gpu.compute_capability >= 90;
+    int32_t tile; // index into kMoeTiles
+    // Whether the kernels of a layer after the first start while the one before them ends, which hides launches where
+    // tokens are few. Each of them waits for all before it at its start, so that no result depends on it.
+    bool overlaps;
+};
+
+// Nobody has run that on a GPU either; tests/gpu/moe_rates.py shows what it brings.
+constexpr bool kOverlapIsTested = false;
+
+inline MoePlan plan_moe(q2export_moe_desc const& desc, Gpu const& gpu)
+{
+    return {choose_moe_tile(desc, gpu), kOverlapIsTested && gpu.compute_capability >= 90};
 }
 
 // Blocks of the persistent grid: what the GPU holds at once, or one for each tile there can be.

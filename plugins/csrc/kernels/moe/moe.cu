@@ -80,9 +80,9 @@ bool is_fast(MoeCall const& call, Gpu const& gpu, int32_t tile)
 
 } // namespace
 
-q2export_status run_moe(MoeCall const& call, MoeWorkspace const& parts, Gpu const& gpu, int32_t tile)
+q2export_status run_moe(MoeCall const& call, MoeWorkspace const& parts, Gpu const& gpu, MoePlan const& plan)
 {
-    bool const fast = is_fast(call, gpu, tile);
+    bool const fast = is_fast(call, gpu, plan.tile);
     if (!fast || call.desc.num_experts > kExpertsByValue)
     {
         Q2EXPORT_TRY(store_experts(call, parts.experts));
@@ -93,9 +93,9 @@ q2export_status run_moe(MoeCall const& call, MoeWorkspace const& parts, Gpu cons
             return moe_reference<std::remove_pointer_t<decltype(type)>>(call, parts);
         });
     }
-    Q2EXPORT_TRY(route_and_sort(call, parts, gpu, kMoeTiles[tile].tokens));
-    return call.desc.dtype == Q2EXPORT_FLOAT16 ? multiply_experts<__half>(call, parts, gpu, tile)
-                                               : multiply_experts<__nv_bfloat16>(call, parts, gpu, tile);
+    Q2EXPORT_TRY(route_and_sort(call, parts, plan));
+    return call.desc.dtype == Q2EXPORT_FLOAT16 ? multiply_experts<__half>(call, parts, gpu, plan)
+                                               : multiply_experts<__nv_bfloat16>(call, parts, gpu, plan);
 }
 
 } // namespace q2export
@@ -130,5 +130,5 @@ extern "C" q2export_status q2export_moe(q2export_moe_desc const* desc, void cons
     Gpu gpu{};
     Q2EXPORT_TRY(current_gpu(&gpu));
     MoeCall const call{*desc, hidden, router_logits, gate, up, down, output, stream};
-    return run_moe(call, parts, gpu, choose_moe_tile(*desc, gpu));
+    return run_moe(call, parts, gpu, plan_moe(*desc, gpu));
 }

@@ -12,7 +12,7 @@ namespace
 {
 
 template <int kPerLane>
-q2export_status queue(MoeCall const& call, SortArguments const& arguments, Gpu const& gpu)
+q2export_status queue(MoeCall const& call, SortArguments const& arguments, bool overlaps)
 {
     int64_t const tokens = call.desc.num_tokens;
     bool const is_one_block = tokens <= kFewTokens;
@@ -24,14 +24,13 @@ q2export_status queue(MoeCall const& call, SortArguments const& arguments, Gpu c
         auto* const kernel = is_one_block ? route_and_sort_kernel<kPerLane, Element> : route_kernel<kPerLane, Element>;
         return launch(call.stream, shape, kernel, arguments);
     }));
-    shape.overlaps_previous = kernels_overlap(gpu);
+    shape.overlaps_previous = overlaps;
     return is_one_block ? Q2EXPORT_SUCCESS : launch(call.stream, shape, sort_kernel, arguments);
 }
 
 } // namespace
 
-q2export_status route_and_sort(
-    MoeCall const& call, MoeWorkspace const& parts, Gpu const& gpu, int32_t tile_tokens)
+q2export_status route_and_sort(MoeCall const& call, MoeWorkspace const& parts, MoePlan const& plan)
 {
     SortArguments arguments{};
     arguments.desc = call.desc;
@@ -39,12 +38,12 @@ q2export_status route_and_sort(
     arguments.parts = parts;
     arguments.chunk = static_cast<int32_t>(chunk_tokens(call.desc.num_tokens));
     arguments.chunks = static_cast<int32_t>(chunk_count(call.desc.num_tokens));
-    arguments.tile_tokens = tile_tokens;
+    arguments.tile_tokens = kMoeTiles[plan.tile].tokens;
     if (call.desc.num_experts <= 2 * kWarp)
     {
-        return queue<2>(call, arguments, gpu);
+        return queue<2>(call, arguments, plan.overlaps);
     }
-    return call.desc.num_experts <= 8 * kWarp ? queue<8>(call, arguments, gpu) : queue<0>(call, arguments, gpu);
+    return call.desc.num_experts <= 8 * kWarp ? queue<8>(call, arguments, plan.overlaps) : queue<0>(call, arguments, plan.overlaps);
 }
 
 } // namespace q2export
