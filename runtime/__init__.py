@@ -14,13 +14,11 @@ needs.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
     from q2export.package_reader import Check, Package
     from q2export.runtime.backends.base import Backend
     from q2export.runtime.backends.onnxruntime import OnnxRuntimeBackend
@@ -75,7 +73,7 @@ def load(
 
 def profile(
     package: Path | str,
-    prompts: npt.NDArray[np.int64],
+    prompts: Sequence[Sequence[int]],
     new_tokens: int,
     *,
     repeat: int = 3,
@@ -87,7 +85,7 @@ def profile(
 
     Args:
         package: the folder that ``q2export build`` wrote, for ONNX Runtime.
-        prompts: token ids, ``[batch, tokens]``.
+        prompts: token ids, all prompts of the same length.
         new_tokens: to generate after each prompt, at least 2.
         repeat: measured runs.
         warmup: runs before those.
@@ -98,6 +96,8 @@ def profile(
         GenerationError: batch or tokens are more than the engine was built for.
     """
     import tempfile
+
+    import numpy as np
 
     from q2export.errors import PackageError
     from q2export.package_reader import read_package
@@ -111,7 +111,8 @@ def profile(
         )
     with tempfile.TemporaryDirectory() as folder:
         backend = _open_onnxruntime(opened, threads, prepack, Path(folder) / "trace")
-        return profile_operators(backend, prompts, new_tokens, repeat=repeat, warmup=warmup)
+        ids = np.array(prompts, np.int64)
+        return profile_operators(backend, ids, new_tokens, repeat=repeat, warmup=warmup)
 
 
 def _open_backend(opened: Package, threads: int | None, prepack: bool | None) -> Backend[Any]:

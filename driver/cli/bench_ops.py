@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 
 from q2export import runtime
 from q2export.cli.bench import random_prompts
@@ -36,7 +35,7 @@ def show_profile(
         Q2ExportError: see :func:`q2export.runtime.profile`.
     """
     vocab_size = read_package(package).manifest.engine.vocab_size
-    prompts = np.array(random_prompts(vocab_size, batch, prompt_tokens), np.int64)
+    prompts = random_prompts(vocab_size, batch, prompt_tokens)
     profile = runtime.profile(
         package, prompts, new_tokens, repeat=repeat, warmup=warmup, threads=threads, prepack=prepack
     )

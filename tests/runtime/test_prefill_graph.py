@@ -125,7 +125,7 @@ def test_generation_and_profile_use_both_graphs(built: tuple[Path, EngineInfo]) 
     first = engine.generate(tokens(1, 40)[0], max_new_tokens=5, do_sample=False)
     again = engine.generate(tokens(1, 40)[0], max_new_tokens=5, do_sample=False)
     assert first.token_ids == again.token_ids
-    found = runtime.profile(folder, tokens(1, 50), 3, repeat=1, warmup=0, threads=1)
+    found = runtime.profile(folder, tokens(1, 50).tolist(), 3, repeat=1, warmup=0, threads=1)
     assert "MatMulIntegerToFloat" not in {op.op_type for op in found.decode.operators}
     assert found.prefill.calls == 4  # 50 tokens in chunks of 16, each too short for the other graph
 
