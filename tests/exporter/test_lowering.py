@@ -99,7 +99,7 @@ def test_onnxruntime_lowering(name: str) -> None:
 def test_tensorrt_lowering(name: str) -> None:
     config, canonical = tiny(name)
     proto = ir.to_proto(canonical)
-    results = run_passes(canonical, tensorrt_lowering.passes())
+    results = run_passes(canonical, tensorrt_lowering.passes({}, ir.DataType.FLOAT))
     assert (results[0].name, results[0].matched) == ("FuseRotaryAttention", 3)
     custom = Counter(node.op_type for node in canonical.graph if node.domain == opspec.DOMAIN)
     assert custom == {"Q2RotaryAttention": 3} | ({"Q2MoE": 2} if name == "moe" else {})
