@@ -146,6 +146,8 @@ __global__ void copy_beyond_source(Buffers buffers)
 __global__ void shuffle_is_no_barrier(Buffers buffers)
 {
     __shared__ float shared[64];
+    shared[threadIdx.x] = 0.0F;
+    __syncthreads();
     shared[threadIdx.x] = buffers.in[threadIdx.x];
     float const other = __shfl_xor_sync(kAll, 1.0F, 1);
     buffers.out[blockIdx.x * 64 + threadIdx.x] = other + shared[threadIdx.x ^ 1];
@@ -161,6 +163,8 @@ __global__ void matrix_without_barrier(Buffers buffers)
 
 __global__ void copy_without_barrier(Buffers buffers)
 {
+    reinterpret_cast<float4*>(dynamic_shared())[threadIdx.x] = make_float4(0.0F, 0.0F, 0.0F, 0.0F);
+    __syncthreads();
     copy_async_16(dynamic_shared() + threadIdx.x * 16, buffers.in + threadIdx.x * 4);
     copy_async_commit();
     copy_async_wait<0>();
@@ -180,6 +184,34 @@ __global__ void overwritten_while_read(Buffers buffers)
 __global__ void two_writers(Buffers buffers)
 {
     buffers.out[threadIdx.x] = 1.0F;
+}
+
+__global__ void unwritten_shared(Buffers buffers)
+{
+    __shared__ float shared[64];
+    shared[threadIdx.x] = buffers.in[threadIdx.x];
+    __syncthreads();
+    if (blockIdx.x == 0)
+    {
+        buffers.out[threadIdx.x] = shared[63 - threadIdx.x];
+    }
+    else
+    {
+        float* const dynamic = reinterpret_cast<float*>(dynamic_shared());
+        dynamic[threadIdx.x] = 0.0F;
+        buffers.out[64 + threadIdx.x] = dynamic[threadIdx.x] + dynamic[64 + threadIdx.x];
+    }
+}
+
+__global__ void left_by_another_block(Buffers buffers)
+{
+    __shared__ float shared[64];
+    if (blockIdx.x == 0)
+    {
+        shared[threadIdx.x] = buffers.in[threadIdx.x];
+    }
+    __syncthreads();
+    buffers.out[blockIdx.x * 64 + threadIdx.x] = shared[threadIdx.x];
 }
 
 // Each block leaves a value; the last one to come adds them up.
@@ -252,7 +284,8 @@ constexpr Mistake kMistakes[] = {{"diverged_shuffle", diverged_shuffle}, {"retur
     {"beyond_dynamic_shared", beyond_dynamic_shared}, {"beyond_static_shared", beyond_static_shared},
     {"copy_beyond_source", copy_beyond_source}, {"shuffle_is_no_barrier", shuffle_is_no_barrier},
     {"matrix_without_barrier", matrix_without_barrier}, {"copy_without_barrier", copy_without_barrier},
-    {"overwritten_while_read", overwritten_while_read}, {"two_writers", two_writers},
+    {"overwritten_while_read", overwritten_while_read}, {"unwritten_shared", unwritten_shared},
+    {"left_by_another_block", left_by_another_block}, {"two_writers", two_writers},
     {"last_block_without_fence", last_block_sums<false>}, {"last_block", last_block_sums<true>},
     {"ordered_by_barriers", ordered_by_barriers}};
 

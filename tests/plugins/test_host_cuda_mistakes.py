@@ -103,6 +103,14 @@ def test_races_are_seen_whatever_the_order(race_checked_program: Path, mistake: 
         assert len(re.findall(r"(now|before): .*mistakes\.cu:\d+", said)) == 2, said
 
 
+@pytest.mark.parametrize("mistake", ["unwritten_shared", "left_by_another_block"])
+def test_shared_memory_is_written_before_it_is_read(race_checked_program: Path, mistake: str) -> None:
+    said = run(race_checked_program, mistake)
+    assert re.search(
+        r"block \(1, 0, 0\).*it reads shared memory at .* that no thread of the block has written", said
+    )
+
+
 @pytest.mark.parametrize("kernel", ["ordered_by_barriers", "last_block"])
 def test_barriers_and_fences_order(race_checked_program: Path, kernel: str) -> None:
     done = subprocess.run([race_checked_program, kernel], capture_output=True, text=True, timeout=60)

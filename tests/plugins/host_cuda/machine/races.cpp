@@ -73,6 +73,17 @@ void check_write(
     }
 }
 
+// Of shared memory that no thread of the block has written, nothing may be read. ldmatrix is let off: rows of a tile
+// that are not there may be multiplied, for what comes of them need not be used.
+void check_written(Byte const& byte, void const* pointer, uint32_t lanes, void const* from)
+{
+    if (byte.write.at.thread == kNobody && lanes != kAllLanes && is_shared(pointer))
+    {
+        refuse("it reads shared memory at %p that no thread of the block has written\n  %s", pointer,
+            source_line(from).c_str());
+    }
+}
+
 bool race(Reads const& reads, Moment const& now)
 {
     if (reads.at.thread == kNobody)
@@ -135,6 +146,10 @@ void record(void const* pointer, size_t bytes, Access access, uint32_t lanes, vo
     {
         Byte& byte = accesses.at(address);
         check_write(byte, address, now, access, lanes, from);
+        if (access != Access::kWrite)
+        {
+            check_written(byte, reinterpret_cast<void const*>(address), lanes, from);
+        }
         if (access == Access::kRead)
         {
             note_read(byte.reads, now, lanes, from);

@@ -6,7 +6,8 @@
 //   __syncthreads          in a block
 //   __syncwarp, full mask  in a warp; shuffles, votes, ldmatrix and mma order nothing
 //   __threadfence, then an atomic operation   between blocks, for those that come to the same address later
-// Atomic operations do not race with one another. Local variables are not looked at.
+// Atomic operations do not race with one another. Local variables are not looked at. While every access is seen anyway,
+// a read of shared memory that the block has not written is refused as well.
 #pragma once
 
 #include <cstddef>
