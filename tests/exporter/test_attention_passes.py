@@ -16,7 +16,8 @@ from tests.helpers.onnx_graphs import Array, check_same, normal, op_types, parse
 
 # FuseRotaryAttention
 
-ATTENTION_GRAPH = """g (int64[B,S] input_ids, float[B,S,4,16] q, float[B,S,2,16] k, float[B,S,2,16] v, int64[B,S] positions,
+ATTENTION_GRAPH = """g (int64[B,S] input_ids,
+        float[B,S,4,16] q, float[B,S,2,16] k, float[B,S,2,16] v, int64[B,S] positions,
         float[B,2,C,16] past_key, float[B,2,C,16] past_value, int64[B] past_lengths, int64[B] query_lengths)
     => (float[B,S,4,16] output, float[B,2,C,16] present_key, float[B,2,C,16] present_value OUTPUT)
     <float[8] inv_freq = {1, 0.5, 0.25, 0.12, 0.06, 0.03, 0.01, 0.005},

@@ -47,7 +47,7 @@ def decode(kernels: HostKernels) -> None:
 
 
 def prefill(kernels: HostKernels) -> None:
-    """Tall tiles, where one multiprocessor is soon busy, and short ones; a window; rows without a new token."""
+    """Tall tiles, where one multiprocessor is soon busy, and short ones; a window; idle rows."""
     for gpu in (replace(A100, multiprocessors=1), L4):
         with pretending(kernels.library, gpu):
             for dtype, head_dim in ((torch.float16, 64), (torch.bfloat16, 128)):

@@ -204,5 +204,5 @@ def test_a_library_of_another_version_or_kind_is_refused(
         kernels.load(library)
     text = tmp_path / "libq2export_kernels.so"
     text.write_text("not a library")
-    with pytest.raises(MissingDependencyError, match=r"cannot be loaded: .*; in the source tree: python -m q2export"):
+    with pytest.raises(MissingDependencyError, match=r"cannot be loaded: .*; in the source tree: python -m "):
         kernels.load(text)
