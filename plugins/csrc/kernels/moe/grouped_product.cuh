@@ -90,8 +90,8 @@ template <typename Product>
 q2export_status launch_product(q2export_stream stream, ProductArguments const& arguments, Gpu const& gpu,
     MoePlan const& plan, int64_t most_token_tiles)
 {
-    int64_t const most_tiles = most_token_tiles * weight_tiles(Product::kShape, arguments.rows, Product::kGated ? 2 : 1);
-    LaunchShape shape{grid_blocks(Product::kShape, gpu, most_tiles)};
+    int64_t const weight_tiles = (arguments.rows + Product::kOutputs - 1) / Product::kOutputs;
+    LaunchShape shape{grid_blocks(Product::kShape, gpu, most_token_tiles * weight_tiles)};
     shape.threads = Product::kThreads;
     shape.shared_bytes = shared_bytes(Product::kShape);
     shape.overlaps_previous = plan.overlaps;

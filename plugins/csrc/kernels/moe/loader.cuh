@@ -18,8 +18,8 @@ class Loader
 {
 public:
     // The block's tiles are tile, tile + stride and so on before `end`; `token_tile` is that of the first.
-    __device__ Loader(ProductArguments const& arguments, TokenTile const& token_tile, int32_t weight_tiles, int32_t tile,
-        int32_t end, int32_t stride)
+    __device__ Loader(ProductArguments const& arguments, TokenTile const& token_tile, int32_t weight_tiles,
+        int32_t tile, int32_t end, int32_t stride)
         : arguments_(arguments)
         , weight_tiles_(weight_tiles)
         , tile_(tile)

@@ -50,39 +50,46 @@ bool is_aligned(void const* pointer)
     return reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
 }
 
-// The fast kernels copy 16 bytes at a time, count slots in shared memory and number tiles with 32 bits.
-bool is_fast(MoeCall const& call, Gpu const& gpu, int32_t tile)
+bool are_aligned(MoeCall const& call)
 {
-    q2export_moe_desc const& desc = call.desc;
-    constexpr int32_t kMultiple = 16 / kElementBytes;
-    constexpr int32_t kMaxExperts = 1024;
-    if (desc.dtype == Q2EXPORT_FLOAT32 || desc.hidden_size % kMultiple != 0 || desc.intermediate_size % kMultiple != 0
-        || desc.num_experts > kMaxExperts || shared_bytes(kMoeTiles[tile]) > gpu.shared_bytes_per_block)
-    {
-        return false;
-    }
-    constexpr int32_t kMaxRow = INT32_MAX / kElementBytes;
-    if (std::max(desc.hidden_size, desc.intermediate_size) > kMaxRow)
-    {
-        return false;
-    }
-    int64_t const token_tiles
-        = max_token_tiles(desc.num_tokens * desc.top_k, desc.num_experts, kMoeTiles[tile].tokens);
-    int64_t const rows = std::max(2 * desc.intermediate_size, desc.hidden_size);
-    bool aligned = token_tiles * weight_tiles(kMoeTiles[tile], rows, 1) <= INT32_MAX / 2;
-    aligned = aligned && is_aligned(call.hidden) && is_aligned(call.output);
-    for (int32_t e = 0; aligned && e < desc.num_experts; ++e)
+    bool aligned = is_aligned(call.hidden) && is_aligned(call.output);
+    for (int32_t e = 0; aligned && e < call.desc.num_experts; ++e)
     {
         aligned = is_aligned(call.gate[e]) && is_aligned(call.up[e]) && is_aligned(call.down[e]);
     }
     return aligned;
 }
 
+// Whether the fast kernels take the sizes: they copy 16 bytes at a time, count the slots of experts in shared memory,
+// and number slots, tiles and the bytes of a row with 32 bits.
+bool are_fast_sizes(q2export_moe_desc const& desc, MoeTile const& tile)
+{
+    constexpr int32_t kMultiple = 16 / kElementBytes;
+    constexpr int32_t kMaxRow = INT32_MAX / kElementBytes;
+    constexpr int32_t kMaxExperts = 1024;
+    int32_t const longest = std::max(desc.hidden_size, desc.intermediate_size);
+    int64_t const slots = desc.num_tokens * desc.top_k;
+    if (desc.hidden_size % kMultiple != 0 || desc.intermediate_size % kMultiple != 0 || longest > kMaxRow
+        || desc.num_experts > kMaxExperts || slots > INT32_MAX)
+    {
+        return false;
+    }
+    int64_t const tiles = std::max(
+        weight_tiles(tile, desc.intermediate_size, 2), weight_tiles(tile, desc.hidden_size, 1));
+    return max_token_tiles(slots, desc.num_experts, tile.tokens) * tiles <= INT32_MAX / 2;
+}
+
+bool is_fast(MoeCall const& call, Gpu const& gpu, MoeTile const& tile)
+{
+    return call.desc.dtype != Q2EXPORT_FLOAT32 && shared_bytes(tile) <= gpu.shared_bytes_per_block
+        && are_fast_sizes(call.desc, tile) && are_aligned(call);
+}
+
 } // namespace
 
 q2export_status run_moe(MoeCall const& call, MoeWorkspace const& parts, Gpu const& gpu, MoePlan const& plan)
 {
-    bool const fast = is_fast(call, gpu, plan.tile);
+    bool const fast = is_fast(call, gpu, kMoeTiles[plan.tile]);
     if (!fast || call.desc.num_experts > kExpertsByValue)
     {
         Q2EXPORT_TRY(store_experts(call, parts.experts));

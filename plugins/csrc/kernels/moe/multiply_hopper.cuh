@@ -11,8 +11,8 @@
 namespace q2export
 {
 
-// The matrix descriptor of rows of 128 bytes, swizzled, from a multiple of 1024 bytes on: eight rows are 1024 bytes from
-// the next (PTX ISA 8.0, "Matrix Descriptor Format"; the leading dimension is not used).
+// The matrix descriptor of rows of 128 bytes, swizzled, from a multiple of 1024 bytes on: eight rows are 1024 bytes
+// from the next (PTX ISA 8.0, "Matrix Descriptor Format"; the leading dimension is not used).
 __device__ inline uint64_t row_descriptor(uint32_t address)
 {
     constexpr uint64_t kSwizzle128 = 1;

@@ -64,8 +64,8 @@ struct Product
     static_assert(kRowTiles * kShape.weight_warps * 16 == kShape.weight_rows && kBlocks % kVector == 0);
     static_assert(!kShape.is_hopper || (kShape.weight_warps % 4 == 0 && kShape.token_warps == 1));
 
-    // The output, of a tile's kOutputs, that a row of the weights in shared memory belongs to. Within the kVector blocks
-    // that a lane stores at once they are dealt out so that the lane's results are neighbours (store.cuh).
+    // The output, of a tile's kOutputs, that a row of the weights in shared memory belongs to. Within the kVector
+    // blocks that a lane stores at once they are dealt out so that the lane's results are neighbours (store.cuh).
     __host__ __device__ static constexpr int output_of(int row)
     {
         constexpr int kWarpRows = kRowTiles * 16;

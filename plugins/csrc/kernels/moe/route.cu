@@ -43,7 +43,8 @@ q2export_status route_and_sort(MoeCall const& call, MoeWorkspace const& parts, M
     {
         return queue<2>(call, arguments, plan.overlaps);
     }
-    return call.desc.num_experts <= 8 * kWarp ? queue<8>(call, arguments, plan.overlaps) : queue<0>(call, arguments, plan.overlaps);
+    return call.desc.num_experts <= 8 * kWarp ? queue<8>(call, arguments, plan.overlaps)
+                                              : queue<0>(call, arguments, plan.overlaps);
 }
 
 } // namespace q2export

@@ -205,8 +205,8 @@ __global__ void __launch_bounds__(256) route_kernel(SortArguments arguments)
     }
 }
 
-// Counts of all chunks, and of those before `chunk`. Several loads are under way before the first is added: the compiler
-// does not move a load across an atomic.
+// Counts of all chunks, and of those before `chunk`. Several loads are under way before the first is added: the
+// compiler does not move a load across an atomic.
 __device__ inline void add_up_histogram(SortArguments const& arguments, Counters const& counters, int32_t chunk)
 {
     constexpr int32_t kLoads = 8;

@@ -57,8 +57,8 @@ __device__ inline void store_tile(
 #pragma unroll
     for (int j = 0; j < 2 * Product::kTokenPairs; ++j)
     {
-        int const first_token = (j / 2 * Product::kShape.token_warps + warp / Product::kShape.weight_warps) * 16 + j % 2 * 8;
-        int const token = first_token + lane / 4;
+        int const pair = j / 2 * Product::kShape.token_warps + warp / Product::kShape.weight_warps;
+        int const token = pair * 16 + j % 2 * 8 + lane / 4;
         bool const is_token = token < work.tokens;
         int32_t const position = work.first_position + token;
         int64_t const row = Product::kGated || !is_token ? position : arguments.sorted[position];
