@@ -28,8 +28,10 @@ _PACKAGES = (
     "tensorrt",
     "tensorrt-rtx-cu13-bindings",
     "tensorrt-rtx-cu13-libs",
+    "cuda-bindings",
 )
 _TO_BUILD = ("torch", "onnx", "onnx-ir", "polygraphy")
+_TENSORRT = ("tensorrt", "tensorrt-rtx-cu13-bindings")
 _QUERY_SECONDS = 10
 
 
@@ -82,6 +84,7 @@ def examine() -> Environment:
     packages = installed_versions(_PACKAGES)
     providers, provider_problem = _providers()
     memory = _meminfo()
+    found_gpus = gpus()
     return Environment(
         q2export=__version__,
         python=f"{platform.python_implementation()} {platform.python_version()} ({sys.executable})",
@@ -92,8 +95,8 @@ def examine() -> Environment:
         available_memory_bytes=memory.get("MemAvailable"),
         packages=packages,
         providers=providers,
-        gpus=gpus(),
-        capabilities=tuple(_capabilities(packages, providers)),
+        gpus=found_gpus,
+        capabilities=(*_capabilities(packages, providers), _runs_tensorrt(packages, found_gpus)),
         problems=(*provider_problem, *_conflicts(packages)),
     )
 
@@ -106,11 +109,22 @@ def _capabilities(packages: Mapping[str, str], providers: tuple[str, ...]) -> It
     yield Capability("run engines on the CPU", runs, run_hint)
     yield Capability("export ONNX (portable, onnxruntime, tensorrt)", not missing, export_hint)
     yield Capability("build and verify engines for the CPU", runs and not missing, export_hint or run_hint)
-    built_with = any(name in packages for name in ("tensorrt", "tensorrt-rtx-cu13-bindings"))
+    built_with = any(name in packages for name in _TENSORRT)
     engine_hint = "" if built_with else "TensorRT-RTX: pip install 'q2export[rtx]'"
     yield Capability("build TensorRT engines", built_with and not missing, export_hint or engine_hint)
     hub = "huggingface-hub" in packages
     yield Capability("download models by hub id", hub, "" if hub else "pip install huggingface-hub")
+
+
+def _runs_tensorrt(packages: Mapping[str, str], found_gpus: tuple[Gpu, ...]) -> Capability:
+    from q2export.plugins.python.kernels import LIBRARY  # not needed to import this module
+
+    missing = [] if found_gpus else ["an NVIDIA GPU"]
+    if "cuda-bindings" not in packages or not any(name in packages for name in _TENSORRT):
+        missing.append("TensorRT and cuda-bindings: pip install 'q2export[rtx]'")
+    if not LIBRARY.is_file():
+        missing.append("the CUDA kernels: install q2export where there is a CUDA compiler")
+    return Capability("run TensorRT engines", not missing, "; ".join(missing))
 
 
 def _conflicts(packages: Mapping[str, str]) -> Iterator[str]:

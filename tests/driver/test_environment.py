@@ -12,7 +12,8 @@ import pytest
 
 from q2export import environment
 from q2export.cli.main import main
-from q2export.environment import Gpu, examine, parse_gpus
+from q2export.environment import Capability, Gpu, examine, parse_gpus
+from q2export.plugins.python import kernels
 
 
 def install(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:
@@ -27,7 +28,7 @@ def test_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["cores"] == len(os.sched_getaffinity(0))
     assert "CPUExecutionProvider" in found["providers"]
     assert 0 < found["available_memory_bytes"] <= found["memory_bytes"]
-    assert all(each["available"] for each in found["capabilities"])
+    assert all(each["available"] for each in found["capabilities"] if each["what"] != "run TensorRT engines")
     assert main(["doctor"]) == 0
     assert "yes  build and verify engines for the CPU" in capsys.readouterr().out
 
@@ -43,6 +44,25 @@ def test_a_plain_installation_runs_engines_and_says_what_building_needs(
     assert build.missing == "torch, onnx-ir, polygraphy: pip install 'q2export[export]'"
     assert main(["doctor"]) == 0
     assert "no   build and verify engines for the CPU" in capsys.readouterr().out
+
+
+def test_what_running_tensorrt_engines_needs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def ability() -> Capability:
+        (found,) = (each for each in examine().capabilities if each.what == "run TensorRT engines")
+        return found
+
+    library = tmp_path / "libq2export_kernels.so"
+    monkeypatch.setattr(kernels, "LIBRARY", library)
+    monkeypatch.setattr(environment, "gpus", tuple)
+    install(monkeypatch, onnxruntime="1.31.1")
+    assert ability().missing == (
+        "an NVIDIA GPU; TensorRT and cuda-bindings: pip install 'q2export[rtx]'; "
+        "the CUDA kernels: install q2export where there is a CUDA compiler"
+    )
+    library.touch()
+    install(monkeypatch, tensorrt="10.13.0", cuda_bindings="13.0.3")
+    monkeypatch.setattr(environment, "gpus", lambda: (Gpu("NVIDIA H200", "9.0", 143771, "570.86"),))
+    assert ability() == Capability("run TensorRT engines", True)
 
 
 def test_a_broken_onnxruntime_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
