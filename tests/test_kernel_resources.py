@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.kernels import resources
-from benchmarks.kernels.resources import Resources, demangled, parse, problems, report, table
+from benchmarks.kernels.resources import Resources, as_json, demangled, parse, problems, report, table
 from q2export.plugins.kernel_build import Compiler, KernelLibrary, NoKernelsError
 
 LOG = """\
@@ -78,7 +78,7 @@ def test_warps_that_registers_allow(registers: int, architecture: str, warps: in
 def test_the_table_has_a_column_for_each_architecture(tmp_path: Path) -> None:
     library = KernelLibrary(Compiler(Path("nvcc"), "13.0", frozenset()), ("80", "90a"), tmp_path)
     records = [record(64), record(255, "90a", spilled=4)]
-    result = json.loads(json.dumps(report(records, library)))
+    result = json.loads(as_json(report(records, library)))
     assert result["kernels"][1]["spill_load_bytes"] == 4 and result["nvcc"] == "13.0"
     text = table(records, result)
     assert "| kernel | static shared memory | sm_80 | sm_90a |" in text

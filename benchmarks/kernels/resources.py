@@ -151,6 +151,13 @@ def report(records: Iterable[Resources], library: KernelLibrary) -> dict[str, An
     }
 
 
+def as_json(result: Mapping[str, Any]) -> str:
+    """A report as JSON, with a line for each kernel and architecture."""
+    head = json.dumps({**result, "kernels": None}, indent=1)
+    lines = ",\n".join(f"  {json.dumps(each)}" for each in result["kernels"])
+    return head.replace('"kernels": null', f'"kernels": [\n{lines}\n ]') + "\n"
+
+
 def table(records: Sequence[Resources], result: dict[str, Any]) -> str:
     """``kernel_resources.md``: one line per kernel, one column per architecture."""
     architectures = list(result["architectures"])
@@ -201,7 +208,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     records = demangled(parse(library.log()))
     result = report(records, library)
     output.mkdir(parents=True, exist_ok=True)
-    (output / "kernel-resources.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    (output / "kernel-resources.json").write_text(as_json(result), encoding="utf-8")
     (output / "kernel_resources.md").write_text(table(records, result), encoding="utf-8")
     found = problems(library.log())
     for each in found:
