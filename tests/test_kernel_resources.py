@@ -87,7 +87,7 @@ def test_the_table_has_a_column_for_each_architecture(tmp_path: Path) -> None:
 
 
 def test_nvcc_warns_of_nothing_and_spills_nothing() -> None:
-    """For Ampere and Hopper, which have different code; all targets are in ``benchmarks/results``."""
+    """For Ampere and Hopper, which have different code; all targets are in ``benchmarks/results/kernels``."""
     folder = resources.REPOSITORY / "build"
     folder.mkdir(exist_ok=True)
     with open(folder / "kernels.lock", "w") as lock:

@@ -23,7 +23,7 @@ from benchmarks.machine import commit
 from q2export.plugins.kernel_build import KernelBuildError, KernelLibrary, available_cores, plan
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-RESULTS = REPOSITORY / "benchmarks" / "results"
+RESULTS = REPOSITORY / "benchmarks" / "results" / "kernels"
 
 # CUDA C++ Programming Guide, "Technical Specifications per Compute Capability".
 MAX_WARPS = {"80": 64, "86": 48, "89": 48, "90": 64, "100": 64, "120": 48}
@@ -140,7 +140,7 @@ def problems(log: str) -> list[str]:
 
 
 def report(records: Iterable[Resources], library: KernelLibrary) -> dict[str, Any]:
-    """What ``kernel-resources.json`` holds."""
+    """What ``resources.json`` holds."""
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "commit": commit(REPOSITORY),
@@ -159,7 +159,7 @@ def as_json(result: Mapping[str, Any]) -> str:
 
 
 def table(records: Sequence[Resources], result: dict[str, Any]) -> str:
-    """``kernel_resources.md``: one line per kernel, one column per architecture."""
+    """``resources.md``: one line per kernel, one column per architecture."""
     architectures = list(result["architectures"])
     cells: dict[str, dict[str, Resources]] = {}
     for record in records:
@@ -174,7 +174,7 @@ def table(records: Sequence[Resources], result: dict[str, Any]) -> str:
         "",
         f"Made by `{result['command']}` with nvcc {result['nvcc']} at commit {result['commit']}; "
         f"{len(cells)} kernels, of whose {len(records)} compilations {len(spilling)} spill. "
-        "The same as data: `kernel-resources.json`.",
+        "The same as data: [resources.json](resources.json).",
         "",
         "| kernel | static shared memory | " + " | ".join(f"sm_{each}" for each in architectures) + " |",
         "|---|---|" + "---|" * len(architectures),
@@ -208,8 +208,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     records = demangled(parse(library.log()))
     result = report(records, library)
     output.mkdir(parents=True, exist_ok=True)
-    (output / "kernel-resources.json").write_text(as_json(result), encoding="utf-8")
-    (output / "kernel_resources.md").write_text(table(records, result), encoding="utf-8")
+    (output / "resources.json").write_text(as_json(result), encoding="utf-8")
+    (output / "resources.md").write_text(table(records, result), encoding="utf-8")
     found = problems(library.log())
     for each in found:
         print(each, file=sys.stderr)
