@@ -49,6 +49,8 @@ def plan() -> kernel_build.Plan | None:
     except kernel_build.NoKernelsError as reason:
         sys.stderr.write(f"q2export without CUDA kernels: {reason}\n")
         return None
+    except kernel_build.KernelBuildError as error:
+        sys.exit(f"error: {error}")
 
 
 class BuildKernels(Command):
@@ -76,7 +78,13 @@ class BuildKernels(Command):
             chosen.compiler, chosen.architectures, ROOT / "build" / "kernels"
         )
         built = library.objects / target.name
-        library.build(built, kernel_build.available_cores())
+        try:
+            library.build(built, kernel_build.available_cores())
+        except kernel_build.KernelBuildError as error:
+            sys.exit(
+                f"error: the CUDA kernels do not build: {error}\n"
+                f"{kernel_build.ARCHITECTURES_VARIABLE}=none installs q2export without them"
+            )
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_suffix(".partial")
         shutil.copy2(built, partial)

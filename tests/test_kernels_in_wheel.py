@@ -38,12 +38,17 @@ class Source:
         home = str(self.nvcc.parents[1])
         return {**os.environ, "CUDA_HOME": home, "Q2EXPORT_CUDA_ARCHITECTURES": architectures}
 
-    def wheel(self, architectures: str) -> Path:
-        """Build a wheel of its own folder."""
+    def pip_wheel(self, architectures: str) -> subprocess.CompletedProcess[str]:
+        """Build a wheel in an empty folder."""
         command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
         command += ["--wheel-dir", str(self.wheels), str(self.folder)]
         shutil.rmtree(self.wheels, ignore_errors=True)
-        subprocess.run(command, check=True, env=self.environment(architectures))
+        return subprocess.run(command, capture_output=True, text=True, env=self.environment(architectures))
+
+    def wheel(self, architectures: str) -> Path:
+        """The wheel, which has to be built."""
+        done = self.pip_wheel(architectures)
+        assert done.returncode == 0, done.stderr
         (built,) = self.wheels.iterdir()
         return built
 
@@ -73,9 +78,17 @@ def test_the_wheel_has_the_kernels_and_is_of_a_platform(source: Source) -> None:
 
 def test_a_compiler_that_fails_fails_the_installation(source: Source) -> None:
     (source.folder / "plugins" / "csrc" / "kernels" / "common" / "error.cu").write_text("#error\n")
-    with pytest.raises(subprocess.CalledProcessError):
-        source.wheel("80")
+    done = source.pip_wheel("80")
+    assert done.returncode != 0
+    assert "error.cu(1): error: #error directive" in done.stderr
+    assert "Q2EXPORT_CUDA_ARCHITECTURES=none installs q2export without them" in done.stderr
     assert not list(source.wheels.glob("*"))
+
+
+def test_what_is_no_architecture_is_refused(source: Source) -> None:
+    done = source.pip_wheel("sm_90")
+    assert done.returncode != 0
+    assert "error: Q2EXPORT_CUDA_ARCHITECTURES has 'sm_90', expected compute capabilities" in done.stderr
 
 
 @pytest.mark.parametrize("mode", ["lenient", "strict"])
