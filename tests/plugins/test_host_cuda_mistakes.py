@@ -37,6 +37,15 @@ def race_checked_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return compile_once(tmp_path_factory, "race-checked-mistakes", replace(RACES, link=()), SOURCES)
 
 
+@pytest.fixture(scope="module")
+def portable_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As on a CPU whose stacks the mapping does not know how to switch."""
+    if shutil.which("g++") is None:
+        pytest.skip("needs g++ to compile kernels")
+    flags = HostFlags(("-O1", "-DHOST_CUDA_UCONTEXT"), link=())
+    return compile_once(tmp_path_factory, "portable-mistakes", flags, SOURCES)
+
+
 def run(program: Path, mistake: str) -> str:
     """What a kernel that must not end well said."""
     environment = {**os.environ, **sanitizers.OPTIONS}
@@ -115,3 +124,11 @@ def test_shared_memory_is_written_before_it_is_read(race_checked_program: Path, 
 def test_barriers_and_fences_order(race_checked_program: Path, kernel: str) -> None:
     done = subprocess.run([race_checked_program, kernel], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+def test_stacks_of_the_system(portable_program: Path) -> None:
+    done = subprocess.run(
+        [portable_program, "ordered_by_barriers"], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert "has diverged" in run(portable_program, "diverged_shuffle")

@@ -69,7 +69,7 @@ void* allocate_stack()
 } // namespace
 
 // swapcontext does a system call to save the signal mask; a block switches thousands of times.
-#if defined(__x86_64__)
+#if defined(HOST_CUDA_OWN_SWITCH)
 
 extern "C" void host_cuda_switch_stack(void** save_to, void* stack_pointer);
 
@@ -141,7 +141,7 @@ void Fiber::switch_to(Fiber& other)
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_start_switch_fiber(&fake_stack_, other.bottom_, other.bytes_);
 #endif
-#if defined(__x86_64__)
+#if defined(HOST_CUDA_OWN_SWITCH)
     host_cuda_switch_stack(&stack_pointer_, other.stack_pointer_);
 #else
     swapcontext(&context_, &other.context_);

@@ -3,7 +3,9 @@
 
 #include <cstddef>
 
-#if !defined(__x86_64__)
+#if defined(__x86_64__) && !defined(HOST_CUDA_UCONTEXT)
+#define HOST_CUDA_OWN_SWITCH
+#else
 #include <ucontext.h>
 #endif
 
@@ -32,7 +34,7 @@ private:
     size_t bytes_ = 0;
     void (*entry_)() = nullptr;
     void* fake_stack_ = nullptr; // AddressSanitizer's
-#if defined(__x86_64__)
+#if defined(HOST_CUDA_OWN_SWITCH)
     void* stack_pointer_ = nullptr;
 #else
     ucontext_t context_{};
