@@ -126,8 +126,8 @@ Value __shfl_sync(
 }
 
 template <typename Value>
-Value __shfl_xor_sync(
-    unsigned mask, Value value, int lane_mask, int width = 32, host_cuda::Site site = host_cuda::here("__shfl_xor_sync"))
+Value __shfl_xor_sync(unsigned mask, Value value, int lane_mask, int width = 32,
+    host_cuda::Site site = host_cuda::here("__shfl_xor_sync"))
 {
     unsigned const source = host_cuda::current_lane() ^ static_cast<unsigned>(lane_mask);
     bool const is_beyond = source >= host_cuda::segment(width) + static_cast<unsigned>(width);
@@ -135,8 +135,8 @@ Value __shfl_xor_sync(
 }
 
 template <typename Value>
-Value __shfl_up_sync(
-    unsigned mask, Value value, unsigned delta, int width = 32, host_cuda::Site site = host_cuda::here("__shfl_up_sync"))
+Value __shfl_up_sync(unsigned mask, Value value, unsigned delta, int width = 32,
+    host_cuda::Site site = host_cuda::here("__shfl_up_sync"))
 {
     unsigned const lane = host_cuda::current_lane();
     bool const is_beyond = lane < host_cuda::segment(width) + delta;

@@ -57,7 +57,7 @@ __device__ inline void copy_async_wait()
     asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
-// Loads four 8x8 matrices of 16-bit elements; lane i gives the address of row i % 8 of matrix i / 8 (16 bytes, aligned).
+// Loads four 8x8 matrices of 16-bit elements; lane i gives the address of row i % 8 of matrix i / 8, 16 bytes, aligned.
 // Register m of lane i holds elements 2 * (i % 4) and the next of row i / 4 of matrix m.
 __device__ inline void load_matrix_x4(uint32_t (&registers)[4], void const* row)
 {

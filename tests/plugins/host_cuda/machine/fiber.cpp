@@ -24,8 +24,8 @@ constexpr size_t kAlignment = 64;
 Fiber* left = nullptr; // the one that was running before the latest switch
 Fiber* running = nullptr; // the one that was switched to
 
-// Bytes of a new stack that are used. All stacks begin at the same offset into a page: were they to grow from there, the
-// threads of a block would compete for the same few sets of the caches.
+// Bytes of a new stack that are used. All stacks begin at the same offset into a page: were they to grow from there,
+// the threads of a block would compete for the same few sets of the caches.
 size_t next_stack_bytes()
 {
     constexpr size_t kStep = 320;

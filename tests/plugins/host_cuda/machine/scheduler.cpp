@@ -206,7 +206,8 @@ void Block::meet_warp(Site const& site, unsigned mask, void* argument, Operation
     Warp& warp = warps_[current_ / kWarpLanes];
     if ((mask & bit(thread.lane)) == 0)
     {
-        refuse("%s (%s:%d): lane %u is not in its mask 0x%08x", site.operation, site.file, site.line, thread.lane, mask);
+        refuse(
+            "%s (%s:%d): lane %u is not in its mask 0x%08x", site.operation, site.file, site.line, thread.lane, mask);
     }
     auto meeting = std::find_if(warp.meetings.begin(), warp.meetings.end(),
         [&](Meeting const& each) { return each.mask == mask && same(each.site, site); });
