@@ -72,6 +72,7 @@ def test_every_fence_is_closed_and_named() -> None:
 @pytest.mark.parametrize("name", [name for name in DOCUMENTS if steps(_text(name))])
 def test_documented_commands_run(name: str, tmp_path: Path, checkpoints: Path) -> None:
     shutil.copytree(checkpoints, tmp_path / "tests" / "data" / "checkpoints")
+    shutil.copytree(checkpoints.parent / "published", tmp_path / "tests" / "data" / "published")
     (tmp_path / "out").mkdir()
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     for step in steps(_text(name)):

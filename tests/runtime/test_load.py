@@ -9,6 +9,7 @@ import pytest
 
 from q2export import package_reader
 from q2export.errors import ConfigError, PackageError
+from q2export.manifest import Manifest
 from q2export.runtime import load
 from q2export.runtime.backends import onnxruntime as backend_module
 from tests.runtime.fakes import END, FakeBackend, byte_tokenizer
@@ -22,23 +23,26 @@ def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         "target": "onnxruntime",
         "prepack": "auto",
         "converted_bytes": 0,
+        "quantization": None,
         "tensorrt": None,
     }
 
     def read_package(folder: Path, check: str) -> object:
         record["check"] = check
-        return SimpleNamespace(
-            folder=folder,
-            manifest=SimpleNamespace(
-                target=record["target"],
-                engine=SimpleNamespace(tensorrt=record["tensorrt"]),
-                profile={"threads": 3, "prepack": record["prepack"]},
-                weights=SimpleNamespace(converted_bytes=record["converted_bytes"]),
-            ),
-            rebuild_command=lambda: "q2export build",
+        manifest = SimpleNamespace(
+            target=record["target"],
+            engine=SimpleNamespace(tensorrt=record["tensorrt"]),
+            profile={"threads": 3, "prepack": record["prepack"]},
+            weights=SimpleNamespace(converted_bytes=record["converted_bytes"]),
+            quantization=record["quantization"],
         )
+        manifest.prepacks = Manifest.prepacks.fget(manifest)  # type: ignore[attr-defined]
+        return SimpleNamespace(folder=folder, manifest=manifest, rebuild_command=lambda: "q2export build")
 
-    def backend(folder: Path, engine: object, *, threads: int, prepack: bool) -> FakeBackend:
+    def backend(
+        folder: Path, engine: object, *, threads: int, prepack: bool, profile: Path | None
+    ) -> FakeBackend:
+        assert profile is None
         record.update(engine=engine, threads=threads, prepacked=prepack)
         return FakeBackend(vocab_size=300)
 
@@ -117,4 +121,13 @@ def test_weights_of_an_fp32_checkpoint_stay_mapped_unless_asked(
 ) -> None:
     opened.update(prepack=profile, converted_bytes=converted_bytes)
     load(opened["folder"], prepack=argument)
+    assert opened["prepacked"] is expected
+
+
+@pytest.mark.parametrize(("profile", "expected"), [("auto", True), ("never", False)])
+def test_quantized_weights_are_prepacked_unless_told_otherwise(
+    opened: dict[str, Any], profile: str, expected: bool
+) -> None:
+    opened.update(prepack=profile, quantization="how they are quantized")
+    load(opened["folder"])
     assert opened["prepacked"] is expected
