@@ -117,7 +117,7 @@ def _capabilities(packages: Mapping[str, str], providers: tuple[str, ...]) -> It
 
 
 def _runs_tensorrt(packages: Mapping[str, str], found_gpus: tuple[Gpu, ...]) -> Capability:
-    from q2export.plugins.python.kernels import LIBRARY  # not needed to import this module
+    from q2export.plugins.kernel_build import LIBRARY
 
     missing = [] if found_gpus else ["an NVIDIA GPU"]
     if "cuda-bindings" not in packages or not any(name in packages for name in _TENSORRT):

@@ -16,11 +16,12 @@ from .compiler import (
     plan,
     wanted_architectures,
 )
-from .library import KernelLibrary, available_cores
+from .library import LIBRARY, KernelLibrary, available_cores
 
 __all__ = [
     "ARCHITECTURES",
     "ARCHITECTURES_VARIABLE",
+    "LIBRARY",
     "Compiler",
     "KernelBuildError",
     "KernelLibrary",

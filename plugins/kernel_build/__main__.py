@@ -6,22 +6,21 @@ import os
 import sys
 
 from .compiler import KernelBuildError, plan
-from .library import CSRC, KernelLibrary, available_cores
+from .library import CSRC, LIBRARY, KernelLibrary, available_cores
 
 
 def main() -> int:
     """Build, and say what was built; 1 where that fails."""
-    output = CSRC.parent / "lib" / "libq2export_kernels.so"
     try:
         if not CSRC.is_dir():
             raise KernelBuildError(f"{CSRC} is absent: run this in the source tree")
         chosen = plan(os.environ)
         library = KernelLibrary(chosen.compiler, chosen.architectures, CSRC.parents[1] / "build" / "kernels")
-        library.build(output, available_cores())
+        library.build(LIBRARY, available_cores())
     except KernelBuildError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
-    sys.stdout.write(f"{output}: {chosen}\n")
+    sys.stdout.write(f"{LIBRARY}: {chosen}\n")
     return 0
 
 

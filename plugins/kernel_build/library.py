@@ -14,6 +14,10 @@ from pathlib import Path
 from .compiler import Compiler, KernelBuildError, code_flags
 
 CSRC = Path(__file__).resolve().parents[1] / "csrc"
+"""Sources of the kernels; a wheel has none."""
+
+LIBRARY = CSRC.with_name("lib") / "libq2export_kernels.so"
+"""Where the package has its kernels."""
 
 _FLAGS = ("-std=c++17", "-O3", "-DNDEBUG", "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra", "-Xptxas=-v")
 _LINK_FLAGS = ("-shared", "-cudart=static", "-Xlinker=--no-undefined")

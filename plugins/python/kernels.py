@@ -11,13 +11,14 @@ from pathlib import Path
 
 from q2export import opspec
 from q2export.errors import GenerationError, MissingDependencyError
+from q2export.plugins import kernel_build
 from q2export.plugins.python.fields import Attributes
 from q2export.plugins.python.workspace import reserved_bytes
 
 ABI_VERSION = 1
 """``Q2EXPORT_KERNELS_ABI_VERSION`` of the header that the structures below mirror."""
 
-LIBRARY = Path(__file__).resolve().parents[1] / "lib" / "libq2export_kernels.so"
+LIBRARY = kernel_build.LIBRARY
 """Where the build puts the library: beside the package that loads it."""
 
 DTYPES = {"FLOAT": 0, "HALF": 1, "BF16": 2}

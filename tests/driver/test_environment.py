@@ -13,7 +13,7 @@ import pytest
 from q2export import environment
 from q2export.cli.main import main
 from q2export.environment import Capability, Gpu, examine, parse_gpus
-from q2export.plugins.python import kernels
+from q2export.plugins import kernel_build
 
 
 def install(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:
@@ -52,7 +52,7 @@ def test_what_running_tensorrt_engines_needs(monkeypatch: pytest.MonkeyPatch, tm
         return found
 
     library = tmp_path / "libq2export_kernels.so"
-    monkeypatch.setattr(kernels, "LIBRARY", library)
+    monkeypatch.setattr(kernel_build, "LIBRARY", library)
     monkeypatch.setattr(environment, "gpus", tuple)
     install(monkeypatch, onnxruntime="1.31.1")
     assert ability().missing == (
