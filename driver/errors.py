@@ -28,6 +28,10 @@ class ExportError(Q2ExportError):
     """Tracing, emission, a pass or a lowering met something it cannot translate."""
 
 
+class CalibrationError(Q2ExportError):
+    """The text to calibrate quantization with is missing, too short, or makes the model overflow."""
+
+
 class PackageError(Q2ExportError):
     """An engine package cannot be written, or is damaged, incomplete or made for something else."""
 

@@ -8,14 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from q2export.errors import ConfigError
+from q2export.calibration import MAX_TOKENS, calibration_sequences
+from q2export.errors import CalibrationError, ConfigError
 from q2export.model_source import resolve_model
 from q2export.progress import progress_bar
-from q2export.quantization import QualityThresholds, Quantization, WeightType
+from q2export.quantization import Method, QualityThresholds, Quantization, WeightType
 from q2export.stopwatch import peak_rss_bytes
 
 if TYPE_CHECKING:
     from q2export.exporter.quantization.quantize import QuantizeResult
+    from q2export.exporter.quantization.quantizer import Quantizer
+    from q2export.exporter.source import Source
     from q2export.runtime.quality.results import QualityReport
 
 
@@ -45,12 +48,16 @@ def quantize(
     symmetric: bool = True,
     embedding: bool = True,
     keep: Sequence[str] = (),
+    method: Method | None = None,
+    calibration: str | Path | None = None,
+    calibration_tokens: int = MAX_TOKENS,
     revision: str | None = None,
     overwrite: bool = False,
 ) -> QuantizedCheckpoint:
     """Write a checkpoint folder with quantized weights, which every command takes as a model.
 
-    Neither PyTorch nor onnx is needed. A few megabytes of the model are in memory at a time.
+    Rounding to nearest needs neither PyTorch nor onnx, and a few megabytes of the model are in memory at a
+    time. ``gptq`` needs PyTorch and holds one layer in float32 with the activations of the calibration text.
 
     Args:
         model: checkpoint folder or hub id, not quantized itself.
@@ -60,25 +67,60 @@ def quantize(
         symmetric: without zero points.
         embedding: quantize the embedding and the head, too.
         keep: shell patterns of Hugging Face names of weights to leave in high precision.
+        method: ``round-to-nearest`` or ``gptq``; None is ``gptq`` exactly where there is calibration text.
+        calibration: UTF-8 file of text like that which the model will see.
+        calibration_tokens: use at most so many of it. A mixture of experts wants more than a dense model:
+            an expert is calibrated only if it sees at least as many tokens as its matrices have columns.
         revision: of a hub id.
         overwrite: replace an existing quantized checkpoint.
 
     Raises:
         Q2ExportError: one of its family; the message says what to do.
     """
-    from q2export.exporter.quantization.folder import quantize_checkpoint
+    from q2export.exporter.quantization.folder import check_output, quantize_checkpoint
     from q2export.exporter.quantization.quantize import check_not_quantized, source_bytes
     from q2export.exporter.source import load_source
 
     quantization = Quantization(
-        weights=weights, block_size=block_size, symmetric=symmetric, embedding=embedding, keep=tuple(keep)
+        weights=weights,
+        block_size=block_size,
+        symmetric=symmetric,
+        method=_method(method, calibration),
+        embedding=embedding,
+        keep=tuple(keep),
     )
+    check_output(Path(output), overwrite)
     source = load_source(resolve_model(model, revision).folder)
     check_not_quantized(source)
+    quantizer = None
+    if calibration is not None:
+        quantizer = _calibrated(source, quantization, Path(calibration), calibration_tokens)
     with progress_bar("quantizing weights", source_bytes(source)) as advance:
-        result = quantize_checkpoint(source, Path(output), quantization, overwrite=overwrite, advance=advance)
+        result = quantize_checkpoint(
+            source,
+            Path(output),
+            quantization,
+            quantizer=quantizer,
+            overwrite=overwrite,
+            advance=advance,
+        )
     folder = Path(output).absolute()
     return QuantizedCheckpoint(folder, result, source.config.warnings, peak_rss_bytes())
+
+
+def _method(method: Method | None, calibration: str | Path | None) -> Method:
+    if method == "gptq" and calibration is None:
+        raise CalibrationError("method gptq needs text to calibrate on: give a file of it (--calibration)")
+    if method == "round-to-nearest" and calibration is not None:
+        raise CalibrationError("method round-to-nearest does not calibrate; leave out the text, or use gptq")
+    return method or ("round-to-nearest" if calibration is None else "gptq")
+
+
+def _calibrated(source: Source, quantization: Quantization, text: Path, at_most: int) -> Quantizer:
+    from q2export.exporter.quantization.calibrated.quantizer import Calibrated
+
+    longest = source.config.context_length
+    return Calibrated(source, quantization, calibration_sequences(source.folder, text, at_most, longest))
 
 
 def quality_report(
@@ -104,7 +146,8 @@ def quality_report(
         Q2ExportError: a folder is not what it should be, or the text is too short.
     """
     from q2export.exporter.source import load_source
-    from q2export.quality import MAX_TOKENS, measure_quality, quality_windows, weight_qualities
+    from q2export.quality import MAX_TOKENS as QUALITY_TOKENS
+    from q2export.quality import measure_quality, quality_windows, weight_qualities
 
     found = resolve_model(model, revision)
     original, other = load_source(found.folder), load_source(Path(quantized))
@@ -114,7 +157,7 @@ def quality_report(
     return measure_quality(
         original,
         other,
-        quality_windows(found.folder, text, MAX_TOKENS, original.config.context_length),
+        quality_windows(found.folder, text, QUALITY_TOKENS, original.config.context_length),
         names=(found.id, Path(quantized).name),
         command=shlex.join([*arguments, *(["--text", str(text)] if isinstance(text, Path) else [])]),
         thresholds=thresholds,

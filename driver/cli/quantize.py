@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from q2export.calibration import MAX_TOKENS
 from q2export.cli import options
 from q2export.cli.output import aligned, format_bytes, format_seconds, print_json, warn
 
 if TYPE_CHECKING:
+    from q2export.exporter.quantization.quantize import QuantizeResult
     from q2export.quantize_api import QuantizedCheckpoint
 
 _LARGEST = 3  # weights with the largest error that are shown
@@ -43,6 +45,24 @@ _LARGEST = 3  # weights with the largest error that are shown
 )
 @click.option("--no-embedding", is_flag=True, help="Leave the embedding and the head in high precision.")
 @click.option(
+    "--method",
+    type=click.Choice(["round-to-nearest", "gptq"]),
+    help="How codes are chosen.  [default: gptq with --calibration, round-to-nearest without]",
+)
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="UTF-8 text like that which the model will see, for method gptq.",
+)
+@click.option(
+    "--calibration-tokens",
+    type=click.IntRange(min=1),
+    default=MAX_TOKENS,
+    show_default=True,
+    help="Use at most so many tokens of it; a mixture of experts wants more.",
+)
+@click.option(
     "--report",
     type=click.Path(path_type=Path, dir_okay=False),
     help="Compare with the original on a text, layer by layer, and write an HTML page.",
@@ -63,6 +83,9 @@ def command(
     asymmetric: bool,
     keep: tuple[str, ...],
     no_embedding: bool,
+    method: Literal["round-to-nearest", "gptq"] | None,
+    calibration: Path | None,
+    calibration_tokens: int,
     report: Path | None,
     text: Path | None,
     overwrite: bool,
@@ -84,6 +107,9 @@ def command(
         symmetric=not asymmetric,
         embedding=not no_embedding,
         keep=keep,
+        method=method,
+        calibration=calibration,
+        calibration_tokens=calibration_tokens,
         revision=revision,
         overwrite=overwrite,
     )
@@ -118,10 +144,18 @@ def _rows(made: QuantizedCheckpoint) -> list[tuple[str, str]]:
     ]
     largest = sorted(result.weights, key=lambda one: one.relative_error, reverse=True)[:_LARGEST]
     rows += [("  largest", f"{one.relative_error:.2%} {one.name}") for one in largest]
+    if how.method != "round-to-nearest" and (rounded := _rounded(result)):
+        first = f"{rounded[0]} and {len(rounded) - 1} more" if rounded[1:] else rounded[0]
+        rows.append(("rounded to nearest", f"{first}: what they read was too little to calibrate"))
     rows += [("padded", f"{name} {a} -> {b}, with zeros") for name, (a, b) in result.padded.items()]
     rows.append(("peak memory", f"{format_bytes(made.peak_rss_bytes)} resident"))
     rows.append(("time", format_seconds(result.seconds)))
     return rows
+
+
+def _rounded(result: QuantizeResult) -> list[str]:
+    """Weights that a method that calibrates rounded to nearest after all."""
+    return [one.name for one in result.weights if one.method == "round-to-nearest"]
 
 
 def _document(made: QuantizedCheckpoint) -> dict[str, Any]:

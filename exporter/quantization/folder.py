@@ -72,26 +72,12 @@ def quantize_checkpoint(
     """
     check_not_quantized(source)
     with staged_checkpoint(output, overwrite) as folder:
-        return write_quantized(
-            source, folder, quantization, quantizer=quantizer, threads=threads, advance=advance
+        path = folder / WEIGHTS_FILE
+        result = quantize_weights(
+            source, path, quantization, quantizer=quantizer, threads=threads, advance=advance
         )
-
-
-def write_quantized(
-    source: Source,
-    folder: Path,
-    quantization: Quantization,
-    *,
-    quantizer: Quantizer | None = None,
-    threads: int = THREADS,
-    advance: Advance = silent,
-) -> QuantizeResult:
-    """Fill an existing folder with a quantized checkpoint; otherwise as :func:`quantize_checkpoint`."""
-    result = quantize_weights(
-        source, folder / WEIGHTS_FILE, quantization, quantizer=quantizer, threads=threads, advance=advance
-    )
-    sizes = {name: after for name, (_, after) in result.padded.items()}
-    write_texts(source.folder, folder, StoredQuantization.of(quantization), sizes)
+        sizes = {name: after for name, (_, after) in result.padded.items()}
+        write_texts(source.folder, folder, StoredQuantization.of(quantization), sizes)
     return result
 
 
@@ -130,7 +116,7 @@ def staged_checkpoint(output: Path, overwrite: bool) -> Iterator[Path]:
         PackageError: the output is in the way, or cannot be written.
     """
     staging = Staging(output)
-    _check_output(staging.output, overwrite)
+    check_output(staging.output, overwrite)
     with exit_on_termination():
         try:
             staging.create()
@@ -150,8 +136,14 @@ def staged_checkpoint(output: Path, overwrite: bool) -> Iterator[Path]:
             staging.discard()
 
 
-def _check_output(output: Path, overwrite: bool) -> None:
-    """Refuse an output that exists, unless it may be replaced and is a checkpoint written here."""
+def check_output(output: Path, overwrite: bool) -> None:
+    """Refuse an output that exists, unless it may be replaced and is a checkpoint written here.
+
+    Cheap: call it before any work is done.
+
+    Raises:
+        PackageError: naming what is in the way and what to do.
+    """
     if not output.exists() or (overwrite and output.is_dir() and not any(output.iterdir())):
         return
     if not overwrite:

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from q2export.exporter.source import Source
 
 THREADS = 2
-CHUNK_VALUES = 1 << 18
-"""Values quantized at once: enough that threads seldom wait for each other between two NumPy calls."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ def quantize_weights(
     *,
     quantizer: Quantizer | None = None,
     threads: int = THREADS,
-    chunk_values: int = CHUNK_VALUES,
+    chunk_values: int | None = None,
     advance: Advance = silent,
 ) -> QuantizeResult:
     """Write the weights of a checkpoint, quantized, as one safetensors file in the stored form.
@@ -78,8 +76,8 @@ def quantize_weights(
         quantization: what to quantize and how.
         quantizer: None rounds to nearest.
         threads: that read, quantize and write.
-        chunk_values: about how many values a thread takes at a time. Neither this nor ``threads`` changes
-            what is written.
+        chunk_values: about how many values a thread takes at a time; None is what suits the quantizer.
+            Neither this nor ``threads`` changes what is written.
         advance: told the bytes of the source that are done, :func:`source_bytes` in all.
 
     Raises:
@@ -95,12 +93,13 @@ def quantize_weights(
     padded = pad_intermediate(source.config, stored)
     layout = plan_layout(padded.config, stored, {name: ref.dtype for name, ref in refs.items()})
     require_free_space(path.parent, layout.file_bytes, "quantized weights")
+    chosen = quantizer or RoundToNearest()
     with (
         StoredWriter(path, layout) as writer,
-        Stream(refs, quantizer or RoundToNearest(), writer, threads, advance) as stream,
+        Stream(refs, chosen, writer, threads, advance) as stream,
     ):
         for group in layout.groups:
-            stream.quantize(group, chunk_values)
+            stream.quantize(group, chunk_values or chosen.chunk_values)
         stream.copy([layout.tensors[name] for name in layout.plain])
         statistics = stream.finish()
     order = [weight.name for group in layout.groups for weight in group]

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from q2export.exporter.quantization.pack import UInt8Array, pack
 from q2export.exporter.quantization.stored import StoredWeight
-from q2export.quantization import Scheme
+from q2export.quantization import Method, Scheme
 
 Float32Array = npt.NDArray[np.float32]
 
@@ -65,9 +65,11 @@ class Quantizer(Protocol):
     Attributes:
         in_order: the rows of one group of weights are all asked for and done before the next group is
             prepared. Otherwise groups may overlap.
+        chunk_values: about how many values of a weight to ask for at a time.
     """
 
     in_order: bool
+    chunk_values: int
 
     def prepare(self, weights: Sequence[StoredWeight]) -> None:
         """Get ready for one group, see :class:`~q2export.exporter.quantization.layout.Layout`.
@@ -80,3 +82,6 @@ class Quantizer(Protocol):
 
         The result for a row must not depend on which rows come along.
         """
+
+    def method(self, weight: StoredWeight) -> Method:
+        """How a weight was quantized; asked when all of its rows are done."""

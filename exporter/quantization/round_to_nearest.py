@@ -10,13 +10,14 @@ from q2export.exporter.quantization.pack import UInt8Array
 from q2export.exporter.quantization.quantizer import Float32Array, QuantizedRows
 from q2export.exporter.quantization.search import BlockParameters, search_parameters
 from q2export.exporter.quantization.stored import StoredWeight
-from q2export.quantization import Scheme
+from q2export.quantization import Method, Scheme
 
 
 class RoundToNearest:
     """A :class:`~q2export.exporter.quantization.quantizer.Quantizer` that needs nothing but the weights."""
 
     in_order = False
+    chunk_values = 1 << 18  # enough that threads seldom wait for each other between two NumPy calls
 
     def prepare(self, weights: Sequence[StoredWeight]) -> None:
         """Nothing to do."""
@@ -24,6 +25,10 @@ class RoundToNearest:
     def quantize(self, weight: StoredWeight, first_row: int, rows: Float32Array) -> QuantizedRows:
         """Search the scales of the rows' blocks and round."""
         return round_to_nearest(rows, weight.scheme)
+
+    def method(self, weight: StoredWeight) -> Method:
+        """Always the same."""
+        return "round-to-nearest"
 
 
 def round_to_nearest(rows: Float32Array, scheme: Scheme) -> QuantizedRows:

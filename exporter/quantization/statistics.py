@@ -11,8 +11,11 @@ import numpy.typing as npt
 
 from q2export.exporter.quantization.quantizer import Float32Array
 from q2export.exporter.quantization.stored import StoredWeight
+from q2export.quantization import Method
 
 Float64Array = npt.NDArray[np.float64]
+
+_WIDENED_VALUES = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class WeightStatistics:
         squared_norm: sum of value ** 2.
         source_bytes: before.
         stored_bytes: of codes, scales and zero points.
+        method: how it was quantized; a method that calibrates may round some to nearest.
     """
 
     name: str
@@ -34,6 +38,7 @@ class WeightStatistics:
     squared_norm: float
     source_bytes: int
     stored_bytes: int
+    method: Method = "round-to-nearest"
 
     @property
     def relative_error(self) -> float:
@@ -62,8 +67,11 @@ def row_errors(rows: Float32Array, dequantized: Float32Array) -> RowErrors:
 
 
 def _row_squares(rows: Float32Array) -> Float64Array:
-    wide = rows.astype(np.float64)
-    squares: Float64Array = np.einsum("ij,ij->i", wide, wide)
+    squares = np.empty(len(rows))
+    step = max(1, _WIDENED_VALUES // rows.shape[1])
+    for first in range(0, len(rows), step):
+        wide = rows[first : first + step].astype(np.float64)
+        np.einsum("ij,ij->i", wide, wide, out=squares[first : first + step])
     return squares
 
 
@@ -71,7 +79,7 @@ class WeightSums:
     """Gathers the rows of one weight, in whatever order they are done, and adds them up in theirs."""
 
     def __init__(self, weight: StoredWeight, source_bytes: int) -> None:
-        self._weight = weight
+        self.weight = weight
         self._source_bytes = source_bytes
         self._missing = weight.shape[0]
         self._errors = np.zeros(self._missing)
@@ -85,9 +93,9 @@ class WeightSums:
         self._missing -= len(errors.squared_error)
         return self._missing == 0
 
-    def statistics(self) -> WeightStatistics:
+    def statistics(self, method: Method) -> WeightStatistics:
         """The sums over all rows."""
-        weight = self._weight
+        weight = self.weight
         return WeightStatistics(
             weight.name,
             weight.shape,
@@ -95,4 +103,5 @@ class WeightSums:
             float(self._norms.sum()),
             self._source_bytes,
             weight.nbytes,
+            method,
         )

@@ -98,7 +98,8 @@ class Stream:
             self._advance(done.nbytes)
             for name, errors in done.errors.items():
                 if self._sums[name].add(done.first_row, errors):
-                    self._statistics[name] = self._sums.pop(name).statistics()
+                    sums = self._sums.pop(name)
+                    self._statistics[name] = sums.statistics(self._quantizer.method(sums.weight))
 
     def _quantize(self, weights: Sequence[StoredWeight], first_row: int, count: int) -> _Done:
         nbytes, parts, errors = 0, [], {}
