@@ -77,7 +77,7 @@ def quantize_weights(
         quantizer: None rounds to nearest.
         threads: that read, quantize and write.
         chunk_values: about how many values a thread takes at a time; None is what suits the quantizer.
-            Neither this nor ``threads`` changes what is written.
+            Rounding to nearest, neither this nor ``threads`` changes what is written.
         advance: told the bytes of the source that are done, :func:`source_bytes` in all.
 
     Raises:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -63,19 +62,13 @@ class Quantizer(Protocol):
     """A method of quantization.
 
     Attributes:
-        in_order: the rows of one group of weights are all asked for and done before the next group is
-            prepared. Otherwise groups may overlap.
+        in_order: one group of the layout is done before the next is begun, in model order; otherwise they may
+            overlap.
         chunk_values: about how many values of a weight to ask for at a time.
     """
 
     in_order: bool
     chunk_values: int
-
-    def prepare(self, weights: Sequence[StoredWeight]) -> None:
-        """Get ready for one group, see :class:`~q2export.exporter.quantization.layout.Layout`.
-
-        Groups come in model order.
-        """
 
     def quantize(self, weight: StoredWeight, first_row: int, rows: Float32Array) -> QuantizedRows:
         """Quantize some rows, float32 ``[rows, in]``, finite; called from several threads.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from q2export.exporter.quantization.pack import UInt8Array
@@ -18,9 +16,6 @@ class RoundToNearest:
 
     in_order = False
     chunk_values = 1 << 18  # enough that threads seldom wait for each other between two NumPy calls
-
-    def prepare(self, weights: Sequence[StoredWeight]) -> None:
-        """Nothing to do."""
 
     def quantize(self, weight: StoredWeight, first_row: int, rows: Float32Array) -> QuantizedRows:
         """Search the scales of the rows' blocks and round."""

@@ -64,7 +64,6 @@ class Stream:
         """Quantize the weights of one group; those whose rows alternate in one tensor together."""
         if self._quantizer.in_order:
             self._wait_for(0)
-        self._quantizer.prepare(group)
         for _, alternating in groupby(group, key=lambda weight: weight.tensor):
             weights = tuple(alternating)
             for weight in weights:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 import q2export
 from q2export.cli.main import main
@@ -133,3 +135,60 @@ def test_what_cannot_be_compared_is_refused(model: Path, tmp_path: Path) -> None
         q2export.quality_report(model, quantized)
     with pytest.raises(q2export.Q2ExportError, match="is quantized itself; give the model it was made from"):
         q2export.quality_report(quantized, quantized)
+
+
+@pytest.fixture
+def calibration(model: Path, tmp_path: Path) -> Path:
+    """A text of seven letters; the model gets a tokenizer of the 256 bytes."""
+    write_checkpoint(model, blocks_config(**MOE, vocab_size=260), dtype="BF16")
+    bytes_ = {token: index for index, token in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocab=bytes_, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.save(str(model / "tokenizer.json"))
+    text = tmp_path / "text.txt"
+    text.write_text("".join(random.Random(0).choices("bcdefgh", k=900)), encoding="utf-8")
+    return text
+
+
+def test_calibration_text_makes_it_gptq(
+    model: Path, calibration: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--calibration", calibration, "--calibration-tokens", "700"]
+    code, out, err = run(capsys, "--model", model, "-o", tmp_path / "out", *options)
+    assert code == 0, err
+    assert section(tmp_path / "out")["method"] == "gptq"
+    assert "quantized: int4, blocks of 32, symmetric, gptq" in out
+    assert "rounded to nearest  model.embed_tokens.weight" in out
+    code, out, err = run(
+        capsys, "--model", model, "-o", tmp_path / "b", *options, "--method", "gptq", "--json"
+    )
+    assert code == 0, err
+    methods = {one["name"]: one["method"] for one in json.loads(out)["weights"]}
+    assert methods["model.embed_tokens.weight"] == "round-to-nearest"
+    assert methods["model.layers.0.self_attn.q_proj.weight"] == methods["lm_head.weight"] == "gptq"
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("out", "b")]
+    assert weights[0] == weights[1]
+
+
+def test_calibration_that_cannot_be_is_refused(
+    model: Path, calibration: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(*options: object) -> str:
+        code, out, err = run(capsys, "--model", model, "-o", tmp_path / "out", *options)
+        assert (code, out) == (1, "") and not (tmp_path / "out").exists()
+        return err
+
+    given = ["--calibration", calibration]
+    assert "method gptq needs text to calibrate on" in refused("--method", "gptq")
+    assert "method round-to-nearest does not calibrate" in refused("--method", "round-to-nearest", *given)
+    assert "the calibration text has 9 tokens" in refused(*given, "--calibration-tokens", "9")
+    assert "nowhere.txt: cannot be read" in refused("--calibration", tmp_path / "nowhere.txt")
+    (tmp_path / "empty.txt").touch()
+    assert "empty.txt: is empty" in refused("--calibration", tmp_path / "empty.txt")
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    assert "latin.txt: cannot be read as UTF-8 text" in refused("--calibration", tmp_path / "latin.txt")
+    write_checkpoint(model, blocks_config(**MOE, vocab_size=40), dtype="BF16")
+    assert "the model has 40 tokens, the tokenizer makes token" in refused(*given)
+    (model / "tokenizer.json").unlink()
+    assert "holds no tokenizer.json" in refused(*given)

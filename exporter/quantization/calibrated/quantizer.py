@@ -6,6 +6,7 @@ import threading
 from collections.abc import Sequence
 
 from q2export.errors import CalibrationError
+from q2export.exporter.config import ModelConfig
 from q2export.exporter.parameters import EMBEDDING
 from q2export.exporter.quantization.calibrated.gptq import gptq
 from q2export.exporter.quantization.calibrated.hessian import DAMPING, inverse_factor, second_moments
@@ -30,7 +31,8 @@ class Calibrated:
     so few say little about it. So is an embedding, which reads nothing, unless it is the head as well.
 
     One layer is in memory, in float32, with the activations of all sequences and the second moments of one
-    input.
+    input. Matrix products round as their library does: the same bytes come out on the same machine with the
+    same number of cores.
     """
 
     in_order = True
@@ -47,24 +49,16 @@ class Calibrated:
             sequences: token ids, each at least one.
 
         Raises:
-            CalibrationError: there are too few tokens for any weight.
+            CalibrationError: there are too few tokens for any weight, or one the model does not have.
         """
         stored = StoredQuantization.of(quantization)
         config = pad_intermediate(source.config, stored).config
-        tokens = sum(map(len, sequences))
-        if tokens < config.hidden_size:
-            raise CalibrationError(
-                f"the calibration text has {tokens} tokens; a model with hidden_size {config.hidden_size} "
-                "needs at least as many, and several times more for a good result"
-            )
+        _check_tokens(sequences, config)
         weights = select_weights(config, stored)
         self._inputs = ModelInputs(config, source.checkpoint.tensors, weights, sequences)
         self._factor: tuple[str, Float32Array | None] = ("", None)
         self._lock = threading.Lock()
         self._rounded: set[str] = set()
-
-    def prepare(self, weights: Sequence[StoredWeight]) -> None:
-        """Nothing: what a weight reads is computed when it is quantized."""
 
     def quantize(self, weight: StoredWeight, first_row: int, rows: Float32Array) -> QuantizedRows:
         """Quantize some rows and let the weights after it read what they have become."""
@@ -95,3 +89,18 @@ class Calibrated:
             damping = _TIED_DAMPING if weight.name == EMBEDDING else DAMPING
             self._factor = key, inverse_factor(moments, damping) if tokens >= size else None
         return self._factor[1]
+
+
+def _check_tokens(sequences: Sequence[Sequence[int]], config: ModelConfig) -> None:
+    count = sum(map(len, sequences))
+    if count < config.hidden_size:
+        raise CalibrationError(
+            f"the calibration text has {count} tokens; a model with hidden_size {config.hidden_size} needs "
+            "at least as many, and several times more for a good result"
+        )
+    largest = max(map(max, sequences))
+    if largest >= config.vocab_size:
+        raise CalibrationError(
+            f"the model has {config.vocab_size} tokens, the tokenizer makes token {largest} of the "
+            "calibration text; is tokenizer.json that of this model?"
+        )
