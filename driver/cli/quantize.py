@@ -146,7 +146,7 @@ def _rows(made: QuantizedCheckpoint) -> list[tuple[str, str]]:
     rows += [("  largest", f"{one.relative_error:.2%} {one.name}") for one in largest]
     if how.method != "round-to-nearest" and (rounded := _rounded(result)):
         first = f"{rounded[0]} and {len(rounded) - 1} more" if rounded[1:] else rounded[0]
-        rows.append(("rounded to nearest", f"{first}: what they read was too little to calibrate"))
+        rows.append(("rounded to nearest", f"{first}: too few tokens read, or none"))
     rows += [("padded", f"{name} {a} -> {b}, with zeros") for name, (a, b) in result.padded.items()]
     rows.append(("peak memory", f"{format_bytes(made.peak_rss_bytes)} resident"))
     rows.append(("time", format_seconds(result.seconds)))
