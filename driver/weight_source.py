@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from q2export.errors import ProfileError
 from q2export.progress import progress_bar
 from q2export.quantization import Quantization
 
 if TYPE_CHECKING:
+    from q2export.exporter.checkpoint import Checkpoint, TensorRef
     from q2export.exporter.config import ModelConfig
     from q2export.exporter.quantization.layout import Layout
     from q2export.exporter.quantization.published.source import PublishedSource
@@ -21,36 +23,49 @@ if TYPE_CHECKING:
     from q2export.exporter.source import Source
 
 
-class WeightSource(Protocol):
+class WeightSource(ABC):
     """A checkpoint, and what its weights have to become before a graph can read them."""
+
+    @property
+    @abstractmethod
+    def checkpoint(self) -> Checkpoint:
+        """Where the weights are."""
 
     @property
     def folder(self) -> Path:
         """Of the checkpoint."""
+        return self.checkpoint.folder
 
     @property
     def files(self) -> tuple[str, ...]:
         """Names of the checkpoint's files of weights."""
+        return tuple(file.name for file in self.checkpoint.files)
 
     @property
+    @abstractmethod
     def config(self) -> ModelConfig:
         """Of the model, as the graph will have it."""
 
     @property
+    @abstractmethod
     def dtype(self) -> str:
         """Type of the weights that are not quantized: ``float32``, ``float16`` or ``bfloat16``."""
 
     @property
+    @abstractmethod
     def stored(self) -> StoredQuantization | None:
         """What the weights will be; None if they are not quantized."""
 
     @property
+    @abstractmethod
     def quantized_weights(self) -> Mapping[str, StoredWeight]:
         """The weights that are, or will be, quantized, by Hugging Face name."""
 
+    @abstractmethod
     def planned_bytes(self, target: str, dtype: str) -> PlannedBytes:
         """What the weights of a graph of ``target`` and ``dtype`` will take."""
 
+    @abstractmethod
     def prepare(self, folder: Path) -> Source:
         """The checkpoint a graph can read; if it has to be made first, it is made in ``folder``.
 
@@ -59,21 +74,43 @@ class WeightSource(Protocol):
         """
 
 
+class _Written(WeightSource):
+    """A checkpoint whose weights are written anew, in the stored form; its plan says all there is to say."""
+
+    @property
+    @abstractmethod
+    def _copied(self) -> Mapping[str, TensorRef]:
+        """Tensors of the checkpoint whose types decide those of what is not quantized."""
+
+    @cached_property
+    def _layout(self) -> Layout:
+        from q2export.exporter.quantization.layout import plan_layout
+
+        assert self.stored is not None  # what is written anew is quantized
+        return plan_layout(self.config, self.stored, {name: ref.dtype for name, ref in self._copied.items()})
+
+    @property
+    def quantized_weights(self) -> Mapping[str, StoredWeight]:
+        """See :class:`WeightSource`."""
+        return {weight.name: weight for group in self._layout.groups for weight in group}
+
+    def planned_bytes(self, target: str, dtype: str) -> PlannedBytes:
+        """See :class:`WeightSource`."""
+        from q2export.exporter.sizes import planned_bytes
+
+        return planned_bytes(self.config, self._layout.tensors, self.quantized_weights, target, dtype)
+
+
 @dataclass(frozen=True)
-class AsItIs:
+class AsItIs(WeightSource):
     """A checkpoint that is used as it is: not quantized, or in the stored form."""
 
     source: Source
 
     @property
-    def folder(self) -> Path:
+    def checkpoint(self) -> Checkpoint:
         """See :class:`WeightSource`."""
-        return self.source.folder
-
-    @property
-    def files(self) -> tuple[str, ...]:
-        """See :class:`WeightSource`."""
-        return tuple(file.name for file in self.source.checkpoint.files)
+        return self.source.checkpoint
 
     @property
     def config(self) -> ModelConfig:
@@ -108,7 +145,7 @@ class AsItIs:
 
 
 @dataclass(frozen=True)
-class ToQuantize:
+class ToQuantize(_Written):
     """A checkpoint that is quantized into the package.
 
     Raises:
@@ -127,14 +164,9 @@ class ToQuantize:
         self._layout  # noqa: B018 - refuses what does not fit before anything is done
 
     @property
-    def folder(self) -> Path:
+    def checkpoint(self) -> Checkpoint:
         """See :class:`WeightSource`."""
-        return self.source.folder
-
-    @property
-    def files(self) -> tuple[str, ...]:
-        """See :class:`WeightSource`."""
-        return tuple(file.name for file in self.source.checkpoint.files)
+        return self.source.checkpoint
 
     @cached_property
     def config(self) -> ModelConfig:
@@ -155,21 +187,9 @@ class ToQuantize:
 
         return StoredQuantization.of(self.quantization)
 
-    @cached_property
-    def _layout(self) -> Layout:
-        from q2export.exporter.quantization.layout import plan_layout
-
-        dtypes = {name: ref.dtype for name, ref in self.source.checkpoint.tensors.items()}
-        return plan_layout(self.config, self.stored, dtypes)
-
     @property
-    def quantized_weights(self) -> Mapping[str, StoredWeight]:
-        """See :class:`WeightSource`."""
-        return _weights(self._layout)
-
-    def planned_bytes(self, target: str, dtype: str) -> PlannedBytes:
-        """See :class:`WeightSource`."""
-        return _planned(self._layout, self.config, target, dtype)
+    def _copied(self) -> Mapping[str, TensorRef]:
+        return self.source.checkpoint.tensors
 
     def prepare(self, folder: Path) -> Source:
         """See :class:`WeightSource`."""
@@ -186,20 +206,15 @@ class ToQuantize:
 
 
 @dataclass(frozen=True)
-class ToRepack:
+class ToRepack(_Written):
     """A published quantized checkpoint (GPTQ, AWQ) that is repacked into the package, not dequantized."""
 
     source: PublishedSource
 
     @property
-    def folder(self) -> Path:
+    def checkpoint(self) -> Checkpoint:
         """See :class:`WeightSource`."""
-        return self.source.checkpoint.folder
-
-    @property
-    def files(self) -> tuple[str, ...]:
-        """See :class:`WeightSource`."""
-        return tuple(file.name for file in self.source.checkpoint.files)
+        return self.source.checkpoint
 
     @property
     def config(self) -> ModelConfig:
@@ -218,21 +233,9 @@ class ToRepack:
         """See :class:`WeightSource`."""
         return self.source.stored
 
-    @cached_property
-    def _layout(self) -> Layout:
-        from q2export.exporter.quantization.layout import plan_layout
-
-        dtypes = {name: ref.dtype for name, ref in self.source.tensors.plain.items()}
-        return plan_layout(self.config, self.stored, dtypes)
-
     @property
-    def quantized_weights(self) -> Mapping[str, StoredWeight]:
-        """See :class:`WeightSource`."""
-        return _weights(self._layout)
-
-    def planned_bytes(self, target: str, dtype: str) -> PlannedBytes:
-        """See :class:`WeightSource`."""
-        return _planned(self._layout, self.config, target, dtype)
+    def _copied(self) -> Mapping[str, TensorRef]:
+        return self.source.tensors.plain
 
     def prepare(self, folder: Path) -> Source:
         """See :class:`WeightSource`."""
@@ -245,16 +248,6 @@ class ToRepack:
             repack_weights(self.source, folder / WEIGHTS_FILE, advance=advance)
         write_config(self.folder, folder, self.stored)
         return load_source(folder)
-
-
-def _planned(layout: Layout, config: ModelConfig, target: str, dtype: str) -> PlannedBytes:
-    from q2export.exporter.sizes import planned_bytes
-
-    return planned_bytes(config, layout.tensors, _weights(layout), target, dtype)
-
-
-def _weights(layout: Layout) -> Mapping[str, StoredWeight]:
-    return {weight.name: weight for group in layout.groups for weight in group}
 
 
 def find_weights(folder: Path, asked: Quantization, explicit: Collection[str] = ()) -> WeightSource:
