@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.resources
-import os
 from pathlib import Path
 
 import jinja2
@@ -11,6 +10,7 @@ import jinja2
 from q2export.runtime.quality.results import LayerQuality, QualityReport
 from q2export.runtime.quality.summary import quality_rows, worst_weights
 from q2export.runtime.verify.formatting import power_of_ten, scientific
+from q2export.runtime.verify.report import write_page
 from q2export.runtime.verify.svg import Canvas, LogScale
 
 _WIDTH, _HEIGHT = 760, 318
@@ -19,17 +19,12 @@ _LISTED_WEIGHTS = 50
 
 
 def write_quality_page(report: QualityReport, path: Path) -> None:
-    """Write the page to ``path``, through a temporary file beside it, so that it is whole or absent.
+    """Write the page to ``path``; it is whole or absent.
 
     Raises:
         OSError: if the folder cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(render_quality_page(report), encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_page(render_quality_page(report), path)
 
 
 def render_quality_page(report: QualityReport) -> str:

@@ -17,14 +17,23 @@ from q2export.runtime.verify.summary import summary_checks
 
 
 def write_report(report: ParityReport, path: Path) -> None:
-    """Write the page to ``path``, through a temporary file beside it, so that it is whole or absent.
+    """Write the page to ``path``; it is whole or absent.
+
+    Raises:
+        OSError: if the folder cannot be written.
+    """
+    write_page(render_report(report), path)
+
+
+def write_page(page: str, path: Path) -> None:
+    """Write a page through a temporary file beside it, so that it is whole or absent.
 
     Raises:
         OSError: if the folder cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(render_report(report), encoding="utf-8")
+        temporary.write_text(page, encoding="utf-8")
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
