@@ -15,12 +15,9 @@ JOBS := 2
 # are what tests/test_kernel_resources.py looks at; a wheel to hand out has more, see docs/installation.md.
 CUDA_ARCHITECTURES ?= 80;90
 export Q2EXPORT_CUDA_ARCHITECTURES = $(CUDA_ARCHITECTURES)
-ROOMS := exporter plugins profiles runtime
-# The rooms as Python imports them: mypy and import-linter do not know the mapping of setup.py.
-TREE := build/tree
 DEMOS := demo-qwen2-tiny demo-qwen2-moe-tiny
 
-.PHONY: venv demo $(DEMOS) test lint format tree pytest bench clean
+.PHONY: venv demo $(DEMOS) test lint format pytest bench clean
 
 venv: $(STAMP)
 
@@ -46,20 +43,15 @@ test: lint pytest
 pytest: $(STAMP)
 	$(BIN)/python -m pytest -q -n $(JOBS)
 
-lint: tree
+lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	MYPYPATH=$(TREE) $(BIN)/mypy -p q2export
-	PYTHONPATH=$(TREE) $(BIN)/lint-imports
+	$(BIN)/mypy -p q2export
+	$(BIN)/lint-imports
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-
-tree: $(STAMP)
-	rm -rf $(TREE)
-	mkdir -p $(TREE)/q2export
-	ln -s $(CURDIR)/driver/* $(addprefix $(CURDIR)/,$(ROOMS)) $(TREE)/q2export/
 
 bench: $(STAMP) $(PEERS_STAMP)
 	$(BIN)/python -m benchmarks

@@ -1,8 +1,8 @@
-"""Maps the repository's folders to import names, and builds the CUDA kernels where there is a compiler.
+"""Packages the folder ``q2export`` and builds the CUDA kernels where there is a compiler.
 
-``driver/`` is the root package ``q2export``; the other rooms are its sub-packages, so that nothing generic
-lands in site-packages. All metadata is in ``pyproject.toml``. Which GPUs the kernels are built for:
-``Q2EXPORT_CUDA_ARCHITECTURES``, see ``docs/installation.md``.
+``q2export/`` reaches the rooms at the root through links, so that nothing generic lands in site-packages. All
+metadata is in ``pyproject.toml``. Which GPUs the kernels are built for: ``Q2EXPORT_CUDA_ARCHITECTURES``, see
+``docs/installation.md``.
 """
 
 from __future__ import annotations
@@ -19,26 +19,11 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build import build
 
 ROOT = Path(__file__).resolve().parent
-sys.path.insert(0, str(ROOT / "plugins"))  # there is no package q2export yet
+PLUGINS = Path("q2export", "plugins")  # of a checkout and of a source distribution, which has no links
+sys.path.insert(0, str(ROOT / PLUGINS))  # what q2export imports need not be installed yet
 import kernel_build  # noqa: E402
 
-ROOMS = {
-    "q2export": "driver",
-    "q2export.exporter": "exporter",
-    "q2export.plugins": "plugins",
-    "q2export.profiles": "profiles",
-    "q2export.runtime": "runtime",
-}
-LIBRARY = "lib/libq2export_kernels.so"
-
-
-def packages() -> list[str]:
-    """Every package of the wheel, by import name."""
-    found = []
-    for name, folder in ROOMS.items():
-        found.append(name)
-        found += [f"{name}.{sub}" for sub in find_packages(folder)]
-    return found
+LIBRARY = PLUGINS / "lib" / "libq2export_kernels.so"
 
 
 @cache
@@ -68,7 +53,7 @@ class BuildKernels(Command):
 
     def run(self) -> None:
         chosen = plan()
-        target = ROOT / "plugins" / LIBRARY if self.editable_mode else self.packaged()
+        target = ROOT / LIBRARY if self.editable_mode else self.packaged()
         if chosen is None:
             if not self.editable_mode:  # that of an earlier build is not this one's
                 target.unlink(missing_ok=True)
@@ -92,13 +77,13 @@ class BuildKernels(Command):
 
     def packaged(self) -> Path:
         """Where the library is in the package to be."""
-        return Path(self.build_lib or "", "q2export", "plugins", LIBRARY)
+        return Path(self.build_lib or "", LIBRARY)
 
     def get_source_files(self) -> list[str]:
         """For source distributions: what the kernels and the C++ plugins are built from."""
-        folders = [ROOT / "plugins" / name for name in ("csrc", "cmake")]
+        folders = [ROOT / PLUGINS / name for name in ("csrc", "cmake")]
         files = [path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()]
-        return [str(path.relative_to(ROOT)) for path in [*files, ROOT / "plugins" / "CMakeLists.txt"]]
+        return [str(path.relative_to(ROOT)) for path in [*files, ROOT / PLUGINS / "CMakeLists.txt"]]
 
     def get_outputs(self) -> list[str]:
         """Files of the package to be."""
@@ -106,7 +91,7 @@ class BuildKernels(Command):
 
     def get_output_mapping(self) -> dict[str, str]:
         """The same, and where they are for an editable installation."""
-        return dict.fromkeys(self.get_outputs(), f"plugins/{LIBRARY}")
+        return dict.fromkeys(self.get_outputs(), str(LIBRARY))
 
 
 class Build(build):
@@ -131,8 +116,10 @@ class PackageWithKernels(Distribution):
 
 
 setup(
-    packages=packages(),
-    package_dir=ROOMS,
+    packages=find_packages(include=["q2export", "q2export.*"]),
+    package_dir={
+        "": "."
+    },  # so that an editable installation is one path, which type checkers and IDEs follow
     distclass=PackageWithKernels,
     cmdclass={"bdist_wheel": Wheel, "build": Build, "build_kernels": BuildKernels},
 )

@@ -84,7 +84,7 @@ def run_case(name: str, settings: RunSettings, rounds: int | None = None) -> dic
     if kind == ORT_OPS:
         # imported here so that measured commands do not start from a process that holds ONNX Runtime
         from benchmarks.ort_ops.run import OrtOpsSpec, measure_ort_ops
-        from q2export.codec import from_plain
+        from q2export.strict.codec import from_plain
 
         spec = from_plain(OrtOpsSpec, data, source)
         return {

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from q2export.codec import Source, from_plain
 from q2export.errors import Q2ExportError
-from q2export.strict_yaml import read_yaml
-from q2export.suggest import nearest
+from q2export.strict.codec import Source, from_plain
+from q2export.strict.suggest import nearest
+from q2export.strict.yaml import read_yaml
 
 CASES = Path(__file__).parent / "cases"
 

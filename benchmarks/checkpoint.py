@@ -12,8 +12,8 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from benchmarks.case import CASES, CaseError, ModelSpec
-from q2export.exporter.config import parse_config
-from q2export.exporter.parameters import EMBEDDING, expected_parameters
+from q2export.exporter.checkpoint.config import parse_config
+from q2export.exporter.checkpoint.parameters import EMBEDDING, expected_parameters
 from tests.helpers.checkpoints import header_bytes, make_header, write_json, write_sparse_checkpoint
 
 _BLOCK = 1 << 22  # values generated at once

@@ -8,12 +8,13 @@ from typing import Literal, get_args
 
 import onnx_ir as ir
 
+from q2export.contracts.quantization import Activations
 from q2export.errors import ExportError
-from q2export.exporter.bind import BindingPlan, plan_binding
+from q2export.exporter.checkpoint.config import ModelConfig
+from q2export.exporter.checkpoint.source import DTYPE_NAMES, Source, load_source
 from q2export.exporter.passes.base import Pass
-from q2export.exporter.source import DTYPE_NAMES, Source, load_source
-from q2export.quantization import Activations
-from q2export.suggest import nearest
+from q2export.exporter.weights.bind import BindingPlan, plan_binding
+from q2export.strict.suggest import nearest
 
 __all__ = ["Graph", "Source", "Target", "build_graph", "build_graph_pair", "load_source", "target_dtype"]
 
@@ -62,6 +63,14 @@ def target_dtype(own: str, target: Target, dtype: str | None) -> str:
     return dtype or own
 
 
+def canonical_graph(config: ModelConfig, dtype: str) -> ir.Model:
+    """Trace and emit a model: the graph every target starts from; see ``graph/emit.py``."""
+    from q2export.exporter.graph.emit import emit
+    from q2export.exporter.passes.clean import clean
+
+    return clean(emit(config, dtype))
+
+
 def build_graph(
     source: Source,
     target: Target,
@@ -76,15 +85,13 @@ def build_graph(
         target: ``portable`` is the canonical graph itself.
         dtype: from :func:`target_dtype`.
         max_positions: largest capacity the engine will be asked for, in tokens.
-        activations: see :class:`q2export.quantization.Quantization`.
+        activations: see :class:`q2export.contracts.quantization.Quantization`.
 
     Raises:
         ExportError: a part of the model has no translation.
     """
-    from q2export.exporter.emit import emit
-
     passes = _lowering(source, target, dtype, max_positions, activations)
-    return _lower(source, emit(source.config, dtype), passes, source.tensor_names)
+    return _lower(source, canonical_graph(source.config, dtype), passes, source.tensor_names)
 
 
 def build_graph_pair(source: Source, max_positions: int, activations: Activations) -> tuple[Graph, Graph]:
@@ -97,10 +104,9 @@ def build_graph_pair(source: Source, max_positions: int, activations: Activation
     Raises:
         ExportError: a part of the model has no translation.
     """
-    from q2export.exporter.emit import emit
     from q2export.exporter.lowering.onnxruntime import prefill_passes
 
-    model = emit(source.config, "float32")
+    model = canonical_graph(source.config, "float32")
     prefill = model.clone()
     passes = _lowering(source, "onnxruntime", "float32", max_positions, activations)
     return (

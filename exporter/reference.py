@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from q2export.exporter.config import ModelConfig
-from q2export.exporter.model.decoder import DecoderLayer
-from q2export.exporter.parameter_values import ParameterValues
-from q2export.exporter.rope import inverse_frequencies
-from q2export.exporter.source import Source
+from q2export.exporter.checkpoint.config import ModelConfig
+from q2export.exporter.checkpoint.parameter_values import ParameterValues
+from q2export.exporter.checkpoint.rope import inverse_frequencies
+from q2export.exporter.checkpoint.source import Source
+from q2export.exporter.graph.model.decoder import DecoderLayer
 
 Float32Array = npt.NDArray[np.float32]
 _EMBEDDING, _NORM, _HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
@@ -28,7 +28,7 @@ _EMBEDDING, _NORM, _HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm
 
 @dataclass
 class Run:
-    """Result of one pass; the shape of ``q2export.runtime.verify.contracts.ReferenceRun``.
+    """Result of one pass; the shape of ``q2export.compare.verify.contracts.ReferenceRun``.
 
     Attributes:
         logits: per sequence, float32 ``[tokens, vocab_size]``.

@@ -1,7 +1,7 @@
 """Write ``csrc/tensorrt/common/spec.inc``, the C++ tables of the op specification.
 
-Run ``python -m q2export.plugins.generate_spec`` after changing ``driver/opspec.py``; a test compares the file
-with what this module would write.
+Run ``python -m q2export.plugins.generate_spec`` after changing ``q2export/contracts/opspec.py``; a test
+compares the file with what this module would write.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from q2export import opspec
+from q2export.contracts import opspec
 
 PATH = Path(__file__).resolve().parent / "csrc" / "tensorrt" / "common" / "spec.inc"
 
 _HEADER = """\
-// Generated from driver/opspec.py by python -m q2export.plugins.generate_spec. Not to be edited.
+// Generated from q2export/contracts/opspec.py by python -m q2export.plugins.generate_spec. Not to be edited.
 """
 
 

@@ -1,1 +1,1 @@
-"""Packaged profiles: one YAML file each, read by :mod:`q2export.profile`."""
+"""Packaged profiles: one YAML file each, read by :mod:`q2export.contracts.profile`."""

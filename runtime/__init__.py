@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from q2export.package_reader import Check, Package
+    from q2export.package.reader import Check, Package
     from q2export.runtime.backends.base import Backend
     from q2export.runtime.backends.onnxruntime import OnnxRuntimeBackend
     from q2export.runtime.engine import Engine
@@ -42,7 +42,7 @@ def load(
         prepack: keep a copy of the matrices in memory in the kernels' own layout, which decodes faster and
             loads slower; None is what the package's profile says (``auto``: only if the weights had to be
             converted).
-        check: how much of the package is checked first, see :func:`q2export.package_reader.read_package`.
+        check: how much of the package is checked first, see :func:`q2export.package.reader.read_package`.
 
     Raises:
         PackageError: the package is damaged, incomplete, holds no engine, or was made for another version,
@@ -50,7 +50,7 @@ def load(
         ConfigError: its tokenizer, template or generation configuration is malformed.
         MissingDependencyError: a library the package needs is not installed.
     """
-    from q2export.package_reader import read_package
+    from q2export.package.reader import read_package
     from q2export.runtime.chat import load_chat_template
     from q2export.runtime.engine import Engine
     from q2export.runtime.generation_config import read_generation_defaults
@@ -100,7 +100,7 @@ def profile(
     import numpy as np
 
     from q2export.errors import PackageError
-    from q2export.package_reader import read_package
+    from q2export.package.reader import read_package
     from q2export.runtime.op_profile import profile_operators
 
     opened = read_package(package)

@@ -9,7 +9,7 @@ from typing import Any
 
 from q2export.errors import ConfigError, GenerationError
 from q2export.runtime.options import SamplingOptions, check_integer
-from q2export.strict_json import read_object
+from q2export.strict.json import read_object
 
 _MAX_BYTES = 1 << 20  # of either file; they are a few hundred bytes
 

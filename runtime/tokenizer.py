@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from q2export.errors import ConfigError, GenerationError, MissingDependencyError
-from q2export.strict_json import read_object
+from q2export.strict.json import read_object
 
 if TYPE_CHECKING:
     import tokenizers

@@ -32,9 +32,9 @@ from benchmarks.report import bar_text, format_value, ort_ops_page
 from benchmarks.result import judge_limit, judge_speed
 from benchmarks.settings import RunSettings
 from benchmarks.worker import Worker, WorkerError
-from q2export.exporter.checkpoint import open_checkpoint
-from q2export.exporter.config import parse_config
-from q2export.exporter.parameters import check_parameters
+from q2export.exporter.checkpoint.config import parse_config
+from q2export.exporter.checkpoint.folder import open_checkpoint
+from q2export.exporter.checkpoint.parameters import check_parameters
 from tests.helpers.checkpoints import tiny_config
 
 ENVIRONMENT = dict(os.environ)
@@ -105,7 +105,7 @@ def test_every_case_file_is_valid(name: str) -> None:
     kind, data, source = read_case(case_path(name))
     if kind == ORT_OPS:
         from benchmarks.ort_ops.run import OrtOpsSpec
-        from q2export.codec import from_plain
+        from q2export.strict.codec import from_plain
 
         assert from_plain(OrtOpsSpec, data, source).ops
         return
@@ -292,7 +292,7 @@ import json, sys
 from pathlib import Path
 from benchmarks.case import read_case
 from benchmarks.ort_ops.run import OrtOpsSpec, measure_ort_ops
-from q2export.codec import from_plain
+from q2export.strict.codec import from_plain
 _, data, source = read_case(Path(sys.argv[1]))
 print(json.dumps(measure_ort_ops(from_plain(OrtOpsSpec, data, source), source, Path(sys.argv[2]))))
 """

@@ -16,7 +16,7 @@ from benchmarks.kernels.case import AttentionShape, Case, KernelBenchmarkError, 
 from benchmarks.kernels.decoder import decoder_bytes
 from benchmarks.kernels.moe import exact, grouped, make_inputs, moe_workload
 from benchmarks.kernels.timing import sets_needed
-from q2export.plugins.python import kernels
+from q2export.plugins.tensorrt import kernels
 from tests.plugins.host_kernels import compile_once
 
 CPU = torch.device("cpu")

@@ -28,9 +28,10 @@ class Source:
         self.nvcc = fake_nvcc.install(folder / "cuda")
         ignored = shutil.ignore_patterns("__pycache__", "lib", "attention", "moe", "rotary", "gpu.cu")
         shutil.copytree(repository / "plugins", self.folder / "plugins", ignore=ignored)
-        for room in ("driver", "exporter", "profiles", "runtime"):
-            (self.folder / room).mkdir()
-        shutil.copy(repository / "driver" / "__init__.py", self.folder / "driver")
+        (self.folder / "q2export").mkdir()
+        (self.folder / "q2export" / "plugins").symlink_to("../plugins")
+        for name in ("__init__.py", "version.py"):
+            shutil.copy(repository / "q2export" / name, self.folder / "q2export")
         for name in ("LICENSE", "README.md", "pyproject.toml", "setup.py"):
             shutil.copy(repository / name, self.folder)
 

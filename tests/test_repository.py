@@ -17,13 +17,8 @@ import pytest
 
 import q2export
 
-ROOMS = {
-    "driver": "q2export",
-    "exporter": "q2export/exporter",
-    "plugins": "q2export/plugins",
-    "profiles": "q2export/profiles",
-    "runtime": "q2export/runtime",
-}
+ROOMS = ("exporter", "plugins", "profiles", "runtime")
+SOURCES = ("q2export", *ROOMS)
 DATA_SUFFIXES = {".css", ".html", ".js", ".typed", ".yaml"}
 ROOT_FILES = {
     ".gitignore",
@@ -37,7 +32,7 @@ ROOT_FILES = {
     "pyproject.toml",
     "setup.py",
 }
-ROOT_FOLDERS = {".ci", "benchmarks", "docs", "tests", *ROOMS}
+ROOT_FOLDERS = {".ci", "benchmarks", "docs", "tests", *SOURCES}
 # Import name -> distribution, where they differ.
 DISTRIBUTION_OF = {
     "google": "onnx",  # protobuf, which onnx brings along
@@ -57,7 +52,7 @@ def tracked(repository: Path) -> list[str]:
 
 def sources(repository: Path) -> Iterator[tuple[str, ast.Module]]:
     """Path and syntax tree of every module of the wheel."""
-    for room in ROOMS:
+    for room in SOURCES:
         for path in sorted((repository / room).rglob("*.py")):
             yield str(path.relative_to(repository)), ast.parse(path.read_text(encoding="utf-8"))
 
@@ -67,8 +62,8 @@ def wheel(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel, built from a copy: a build in place would leave stale modules for the next one."""
     copy, output = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     ignored = shutil.ignore_patterns("__pycache__", "lib")
-    for room in ROOMS:
-        shutil.copytree(repository / room, copy / room, ignore=ignored)
+    for room in SOURCES:
+        shutil.copytree(repository / room, copy / room, ignore=ignored, symlinks=True)
     for name in ("LICENSE", "README.md", "pyproject.toml", "setup.py"):
         shutil.copy(repository / name, copy)
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
@@ -81,8 +76,8 @@ def wheel(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_wheel_holds_every_module_and_data_file_and_nothing_else(wheel: Path, repository: Path) -> None:
     expected = {
-        f"{package}/{path.relative_to(repository / room).as_posix()}"
-        for room, package in ROOMS.items()
+        f"{'' if room == 'q2export' else 'q2export/'}{path.relative_to(repository).as_posix()}"
+        for room in SOURCES
         for path in (repository / room).rglob("*")
         if path.suffix in {".py", *DATA_SUFFIXES}
     }
@@ -91,7 +86,7 @@ def test_the_wheel_holds_every_module_and_data_file_and_nothing_else(wheel: Path
         others = {name.partition("/")[0] for name in archive.namelist()} - {"q2export"}
     assert found == expected
     assert others == {f"q2export-{q2export.__version__}.dist-info"}
-    must = {"q2export/py.typed", "q2export/profiles/cpu.yaml", "q2export/runtime/verify/report.html"}
+    must = {"q2export/py.typed", "q2export/profiles/cpu.yaml", "q2export/compare/verify/report.html"}
     assert must <= found
 
 
@@ -119,8 +114,8 @@ def test_the_root_holds_what_the_layout_says(repository: Path) -> None:
     names = tracked(repository)
     assert {name.partition("/")[0] for name in names if "/" in name} <= ROOT_FOLDERS
     assert {name for name in names if "/" not in name} <= ROOT_FILES
-    # Such a folder would shadow the installed package.
-    assert not (repository / "q2export").exists()
+    for room in ROOMS:
+        assert os.readlink(repository / "q2export" / room) == f"../{room}"
 
 
 def test_files_are_short(repository: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks.kernels.case import KINDS, Case, DecoderShape, KernelBenchmarkError, Workload, load_cases
 from benchmarks.machine import commit, describe_machine, library_versions
 from q2export.errors import Q2ExportError
-from q2export.suggest import nearest
+from q2export.strict.suggest import nearest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -43,7 +43,7 @@ def run(cases: Sequence[Case], arguments: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from benchmarks.kernels import timing
-    from q2export.plugins.python.torch_ops import register
+    from q2export.plugins.tensorrt.torch_ops import register
 
     if not torch.cuda.is_available():
         raise KernelBenchmarkError("the kernels are timed on a GPU, and PyTorch sees none here")

@@ -11,8 +11,8 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.kernels.case import AttentionShape, Case, Launch, Workload
-from q2export import opspec
-from q2export.plugins.python.torch_ops import implementation
+from q2export.contracts import opspec
+from q2export.plugins.tensorrt.torch_ops import implementation
 
 BACKENDS = {
     "sdpa_cudnn": SDPBackend.CUDNN_ATTENTION,

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 
 from benchmarks.kernels.case import Case, DecoderShape
+from benchmarks.kernels.torch_decoder import DecodeStep, TorchDecoder
 from q2export.exporter.export import load_source
-from q2export.exporter.torch_decoder import DecodeStep, TorchDecoder
-from q2export.plugins.python.torch_ops import register
+from q2export.plugins.tensorrt.torch_ops import register
 
 
 def decoder_times(case: Case, checkpoint: Path, device: torch.device, rounds: int) -> dict[str, float]:

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.kernels.case import Case, Launch, MoeShape, Workload
-from q2export import opspec
-from q2export.plugins.python.torch_ops import implementation
+from q2export.contracts import opspec
+from q2export.plugins.tensorrt.torch_ops import implementation
 
 
 @dataclass(frozen=True)

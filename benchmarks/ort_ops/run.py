@@ -27,8 +27,8 @@ from benchmarks.ort_ops.quantized_linear import (
     quantized_head_case,
 )
 from benchmarks.ort_ops.quantized_moe import quantized_moe_case
-from q2export.codec import Source, from_plain
 from q2export.errors import Q2ExportError
+from q2export.strict.codec import Source, from_plain
 
 Record = dict[str, Any]
 

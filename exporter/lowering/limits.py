@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 
 from q2export.errors import ExportError
-from q2export.exporter.quantization.stored import StoredWeight
+from q2export.exporter.checkpoint.packed import StoredWeight
 
 _ROUTED_EXPERTS = ".mlp.experts."
 

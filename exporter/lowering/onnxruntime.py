@@ -8,30 +8,30 @@ are multiplied without dequantizing them, experts by ``com.microsoft.QMoE``.
 
 from __future__ import annotations
 
+from q2export.contracts.quantization import Activations
 from q2export.exporter.passes.base import Pass
 from q2export.exporter.passes.drop_logits import DropLogits
 from q2export.exporter.passes.fuse_rotary_attention import FuseRotaryAttention
 from q2export.exporter.passes.inline_functions import InlineFunctions
 from q2export.exporter.passes.merge_reshapes import MergeReshapes
-from q2export.exporter.passes.order_inputs import OrderInputs
-from q2export.exporter.passes.ort_attention import LowerAttentionToOnnxRuntime
-from q2export.exporter.passes.ort_moe import StackExperts
-from q2export.exporter.passes.ort_moe_traps import RefuseMoeTraps
-from q2export.exporter.passes.ort_packed_qkv import PackQueryKeyValue
-from q2export.exporter.passes.ort_products import (
+from q2export.exporter.passes.onnxruntime.attention import LowerAttentionToOnnxRuntime
+from q2export.exporter.passes.onnxruntime.matmuls import (
     FLOAT32_ACTIVATIONS,
     INT8_ACTIVATIONS,
     NBitsProduct,
     RowScaledProduct,
 )
-from q2export.exporter.passes.ort_quantized_experts import LowerQuantizedExperts
-from q2export.exporter.passes.ort_quantized_gather import LowerQuantizedGather
-from q2export.exporter.passes.ort_quantized_products import LowerQuantizedProducts
-from q2export.exporter.passes.ort_silu import FuseSilu
-from q2export.exporter.passes.ort_skip_norm import FuseSkipNorm
+from q2export.exporter.passes.onnxruntime.moe import StackExperts
+from q2export.exporter.passes.onnxruntime.moe_traps import RefuseMoeTraps
+from q2export.exporter.passes.onnxruntime.packed_qkv import PackQueryKeyValue
+from q2export.exporter.passes.onnxruntime.quantized_experts import LowerQuantizedExperts
+from q2export.exporter.passes.onnxruntime.quantized_gather import LowerQuantizedGather
+from q2export.exporter.passes.onnxruntime.quantized_matmuls import LowerQuantizedProducts
+from q2export.exporter.passes.onnxruntime.silu import FuseSilu
+from q2export.exporter.passes.onnxruntime.skip_norm import FuseSkipNorm
+from q2export.exporter.passes.order_inputs import OrderInputs
 from q2export.exporter.passes.remove_unused import RemoveUnused
 from q2export.exporter.passes.stored_operands import StoredWeights
-from q2export.quantization import Activations
 
 _ACCURACY_LEVELS: dict[Activations, int] = {"float32": FLOAT32_ACTIVATIONS, "int8": INT8_ACTIVATIONS}
 

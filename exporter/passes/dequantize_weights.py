@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
+from q2export.exporter.checkpoint.packed import StoredWeight
 from q2export.exporter.passes.base import Pass, PassResult, constant, insert
 from q2export.exporter.passes.stored_operands import (
     StoredWeights,
@@ -18,8 +19,7 @@ from q2export.exporter.passes.stored_operands import (
     stored_operand,
     view,
 )
-from q2export.exporter.quantization.stored import StoredWeight
-from q2export.exporter.stack import Form
+from q2export.exporter.weights.stack import Form
 
 _UNSIGNED = {4: ir.DataType.UINT4, 8: ir.DataType.UINT8}
 _SIGNED = {4: ir.DataType.INT4, 8: ir.DataType.INT8}

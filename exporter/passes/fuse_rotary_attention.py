@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from q2export import opspec
+from q2export.contracts import opspec
 from q2export.errors import ExportError
-from q2export.exporter.ops.functions import function_for
+from q2export.exporter.graph.ops.functions import function_for
 from q2export.exporter.passes.base import (
     Pass,
     PassResult,

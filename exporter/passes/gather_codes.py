@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from q2export.exporter.checkpoint.packed import StoredWeight
 from q2export.exporter.passes.base import (
     AttributeValue,
     Pass,
@@ -26,8 +27,7 @@ from q2export.exporter.passes.base import (
     replace,
 )
 from q2export.exporter.passes.stored_operands import StoredWeights, stored_operand, view
-from q2export.exporter.quantization.stored import StoredWeight
-from q2export.exporter.stack import Form
+from q2export.exporter.weights.stack import Form
 
 _INT32, _FLOAT = ir.DataType.INT32, ir.DataType.FLOAT
 

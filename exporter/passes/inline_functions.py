@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
-from q2export import opspec
+from q2export.contracts import opspec
 from q2export.errors import ExportError
 from q2export.exporter.passes.base import Pass, PassResult
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from q2export import opspec
+from q2export.contracts import opspec
 from q2export.errors import ExportError
 from q2export.exporter.passes.base import Pass, PassResult, input_of, insert, nodes_of
 from q2export.exporter.passes.stored_operands import StoredWeights, stored_operand, view

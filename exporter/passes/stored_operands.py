@@ -1,6 +1,7 @@
 """Initializers that see quantized weights as the ops of a target want them.
 
-Several may see the same bytes; none has data of its own. The data are bound later (``exporter/bind.py``).
+Several may see the same bytes; none has data of its own. The data are bound later, by
+``exporter/weights/bind.py``.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from q2export.errors import ExportError
-from q2export.exporter.quantization.stored import StoredWeight
-from q2export.exporter.stack import META_KEY, Form, Stack
+from q2export.exporter.checkpoint.packed import StoredWeight
+from q2export.exporter.weights.stack import META_KEY, Form, Stack
 
 StoredWeights = Mapping[str, StoredWeight]
 """Quantized weights by Hugging Face name, which is also that of their initializer in the traced graph."""

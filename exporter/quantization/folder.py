@@ -9,7 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from q2export.contracts.progress import Advance, silent
+from q2export.contracts.quantization import Quantization
 from q2export.errors import ConfigError, PackageError
+from q2export.exporter.checkpoint.packed import StoredQuantization
+from q2export.exporter.checkpoint.packed_config import CONFIG_KEY, config_section, is_stored
 from q2export.exporter.quantization.quantize import (
     THREADS,
     QuantizeResult,
@@ -17,17 +21,13 @@ from q2export.exporter.quantization.quantize import (
     quantize_weights,
 )
 from q2export.exporter.quantization.quantizer import Quantizer
-from q2export.exporter.quantization.stored import StoredQuantization
-from q2export.exporter.quantization.stored_config import CONFIG_KEY, config_section, is_stored
-from q2export.hashing import HashingWriter
-from q2export.placement import copy_file, describe_filesystem
-from q2export.progress import Advance, silent
-from q2export.quantization import Quantization
-from q2export.staging import Staging, exit_on_termination
-from q2export.strict_json import read_object
+from q2export.package.hashing import HashingWriter
+from q2export.package.placement import copy_file, describe_filesystem
+from q2export.package.staging import Staging, exit_on_termination
+from q2export.strict.json import read_object
 
 if TYPE_CHECKING:
-    from q2export.exporter.source import Source
+    from q2export.exporter.checkpoint.source import Source
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
-from q2export.exporter.config import ModelConfig
-from q2export.exporter.parameters import expected_parameters
-from q2export.exporter.quantization.selection import is_kept
-from q2export.exporter.quantization.stored import StoredQuantization
+from q2export.exporter.checkpoint.config import ModelConfig
+from q2export.exporter.checkpoint.packed import StoredQuantization
+from q2export.exporter.checkpoint.parameters import expected_parameters
+from q2export.exporter.checkpoint.selection import is_kept
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ OnLogits = Callable[[Sequence[int], Float32Array, Float32Array], None]
 
 @dataclass(frozen=True)
 class LayerErrors:
-    """One decoder layer; definitions in ``q2export.runtime.quality.results.LayerQuality``."""
+    """One decoder layer; definitions in ``q2export.compare.quality.results.LayerQuality``."""
 
     name: str
     output_error: float

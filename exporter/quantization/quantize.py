@@ -8,22 +8,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from q2export.contracts.progress import Advance, silent
+from q2export.contracts.quantization import Quantization
 from q2export.errors import CheckpointError
-from q2export.exporter.parameters import expected_parameters
-from q2export.exporter.quantization.layout import plan_layout
+from q2export.exporter.checkpoint.packed import StoredQuantization
+from q2export.exporter.checkpoint.packed_layout import plan_layout
+from q2export.exporter.checkpoint.parameters import expected_parameters
 from q2export.exporter.quantization.padding import pad_intermediate
 from q2export.exporter.quantization.quantizer import Quantizer
 from q2export.exporter.quantization.round_to_nearest import RoundToNearest
 from q2export.exporter.quantization.statistics import WeightStatistics, relative_error
-from q2export.exporter.quantization.stored import StoredQuantization
 from q2export.exporter.quantization.stream import Stream
 from q2export.exporter.quantization.writer import StoredWriter
-from q2export.placement import require_free_space
-from q2export.progress import Advance, silent
-from q2export.quantization import Quantization
+from q2export.package.placement import require_free_space
 
 if TYPE_CHECKING:
-    from q2export.exporter.source import Source
+    from q2export.exporter.checkpoint.source import Source
 
 THREADS = 2
 

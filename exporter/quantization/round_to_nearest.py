@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from q2export.exporter.quantization.pack import UInt8Array
-from q2export.exporter.quantization.quantizer import Float32Array, QuantizedRows
+from q2export.contracts.quantization import Method, Scheme
+from q2export.exporter.checkpoint.pack import Float32Array, QuantizedRows, UInt8Array
+from q2export.exporter.checkpoint.packed import StoredWeight
 from q2export.exporter.quantization.search import BlockParameters, search_parameters
-from q2export.exporter.quantization.stored import StoredWeight
-from q2export.quantization import Method, Scheme
 
 
 class RoundToNearest:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from q2export.exporter.checkpoint import RawBits, TensorRef, read_blocks
-from q2export.exporter.safetensors_header import ITEMSIZE
-from q2export.exporter.values import check_block, convert_block
+from q2export.exporter.checkpoint.folder import RawBits, TensorRef, read_blocks
+from q2export.exporter.checkpoint.safetensors_header import ITEMSIZE
+from q2export.exporter.checkpoint.values import check_block, convert_block
 
 
 @dataclass(frozen=True)

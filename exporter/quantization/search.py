@@ -20,9 +20,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from q2export.exporter.quantization.pack import UInt8Array
-from q2export.exporter.quantization.quantizer import Float32Array
-from q2export.quantization import Scheme
+from q2export.contracts.quantization import Scheme
+from q2export.exporter.checkpoint.pack import Float32Array, UInt8Array
 
 _FACTORS = {4: (1.02, 0.96, 1.08, 0.9, 1.14, 1.2), 8: (1.0,)}
 """Grid per bits; of equals the first wins, with which a block of one value has that value times 1/8 for its

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from q2export.exporter.quantization.quantizer import Float32Array
-from q2export.exporter.quantization.stored import StoredWeight
-from q2export.quantization import Method
+from q2export.contracts.quantization import Method
+from q2export.exporter.checkpoint.pack import Float32Array
+from q2export.exporter.checkpoint.packed import StoredWeight
 
 Float64Array = npt.NDArray[np.float64]
 

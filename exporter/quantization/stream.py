@@ -11,14 +11,14 @@ from itertools import groupby
 
 import numpy as np
 
-from q2export.exporter.checkpoint import TensorRef
-from q2export.exporter.quantization.layout import PlacedTensor
+from q2export.contracts.progress import Advance
+from q2export.exporter.checkpoint.folder import TensorRef
+from q2export.exporter.checkpoint.packed import StoredWeight
+from q2export.exporter.checkpoint.packed_layout import PlacedTensor
 from q2export.exporter.quantization.quantizer import Quantizer
 from q2export.exporter.quantization.rows import as_matrix, read_rows
 from q2export.exporter.quantization.statistics import RowErrors, WeightStatistics, WeightSums, row_errors
-from q2export.exporter.quantization.stored import StoredWeight
 from q2export.exporter.quantization.writer import StoredWriter
-from q2export.progress import Advance
 
 _COPIED_VALUES = 1 << 21
 _KEPT_BYTES = 31 << 20

@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from q2export.errors import ExportError
-from q2export.exporter.quantization.layout import PADDING_PREFIX, Layout, PlacedTensor
-from q2export.exporter.quantization.quantizer import PackedRows
-from q2export.exporter.quantization.stored import StoredWeight
+from q2export.exporter.checkpoint.pack import PackedRows
+from q2export.exporter.checkpoint.packed import StoredWeight
+from q2export.exporter.checkpoint.packed_layout import PADDING_PREFIX, Layout, PlacedTensor
 
 _T = TypeVar("_T", bound=np.generic)
 

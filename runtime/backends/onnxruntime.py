@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from q2export.errors import GenerationError
-from q2export.manifest import EngineInfo
+from q2export.package.manifest import EngineInfo
 from q2export.runtime.backends.base import Float32Array, Int64Array
 from q2export.runtime.backends.onnxruntime_session import GraphSession, cache_names, open_session
 from q2export.runtime.cpu import has_exact_int8_products

@@ -10,12 +10,12 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import q2export
-from q2export import opspec
+from q2export.contracts import opspec
 from q2export.errors import CheckpointError, ConfigError, ExportError, PackageError
-from q2export.exporter import bind, convert
-from q2export.exporter.checkpoint import SINGLE_FILE
+from q2export.exporter.checkpoint.folder import SINGLE_FILE
 from q2export.exporter.export import build_graph, load_source, target_dtype
-from q2export.exporter.sizes import planned_bytes
+from q2export.exporter.weights import bind, convert
+from q2export.exporter.weights.sizes import planned_bytes
 from tests.helpers.checkpoints import tiny_config, write_checkpoint, write_json
 
 

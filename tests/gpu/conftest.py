@@ -16,7 +16,7 @@ from q2export.plugins.kernel_build import (
     available_cores,
     plan,
 )
-from q2export.plugins.python import kernels as bindings
+from q2export.plugins.tensorrt import kernels as bindings
 from tests.plugins.host_kernels import ROOT, HostKernels
 
 
@@ -45,7 +45,7 @@ def kernels(gpu_library: Path) -> HostKernels:
 @pytest.fixture(scope="session")
 def operators(gpu_library: Path) -> Iterator[None]:
     """``torch.ops.q2export`` on the GPU."""
-    from q2export.plugins.python.torch_ops import register
+    from q2export.plugins.tensorrt.torch_ops import register
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bindings, "LIBRARY", gpu_library)

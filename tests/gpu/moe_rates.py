@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.kernels.timing import GraphTimer
-from q2export.plugins.python.kernels import MoeDesc
+from q2export.plugins.tensorrt.kernels import MoeDesc
 from tests.gpu.test_moe import compile_for_gpu
 from tests.plugins.host_kernels import DTYPES, pointers
 from tests.plugins.moe_probes import HOPPER, TILES, Plan, TileKernels

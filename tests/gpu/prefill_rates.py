@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.kernels.timing import GraphTimer
-from q2export.plugins.python.kernels import AttentionDesc, AttentionTensors
+from q2export.plugins.tensorrt.kernels import AttentionDesc, AttentionTensors
 from tests.gpu.test_prefill import compile_for_gpu
 from tests.plugins.host_kernels import DTYPES, pointers
 from tests.plugins.host_machine import H200

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from q2export.exporter.ops.moe import moe_reference, route
+from q2export.exporter.graph.ops.moe import moe_reference, route
 from tests.plugins.host_kernels import HostKernels
 
 DTYPES = [torch.float16, torch.bfloat16]

@@ -7,7 +7,7 @@ from ctypes import byref, c_size_t, c_void_p
 
 import torch
 
-from q2export.plugins.python.kernels import MoeDesc
+from q2export.plugins.tensorrt.kernels import MoeDesc
 from tests.plugins.host_kernels import DTYPES, HostKernels, pointers
 from tests.plugins.test_csrc_kernels import TestAttention, TestMoe, TestRotary, experts, seed
 

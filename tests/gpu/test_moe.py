@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from q2export.exporter.ops.moe import moe_reference
+from q2export.exporter.graph.ops.moe import moe_reference
 from tests.plugins.host_kernels import INCLUDES, run_compiler
 from tests.plugins.moe_probes import HOPPER, SOURCES, TILES, Plan, TileKernels, moe_in_float64
 from tests.plugins.test_csrc_kernels import assert_near, experts

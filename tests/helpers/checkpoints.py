@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from q2export.exporter.config import parse_config
-from q2export.exporter.parameters import expected_parameters
-from q2export.exporter.values import convert_block
+from q2export.exporter.checkpoint.config import parse_config
+from q2export.exporter.checkpoint.parameters import expected_parameters
+from q2export.exporter.checkpoint.values import convert_block
 
 ITEMSIZE = {"F32": 4, "F16": 2, "BF16": 2}
 TORCH_DTYPE = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}

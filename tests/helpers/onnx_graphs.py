@@ -10,8 +10,8 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
-from q2export import opspec
-from q2export.exporter.ops.functions import function_for
+from q2export.contracts import opspec
+from q2export.exporter.graph.ops.functions import function_for
 
 Array = npt.NDArray[np.generic]
 

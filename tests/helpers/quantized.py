@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from q2export import api
-from q2export.exporter.config import ModelConfig
+from q2export.contracts.quantization import Quantization
+from q2export.exporter.checkpoint.config import ModelConfig
+from q2export.exporter.checkpoint.source import Source, load_source
+from q2export.exporter.graph.trace import TracedDecoder, trace
 from q2export.exporter.quantization.folder import quantize_checkpoint
 from q2export.exporter.reference import CheckpointReference
-from q2export.exporter.source import Source, load_source
-from q2export.exporter.trace import TracedDecoder, trace
-from q2export.quantization import Quantization
-from q2export.results import ExportResult
+from q2export.pipeline.results import ExportResult
 from q2export.runtime.backends.onnxruntime import open_session, step_inputs
 from tests.helpers.checkpoints import tiny_config, write_checkpoint
 
@@ -67,7 +67,7 @@ def tracing_once() -> Iterator[None]:
         return traced[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("q2export.exporter.emit.trace", cached)
+        patch.setattr("q2export.exporter.graph.emit.trace", cached)
         yield
 
 

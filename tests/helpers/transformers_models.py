@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from transformers import PreTrainedModel, Qwen2ForCausalLM, Qwen2MoeForCausalLM
 
-from q2export.exporter.config import load_config
+from q2export.exporter.checkpoint.config import load_config
 from tests.helpers.checkpoints import write_checkpoint
 
 Float32Array = npt.NDArray[np.float32]

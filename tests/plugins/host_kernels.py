@@ -21,7 +21,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from q2export.plugins.python.kernels import AttentionDesc, AttentionTensors, MoeDesc, RotaryDesc
+from q2export.plugins.tensorrt.kernels import AttentionDesc, AttentionTensors, MoeDesc, RotaryDesc
 
 ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "plugins" / "csrc"

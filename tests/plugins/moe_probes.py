@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from q2export.plugins.python.kernels import MoeDesc
+from q2export.plugins.tensorrt.kernels import MoeDesc
 from tests.plugins.host_kernels import ALIGNMENT, CSRC, HostKernels
 from tests.plugins.host_machine import Gpu
 

@@ -10,9 +10,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from q2export import opspec
-from q2export.exporter.ops.functions import IR_VERSION, ONNX_OPSET, function_for
-from q2export.plugins.python.loader import import_tensorrt
+from q2export.contracts import opspec
+from q2export.exporter.graph.ops.functions import IR_VERSION, ONNX_OPSET, function_for
+from q2export.plugins.tensorrt.loader import import_tensorrt
 
 Dim = int | str  # a str is a dynamic dimension
 

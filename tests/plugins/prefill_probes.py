@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from q2export.plugins.python.kernels import AttentionDesc, AttentionTensors
+from q2export.plugins.tensorrt.kernels import AttentionDesc, AttentionTensors
 from tests.plugins.host_kernels import CSRC, DTYPES, KernelError, pointers
 from tests.plugins.host_machine import Gpu
 

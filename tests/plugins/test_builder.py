@@ -14,12 +14,12 @@ import pytest
 from onnx import TensorProto, helper
 
 from q2export import api
+from q2export.contracts.ranges import Range, StepRanges
 from q2export.errors import ExportError
-from q2export.plugins.python.builder import BuildOptions, Network
-from q2export.plugins.python.callbacks import PROGRESS_STEPS, BuildProgress
-from q2export.plugins.python.layers import Layer, list_layers
-from q2export.plugins.python.targets import check_target, rtx_targets
-from q2export.ranges import Range, StepRanges
+from q2export.plugins.tensorrt.builder import BuildOptions, Network
+from q2export.plugins.tensorrt.callbacks import PROGRESS_STEPS, BuildProgress
+from q2export.plugins.tensorrt.layers import Layer, list_layers
+from q2export.plugins.tensorrt.targets import check_target, rtx_targets
 from tests.plugins.networks import load_rtx
 
 CHECKPOINTS = Path(__file__).parents[1] / "data" / "checkpoints"

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from q2export.exporter.ops.attention import group_query_attention_reference
-from q2export.exporter.ops.moe import moe_reference
-from q2export.exporter.ops.rotary import rotary_embedding_reference
+from q2export.exporter.graph.ops.attention import group_query_attention_reference
+from q2export.exporter.graph.ops.moe import moe_reference
+from q2export.exporter.graph.ops.rotary import rotary_embedding_reference
 from tests.plugins.host_kernels import HostKernels, KernelError
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from q2export import opspec
+from q2export.contracts import opspec
 from tests.plugins.host_kernels import (
     HostKernels,
 )

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from q2export import api, opspec
+from q2export import api
+from q2export.contracts import opspec
 from tests.plugins.host_kernels import (
     CSRC,
 )
@@ -33,7 +34,7 @@ SCRIPT = """
 import ctypes, sys
 from pathlib import Path
 from q2export.errors import ExportError
-from q2export.plugins.python.loader import import_tensorrt
+from q2export.plugins.tensorrt.loader import import_tensorrt
 
 trt = import_tensorrt("rtx")
 library, way, model = sys.argv[1:]
@@ -47,8 +48,8 @@ def ours():
 
 print(*ours())
 
-from q2export.plugins.python.builder import BuildOptions, Network
-from q2export.ranges import Range, StepRanges
+from q2export.plugins.tensorrt.builder import BuildOptions, Network
+from q2export.contracts.ranges import Range, StepRanges
 
 class Sink:
     size = 0
@@ -104,7 +105,7 @@ def test_a_wrong_attribute_is_refused_by_node(plugins: Path, models: Path) -> No
     changed = path.with_name("changed.onnx")
     onnx.save(model, changed)
     # The registry is asked directly: q2export itself would refuse the file before it is parsed.
-    script = SCRIPT.split("from q2export.plugins.python.builder")[0] + (
+    script = SCRIPT.split("from q2export.plugins.tensorrt.builder")[0] + (
         "logger = trt.Logger(trt.Logger.ERROR)\n"
         "network = trt.Builder(logger).create_network(0)\n"
         "sys.exit(0 if trt.OnnxParser(network, logger).parse_from_file(model) else 1)\n"

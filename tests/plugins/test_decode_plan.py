@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from q2export.plugins.python.kernels import DTYPES, AttentionDesc
+from q2export.plugins.tensorrt.kernels import DTYPES, AttentionDesc
 from tests.plugins.host_kernels import INCLUDES, WARNINGS, run_compiler
 from tests.plugins.host_machine import A100, H200, KIB, L4, MIB, RTX_5090, Gpu
 

@@ -13,17 +13,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from q2export import opspec
+from q2export.contracts import opspec
 from q2export.errors import ExportError
-from q2export.plugins.python import registry
-from q2export.plugins.python.fields import (
+from q2export.plugins.tensorrt import registry
+from q2export.plugins.tensorrt.fields import (
     INT32_MAX,
     SerializedFields,
     attributes_from_fields,
     check_attributes,
     declared,
 )
-from q2export.plugins.python.preflight import check_onnx
+from q2export.plugins.tensorrt.preflight import check_onnx
 from tests.plugins.networks import Parsed, attributes_of, load_rtx, one_node
 
 SPECS = {spec.name: spec for spec in opspec.ALL}

@@ -12,22 +12,22 @@ from types import ModuleType
 
 import pytest
 
-from q2export import opspec
+from q2export.contracts import opspec
 from q2export.errors import MissingDependencyError
-from q2export.plugins.python import loader, stub_library
+from q2export.plugins.tensorrt import loader, stub_library
 from tests.plugins.networks import load_rtx
 
 PARSE = """
 import sys
 {load}
-from q2export.plugins.python.registry import register
+from q2export.plugins.tensorrt.registry import register
 from tests.plugins.networks import Parsed, one_node
-from q2export import opspec
+from q2export.contracts import opspec
 register(trt)
 parsed = Parsed(trt, one_node(opspec.{op}, with_function=True))
 print(parsed.ok, [layer.type.name for layer in parsed.layers(trt.LayerType.PLUGIN_V3)])
 """
-CURED = "from q2export.plugins.python.loader import import_tensorrt; trt = import_tensorrt('rtx')"
+CURED = "from q2export.plugins.tensorrt.loader import import_tensorrt; trt = import_tensorrt('rtx')"
 AS_SHIPPED = "import tensorrt_rtx_bindings as trt"
 
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from q2export.exporter.ops.moe import moe_reference
-from q2export.plugins.python.kernels import MoeDesc
+from q2export.exporter.graph.ops.moe import moe_reference
+from q2export.plugins.tensorrt.kernels import MoeDesc
 from tests.plugins.host_kernels import HostKernels, compile_once
 from tests.plugins.host_machine import A100, H200, L4, pretending, thread_order
 from tests.plugins.moe_probes import SOURCES, TILES, TileKernels, moe_in_float64

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from q2export.plugins.python.kernels import AttentionDesc
+from q2export.plugins.tensorrt.kernels import AttentionDesc
 from tests.plugins.host_kernels import DTYPES, compile_once, pointers
 from tests.plugins.host_machine import A100, H200, KIB, MIB, RTX_4090, RTX_5090, Gpu
 from tests.plugins.prefill_probes import ROWS, SHORT, SOURCES, TALL, Prefill

@@ -14,15 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from q2export import opspec
+from q2export.contracts import opspec
 from q2export.errors import GenerationError, MissingDependencyError
-from q2export.exporter.ops.attention import group_query_attention_reference
-from q2export.exporter.ops.moe import moe_reference
-from q2export.exporter.ops.rotary import rotary_embedding_reference
-from q2export.plugins.python import kernels
-from q2export.plugins.python.plugin import GenericPlugin, plugin_class
-from q2export.plugins.python.registry import register
-from q2export.plugins.python.workspace import reserved_bytes
+from q2export.exporter.graph.ops.attention import group_query_attention_reference
+from q2export.exporter.graph.ops.moe import moe_reference
+from q2export.exporter.graph.ops.rotary import rotary_embedding_reference
+from q2export.plugins.tensorrt import kernels
+from q2export.plugins.tensorrt.plugin import GenericPlugin, plugin_class
+from q2export.plugins.tensorrt.registry import register
+from q2export.plugins.tensorrt.workspace import reserved_bytes
 from tests.plugins.host_kernels import CSRC
 from tests.plugins.networks import attributes_of, load_rtx
 

@@ -13,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto
 
-from q2export import api, opspec
+from q2export import api
+from q2export.contracts import opspec
 from q2export.errors import ExportError, MissingDependencyError
-from q2export.plugins.python import kernels
-from q2export.plugins.python.plugin import GenericPlugin, plugin_class
-from q2export.plugins.python.refusals import take_refusals
-from q2export.plugins.python.registry import GenericCreator, register
+from q2export.plugins.tensorrt import kernels
+from q2export.plugins.tensorrt.plugin import GenericPlugin, plugin_class
+from q2export.plugins.tensorrt.refusals import take_refusals
+from q2export.plugins.tensorrt.registry import GenericCreator, register
 from tests.plugins.networks import SIZES, Dim, Parsed, attributes_of, dims, load_rtx, one_node
 
 Attributes = dict[str, int | float]

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from q2export import opspec
+from q2export.contracts import opspec
 from q2export.errors import ExportError
-from q2export.plugins.python.shapes import Place, bind_symbols, input_specs, output_places
+from q2export.plugins.tensorrt.shapes import Place, bind_symbols, input_specs, output_places
 from tests.plugins.networks import attributes_of, dims
 
 NUMBERS = {"B": 2, "S": 5, "C": 7, "T": 4, "Hq": 6, "Hkv": 2, "D": 8, "H": 12, "I": 3, "E": 3}

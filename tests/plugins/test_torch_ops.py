@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from q2export import opspec
+from benchmarks.kernels.torch_decoder import TorchDecoder
+from q2export.contracts import opspec
 from q2export.errors import ExportError, GenerationError
 from q2export.exporter.export import load_source
-from q2export.exporter.ops.attention import group_query_attention_reference
-from q2export.exporter.ops.moe import moe_reference
-from q2export.exporter.ops.rotary import rotary_embedding_reference
-from q2export.exporter.torch_decoder import TorchDecoder
-from q2export.plugins.python import kernels
-from q2export.plugins.python.torch_ops import implementation, in_place_schema
+from q2export.exporter.graph.ops.attention import group_query_attention_reference
+from q2export.exporter.graph.ops.moe import moe_reference
+from q2export.exporter.graph.ops.rotary import rotary_embedding_reference
+from q2export.plugins.tensorrt import kernels
+from q2export.plugins.tensorrt.torch_ops import implementation, in_place_schema
 
 CHECKPOINTS = Path(__file__).resolve().parents[1] / "data" / "checkpoints"
 
@@ -141,5 +141,5 @@ def test_a_decoder_needs_the_kernels() -> None:
     if hasattr(torch.ops.q2export, "rotary_attention_"):
         pytest.skip("the in-place operator is registered in this process")
     source = load_source(CHECKPOINTS / "qwen2-tiny")
-    with pytest.raises(ExportError, match=r"call q2export.plugins.python.torch_ops.register\(\)"):
+    with pytest.raises(ExportError, match=r"call q2export.plugins.tensorrt.torch_ops.register\(\)"):
         TorchDecoder(source, dtype=torch.float32, device=torch.device("cpu"), batch=1, capacity=8)

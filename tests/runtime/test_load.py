@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from q2export import package_reader
 from q2export.errors import ConfigError, PackageError
-from q2export.manifest import Manifest
+from q2export.package import reader as package_reader
+from q2export.package.manifest import Manifest
 from q2export.runtime import load
 from q2export.runtime.backends import onnxruntime as backend_module
 from tests.runtime.fakes import END, FakeBackend, byte_tokenizer

@@ -14,7 +14,7 @@ import pytest
 
 import q2export
 from q2export.errors import GenerationError, PackageError
-from q2export.manifest import EngineInfo
+from q2export.package.manifest import EngineInfo
 from q2export.runtime.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeCache
 from tests.helpers.checkpoints import tiny_config, write_checkpoint, write_sparse_checkpoint
 
@@ -233,7 +233,7 @@ import json, sys
 from pathlib import Path
 import numpy as np
 import onnxruntime
-from q2export.package_reader import read_package
+from q2export.package.reader import read_package
 from q2export.runtime.backends.onnxruntime import OnnxRuntimeBackend
 
 def anonymous():

@@ -13,7 +13,7 @@ import pytest
 import q2export
 from q2export import runtime
 from q2export.errors import ExportError, PackageError
-from q2export.manifest import EngineInfo
+from q2export.package.manifest import EngineInfo
 from q2export.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from q2export.runtime.cpu import has_exact_int8_products
 from tests.exporter.quantization.models import MOE, blocks_config

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from q2export.exporter.quantization.pack import UInt8Array
-from q2export.exporter.quantization.quantizer import Float32Array, QuantizedRows
+from q2export.contracts.quantization import Scheme
+from q2export.exporter.checkpoint.pack import Float32Array, QuantizedRows, UInt8Array
 from q2export.exporter.quantization.round_to_nearest import nearest_codes
 from q2export.exporter.quantization.search import BlockParameters, search_parameters
-from q2export.quantization import Scheme
 
 PANEL = 128
 """Columns whose errors reach those after the panel in one matrix product; a multiple of all block sizes."""

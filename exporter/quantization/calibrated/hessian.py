@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from q2export.errors import CalibrationError
-from q2export.exporter.quantization.quantizer import Float32Array
+from q2export.exporter.checkpoint.pack import Float32Array
 
 DAMPING = 0.05
 """Added to the diagonal, as a part of its mean, against noise of few tokens (GPTQ, section 3.3, step 3; there

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from q2export.exporter.config import ModelConfig
-from q2export.exporter.model.decoder import DecoderLayer
-from q2export.exporter.model.mlp import MLP
-from q2export.exporter.ops.moe import route
+from q2export.exporter.checkpoint.config import ModelConfig
+from q2export.exporter.graph.model.decoder import DecoderLayer
+from q2export.exporter.graph.model.mlp import MLP
+from q2export.exporter.graph.ops.moe import route
 
 _EXPERT = re.compile(r"mlp\.experts\.(\d+)")
 _READ_BY_ATTENTION = tuple(f"self_attn.{name}_proj" for name in "qkv")

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from q2export.exporter.checkpoint import TensorRef
-from q2export.exporter.config import ModelConfig
-from q2export.exporter.model.decoder import DecoderLayer
-from q2export.exporter.parameters import EMBEDDING, LM_HEAD
+from q2export.exporter.checkpoint.config import ModelConfig
+from q2export.exporter.checkpoint.folder import TensorRef
+from q2export.exporter.checkpoint.pack import Float32Array
+from q2export.exporter.checkpoint.packed import StoredWeight
+from q2export.exporter.checkpoint.parameters import EMBEDDING, LM_HEAD
+from q2export.exporter.checkpoint.rope import inverse_frequencies
+from q2export.exporter.graph.model.decoder import DecoderLayer
 from q2export.exporter.quantization.calibrated.layer import LayerInputs
-from q2export.exporter.quantization.quantizer import Float32Array
 from q2export.exporter.quantization.rows import as_matrix, read_rows
-from q2export.exporter.quantization.stored import StoredWeight
-from q2export.exporter.rope import inverse_frequencies
 
 _LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
 _NORM = "model.norm.weight"

@@ -5,19 +5,19 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 
+from q2export.contracts.quantization import Method, Quantization
 from q2export.errors import CalibrationError
-from q2export.exporter.config import ModelConfig
-from q2export.exporter.parameters import EMBEDDING
+from q2export.exporter.checkpoint.config import ModelConfig
+from q2export.exporter.checkpoint.pack import Float32Array, QuantizedRows
+from q2export.exporter.checkpoint.packed import StoredQuantization, StoredWeight
+from q2export.exporter.checkpoint.parameters import EMBEDDING
+from q2export.exporter.checkpoint.selection import select_weights
+from q2export.exporter.checkpoint.source import Source
 from q2export.exporter.quantization.calibrated.gptq import gptq
 from q2export.exporter.quantization.calibrated.hessian import DAMPING, inverse_factor, second_moments
 from q2export.exporter.quantization.calibrated.model import ModelInputs
 from q2export.exporter.quantization.padding import pad_intermediate
-from q2export.exporter.quantization.quantizer import Float32Array, QuantizedRows
 from q2export.exporter.quantization.round_to_nearest import round_to_nearest
-from q2export.exporter.quantization.selection import select_weights
-from q2export.exporter.quantization.stored import StoredQuantization, StoredWeight
-from q2export.exporter.source import Source
-from q2export.quantization import Method, Quantization
 
 _TIED_DAMPING = 0.3
 """For a matrix that is the head and, as the embedding, also looked up, where each column counts the same."""

@@ -8,11 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from q2export.errors import CheckpointError
-from q2export.exporter.checkpoint import TensorRef
-from q2export.exporter.quantization.published.config import PublishedQuantization
+from q2export.exporter.checkpoint.folder import TensorRef
+from q2export.exporter.checkpoint.published_config import PublishedQuantization
 from q2export.exporter.quantization.published.match import PackedWeight
 from q2export.exporter.quantization.published.tensor_files import TensorFiles
-from q2export.strict_json import shown
+from q2export.strict.json import shown
 
 Int32Array = npt.NDArray[np.int32]
 

@@ -6,15 +6,15 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from q2export.errors import CheckpointError
-from q2export.exporter.checkpoint import Checkpoint, TensorRef
-from q2export.exporter.config import ModelConfig
-from q2export.exporter.listing import listed, listed_names
-from q2export.exporter.parameters import EMBEDDING, LM_HEAD, check_tied_head, expected_parameters
-from q2export.exporter.quantization.published.config import PublishedQuantization
+from q2export.exporter.checkpoint.config import ModelConfig
+from q2export.exporter.checkpoint.folder import Checkpoint, TensorRef
+from q2export.exporter.checkpoint.listing import listed, listed_names
+from q2export.exporter.checkpoint.parameters import EMBEDDING, LM_HEAD, check_tied_head, expected_parameters
+from q2export.exporter.checkpoint.published_config import PublishedQuantization
+from q2export.exporter.checkpoint.safetensors_header import FLOAT_DTYPES
+from q2export.exporter.checkpoint.selection import is_quantizable
 from q2export.exporter.quantization.published.packing import Packing, packing_of
-from q2export.exporter.quantization.selection import is_quantizable
-from q2export.exporter.safetensors_header import FLOAT_DTYPES
-from q2export.strict_json import shown
+from q2export.strict.json import shown
 
 _WEIGHT = ".weight"
 

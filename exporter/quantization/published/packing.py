@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from q2export.exporter.quantization.published.config import PublishedQuantization
+from q2export.exporter.checkpoint.published_config import PublishedQuantization
 
 Words = npt.NDArray[np.uint32]
 UInt8Array = npt.NDArray[np.uint8]

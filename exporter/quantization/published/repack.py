@@ -12,17 +12,17 @@ from pathlib import Path
 
 import numpy as np
 
-from q2export.exporter.checkpoint import read_blocks
+from q2export.contracts.progress import Advance, silent
+from q2export.exporter.checkpoint.folder import read_blocks
+from q2export.exporter.checkpoint.packed import StoredQuantization, StoredWeight
+from q2export.exporter.checkpoint.packed_layout import Layout, plan_layout
+from q2export.exporter.checkpoint.values import check_block
 from q2export.exporter.quantization.folder import WEIGHTS_FILE, staged_checkpoint, write_texts
-from q2export.exporter.quantization.layout import Layout, plan_layout
 from q2export.exporter.quantization.published.rows import WeightRows
 from q2export.exporter.quantization.published.source import PublishedSource
 from q2export.exporter.quantization.published.tensor_files import TensorFiles
-from q2export.exporter.quantization.stored import StoredQuantization, StoredWeight
 from q2export.exporter.quantization.writer import StoredWriter
-from q2export.exporter.values import check_block
-from q2export.placement import require_free_space
-from q2export.progress import Advance, silent
+from q2export.package.placement import require_free_space
 
 TILE_BYTES = 4 << 20
 """Of packed codes, read and transposed at once."""

@@ -9,16 +9,15 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from q2export.exporter.checkpoint import RawBits
-from q2export.exporter.quantization.pack import pack
+from q2export.exporter.checkpoint.folder import RawBits
+from q2export.exporter.checkpoint.pack import PackedRows, pack
+from q2export.exporter.checkpoint.values import check_block, convert_block
 from q2export.exporter.quantization.published.groups import InputGroups, Int32Array
 from q2export.exporter.quantization.published.match import PackedWeight
 from q2export.exporter.quantization.published.packing import Packing, UInt8Array
 from q2export.exporter.quantization.published.source import PublishedSource
 from q2export.exporter.quantization.published.tensor_files import TensorFiles
 from q2export.exporter.quantization.published.zero_points import read_zero_points
-from q2export.exporter.quantization.quantizer import PackedRows
-from q2export.exporter.values import check_block, convert_block
 
 _T = TypeVar("_T", bound=np.generic)
 

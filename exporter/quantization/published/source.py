@@ -13,21 +13,21 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from q2export.contracts.quantization import BLOCK_SIZES, Scheme
 from q2export.errors import CheckpointError, ConfigError
-from q2export.exporter.checkpoint import Checkpoint, open_checkpoint
-from q2export.exporter.config import ModelConfig, load_config
-from q2export.exporter.parameters import LM_HEAD, expected_parameters
-from q2export.exporter.quantization.published.config import PublishedQuantization
+from q2export.exporter.checkpoint.config import ModelConfig, load_config
+from q2export.exporter.checkpoint.folder import Checkpoint, open_checkpoint
+from q2export.exporter.checkpoint.packed import StoredQuantization
+from q2export.exporter.checkpoint.parameters import LM_HEAD, expected_parameters
+from q2export.exporter.checkpoint.published_config import PublishedQuantization
+from q2export.exporter.checkpoint.safetensors_header import QUANTIZED_DTYPES
+from q2export.exporter.checkpoint.selection import is_quantizable, ordered_input
 from q2export.exporter.quantization.published.groups import InputGroups, input_groups
 from q2export.exporter.quantization.published.match import MatchedTensors, PackedWeight, match_tensors
 from q2export.exporter.quantization.published.packing import Packing, packing_of
 from q2export.exporter.quantization.published.tensor_files import TensorFiles
 from q2export.exporter.quantization.published.zero_points import are_default
-from q2export.exporter.quantization.selection import is_quantizable, ordered_input
-from q2export.exporter.quantization.stored import StoredQuantization
-from q2export.exporter.safetensors_header import QUANTIZED_DTYPES
-from q2export.quantization import BLOCK_SIZES, Scheme
-from q2export.strict_json import shown
+from q2export.strict.json import shown
 
 Int32Array = npt.NDArray[np.int32]
 

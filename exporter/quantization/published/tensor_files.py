@@ -11,9 +11,9 @@ from types import TracebackType
 import numpy as np
 
 from q2export.errors import CheckpointError
-from q2export.exporter.checkpoint import RawBits, TensorRef
-from q2export.exporter.safetensors_header import ITEMSIZE
-from q2export.strict_json import shown
+from q2export.exporter.checkpoint.folder import RawBits, TensorRef
+from q2export.exporter.checkpoint.safetensors_header import ITEMSIZE
+from q2export.strict.json import shown
 
 
 class TensorFiles:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from q2export.errors import CheckpointError
-from q2export.exporter.quantization.published.config import PublishedQuantization
+from q2export.exporter.checkpoint.published_config import PublishedQuantization
 from q2export.exporter.quantization.published.match import PackedWeight
 from q2export.exporter.quantization.published.packing import WORD_BITS, Packing, UInt8Array
 from q2export.exporter.quantization.published.tensor_files import TensorFiles
-from q2export.strict_json import shown
+from q2export.strict.json import shown
 
 
 def are_default(

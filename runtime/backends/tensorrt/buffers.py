@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from q2export.manifest import EngineInfo
+from q2export.package.manifest import EngineInfo
 
 ALIGNMENT = 256
 ITEMSIZE = {"float32": 4, "float16": 2, "bfloat16": 2}

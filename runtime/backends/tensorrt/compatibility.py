@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from q2export import opspec
+from q2export.contracts import opspec
 from q2export.errors import PackageError
-from q2export.manifest import TensorRTInfo
+from q2export.package.manifest import TensorRTInfo
 
 _TITLES = {"tensorrt": "TensorRT", "rtx": "TensorRT-RTX"}
 

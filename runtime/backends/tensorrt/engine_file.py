@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from q2export.errors import PackageError
-from q2export.manifest import EngineInfo, TensorRTInfo
+from q2export.package.manifest import EngineInfo, TensorRTInfo
 from q2export.runtime.backends.tensorrt.buffers import aliases
 from q2export.runtime.backends.tensorrt.compatibility import Found, mismatch
 from q2export.runtime.backends.tensorrt.profiles import Shape, StepProfile, read_profile

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from q2export.errors import GenerationError, PackageError
-from q2export.manifest import EngineInfo, TensorRTInfo
+from q2export.package.manifest import EngineInfo, TensorRTInfo
 from q2export.runtime.backends.base import Float32Array, Int64Array
 from q2export.runtime.backends.tensorrt.buffers import LOGIT_BYTES, Binding, InputLayout, KVLayout, aligned
 from q2export.runtime.backends.tensorrt.compatibility import Found, check_compatible
@@ -37,8 +37,8 @@ def open_backend(
         PackageError: no GPU, another library version or GPU than the engine was built for, or the engine is
             not the one the manifest describes.
     """
-    from q2export.plugins.python.loader import import_tensorrt
-    from q2export.plugins.python.registry import register
+    from q2export.plugins.tensorrt.loader import import_tensorrt
+    from q2export.plugins.tensorrt.registry import register
 
     trt = import_tensorrt(built.builder)
     cuda = CudaRuntime()

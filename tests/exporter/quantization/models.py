@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import safe_open
 
-from q2export.exporter.config import ModelConfig, parse_config
-from q2export.exporter.quantization.pack import unpack
-from q2export.exporter.quantization.stored import StoredWeight
+from q2export.exporter.checkpoint.config import ModelConfig, parse_config
+from q2export.exporter.checkpoint.pack import unpack
+from q2export.exporter.checkpoint.packed import StoredWeight
 from tests.helpers.checkpoints import tiny_config
 
 MOE = {"model_type": "qwen2_moe", "moe_intermediate_size": 32, "shared_expert_intermediate_size": 64}

@@ -9,19 +9,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from q2export.contracts.quantization import Quantization
 from q2export.errors import CalibrationError
-from q2export.exporter.checkpoint import TensorRef
-from q2export.exporter.ops.moe import route
-from q2export.exporter.parameter_values import ParameterValues
+from q2export.exporter.checkpoint.folder import TensorRef
+from q2export.exporter.checkpoint.packed import StoredQuantization
+from q2export.exporter.checkpoint.parameter_values import ParameterValues
+from q2export.exporter.checkpoint.selection import select_weights
+from q2export.exporter.checkpoint.source import Source, load_source
+from q2export.exporter.graph.ops.moe import route
 from q2export.exporter.quantization.calibrated.model import ModelInputs
 from q2export.exporter.quantization.calibrated.quantizer import Calibrated
 from q2export.exporter.quantization.folder import quantize_checkpoint
 from q2export.exporter.quantization.quantize import QuantizeResult
-from q2export.exporter.quantization.selection import select_weights
-from q2export.exporter.quantization.stored import StoredQuantization
 from q2export.exporter.reference import CheckpointReference
-from q2export.exporter.source import Source, load_source
-from q2export.quantization import Quantization
 from tests.exporter.quantization.models import MOE, blocks_config
 from tests.helpers.checkpoints import write_checkpoint
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from q2export.contracts.quantization import Quantization
 from q2export.errors import CheckpointError, PackageError
+from q2export.exporter.checkpoint.packed import StoredQuantization
+from q2export.exporter.checkpoint.source import Source, load_source
 from q2export.exporter.quantization.folder import quantize_checkpoint
 from q2export.exporter.quantization.quantize import QuantizeResult
-from q2export.exporter.quantization.stored import StoredQuantization
-from q2export.exporter.source import Source, load_source
-from q2export.quantization import Quantization
 from tests.exporter.quantization.models import MOE, blocks_config
 from tests.helpers.checkpoints import write_checkpoint
 

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from q2export.contracts.quantization import Scheme
 from q2export.errors import CalibrationError
+from q2export.exporter.checkpoint.pack import Float32Array, QuantizedRows
 from q2export.exporter.quantization.calibrated.gptq import PANEL, gptq
 from q2export.exporter.quantization.calibrated.hessian import DAMPING, inverse_factor, second_moments
-from q2export.exporter.quantization.quantizer import Float32Array, QuantizedRows
 from q2export.exporter.quantization.round_to_nearest import nearest_codes, round_to_nearest
 from q2export.exporter.quantization.search import search_parameters
-from q2export.quantization import Scheme
 
 SCHEMES = [Scheme(4, 32, True), Scheme(4, 64, False), Scheme(8, 128, True), Scheme(4, 128, True)]
 BY_SCHEME = pytest.mark.parametrize("scheme", SCHEMES, ids=str)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from q2export.exporter.quantization.pack import UInt8Array, pack, unpack
+from q2export.exporter.checkpoint.pack import UInt8Array, pack, unpack
 
 
 def packed_one_by_one(row: list[int]) -> list[int]:

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import numpy as np
 
-from q2export.exporter.parameter_values import ParameterValues
-from q2export.exporter.parameters import expected_parameters
+from q2export.contracts.quantization import Quantization, Scheme
+from q2export.exporter.checkpoint.packed import StoredQuantization
+from q2export.exporter.checkpoint.parameter_values import ParameterValues
+from q2export.exporter.checkpoint.parameters import expected_parameters
+from q2export.exporter.checkpoint.selection import select_weights
+from q2export.exporter.checkpoint.source import load_source
 from q2export.exporter.quantization.folder import quantize_checkpoint
 from q2export.exporter.quantization.padding import pad_intermediate
 from q2export.exporter.quantization.round_to_nearest import round_to_nearest
 from q2export.exporter.quantization.rows import read_rows
-from q2export.exporter.quantization.selection import select_weights
-from q2export.exporter.quantization.stored import StoredQuantization
 from q2export.exporter.reference import CheckpointReference
-from q2export.exporter.source import load_source
-from q2export.quantization import Quantization, Scheme
 from tests.exporter.quantization.models import MOE, blocks_config, dequantize, model_config, read_tensors
 from tests.helpers.checkpoints import header_bytes, make_header, random_weights, write_checkpoint, write_json
 

@@ -11,15 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from q2export.contracts.quantization import Quantization
 from q2export.errors import CheckpointError, PackageError, ProfileError
-from q2export.exporter.checkpoint import read_blocks
+from q2export.exporter.checkpoint.folder import read_blocks
+from q2export.exporter.checkpoint.packed import StoredQuantization
+from q2export.exporter.checkpoint.selection import select_weights
+from q2export.exporter.checkpoint.source import Source, load_source
+from q2export.exporter.checkpoint.values import convert_block
 from q2export.exporter.quantization.quantize import QuantizeResult, quantize_weights, source_bytes
 from q2export.exporter.quantization.round_to_nearest import round_to_nearest
-from q2export.exporter.quantization.selection import select_weights
-from q2export.exporter.quantization.stored import StoredQuantization
-from q2export.exporter.source import Source, load_source
-from q2export.exporter.values import convert_block
-from q2export.quantization import Quantization
 from tests.exporter.quantization.models import MOE, blocks_config, dequantize, read_tensors
 from tests.helpers.checkpoints import write_checkpoint, write_sparse_checkpoint
 
@@ -148,9 +148,9 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from q2export.exporter.quantization.quantize import quantize_weights
-from q2export.exporter.source import load_source
-from q2export.stopwatch import peak_rss_bytes
-from q2export.quantization import Quantization
+from q2export.exporter.checkpoint.source import load_source
+from q2export.pipeline.stopwatch import peak_rss_bytes
+from q2export.contracts.quantization import Quantization
 source = load_source(Path(sys.argv[1]))
 before = peak_rss_bytes()
 quantize_weights(source, Path(sys.argv[2]), Quantization("int4"))

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from q2export.exporter.quantization.quantizer import Float32Array, QuantizedRows
+from q2export.contracts.quantization import BLOCK_SIZES, Scheme
+from q2export.exporter.checkpoint.pack import Float32Array, QuantizedRows
 from q2export.exporter.quantization.round_to_nearest import round_to_nearest
-from q2export.quantization import BLOCK_SIZES, Scheme
 
 SCHEMES = [
     Scheme(bits, size, symmetric) for bits in (4, 8) for size in BLOCK_SIZES for symmetric in (True, False)

@@ -17,11 +17,11 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
+from q2export.contracts.quantization import Quantization
+from q2export.exporter.checkpoint.source import load_source
 from q2export.exporter.quantization.calibrated.quantizer import Calibrated
 from q2export.exporter.quantization.folder import quantize_checkpoint
 from q2export.exporter.reference import CheckpointReference
-from q2export.exporter.source import load_source
-from q2export.quantization import Quantization
 
 NAMES = ("qwen2-tiny", "qwen2-moe-tiny")
 WINDOW, CALIBRATION_TOKENS = 512, 4096

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from q2export.contracts.quantization import Scheme
 from q2export.errors import ExportError
-from q2export.exporter.parameters import expected_parameters
-from q2export.exporter.quantization.layout import Layout, plan_layout
-from q2export.exporter.quantization.quantizer import PackedRows
-from q2export.exporter.quantization.stored import StoredQuantization, StoredWeight
+from q2export.exporter.checkpoint.pack import PackedRows
+from q2export.exporter.checkpoint.packed import StoredQuantization, StoredWeight
+from q2export.exporter.checkpoint.packed_layout import Layout, plan_layout
+from q2export.exporter.checkpoint.parameters import expected_parameters
 from q2export.exporter.quantization.writer import StoredWriter
-from q2export.quantization import Scheme
 from tests.exporter.quantization.models import MOE, model_config, read_tensors
 
 CONFIG = model_config(**MOE, vocab_size=128, num_hidden_layers=1)

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from q2export import opspec
+from q2export.contracts import opspec
 from q2export.errors import GenerationError, MissingDependencyError, PackageError
-from q2export.manifest import TensorRTInfo
+from q2export.package.manifest import TensorRTInfo
 from q2export.runtime.backends.tensorrt import cuda as cuda_module
 from q2export.runtime.backends.tensorrt.compatibility import Found, check_compatible
 from q2export.runtime.backends.tensorrt.cuda import CudaRuntime

@@ -9,8 +9,8 @@ import pytest
 import q2export
 from q2export.cli.main import main
 from q2export.errors import PackageError
-from q2export.manifest import EngineInfo
-from q2export.package_reader import read_package
+from q2export.package.manifest import EngineInfo
+from q2export.package.reader import read_package
 from q2export.runtime.backends.tensorrt import session
 from q2export.runtime.backends.tensorrt.cuda import Device
 from q2export.runtime.backends.tensorrt.session import TensorRTBackend
@@ -33,7 +33,7 @@ def package(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture
 def no_gpu() -> None:
-    from q2export.plugins.python.loader import gpu_present
+    from q2export.plugins.tensorrt.loader import gpu_present
 
     if gpu_present():
         pytest.skip("this machine has a GPU")
@@ -75,7 +75,7 @@ def test_the_backend_takes_every_step_the_profile_was_made_for(package: Path) ->
 
 def _ranges(package: Path, engine: EngineInfo) -> list[dict[str, Range]]:
     """Smallest and largest shapes of each profile of the package, as the builder sets them."""
-    from q2export.profile import Profile
+    from q2export.contracts.profile import Profile
 
     profile = Profile.from_dict(dict(read_package(package).manifest.profile), "manifest")
     found = []

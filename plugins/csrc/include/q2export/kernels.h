@@ -1,5 +1,5 @@
 /*
- * C ABI of the CUDA kernels of q2export: one function per op of driver/opspec.py, which defines their meaning.
+ * C ABI of the CUDA kernels of q2export: one function per op of q2export/contracts/opspec.py, which defines their meaning.
  *
  * Every function
  *   - takes device pointers to dense row-major tensors, sizes and a stream; knows nothing of torch or TensorRT;

@@ -1,4 +1,4 @@
-// The op specification (driver/opspec.py) as constant tables.
+// The op specification (q2export/contracts/opspec.py) as constant tables.
 #pragma once
 
 #include <cstddef>

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save_file
 
-from q2export.exporter.config import parse_config
-from q2export.exporter.parameters import expected_parameters
+from q2export.exporter.checkpoint.config import parse_config
+from q2export.exporter.checkpoint.parameters import expected_parameters
 from tests.exporter.quantization.models import blocks_config
 
 Tensors = dict[str, npt.NDArray[Any]]

@@ -9,11 +9,11 @@ import numpy.typing as npt
 import pytest
 from safetensors.numpy import load_file
 
+from q2export.contracts.quantization import Scheme
+from q2export.exporter.checkpoint.packed import StoredQuantization
+from q2export.exporter.checkpoint.selection import select_weights
 from q2export.exporter.quantization.published.repack import repack_weights
 from q2export.exporter.quantization.published.source import PublishedSource, load_published
-from q2export.exporter.quantization.selection import select_weights
-from q2export.exporter.quantization.stored import StoredQuantization
-from q2export.quantization import Scheme
 from tests.exporter.quantization.models import dequantize, read_tensors
 
 FOLDER = Path(__file__).parents[3] / "data" / "published"

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from q2export.exporter.config import parse_config
-from q2export.exporter.parameters import expected_parameters
+from q2export.exporter.checkpoint.config import parse_config
+from q2export.exporter.checkpoint.parameters import expected_parameters
 from q2export.exporter.quantization.published.repack import repack_weights
 from q2export.exporter.quantization.published.source import load_published
 from tests.exporter.quantization.published.checkpoints import AWQ, GPTQ, published_config

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from q2export.contracts.quantization import Scheme
 from q2export.errors import CheckpointError, PackageError
+from q2export.exporter.checkpoint.packed import StoredQuantization
+from q2export.exporter.checkpoint.source import load_source
 from q2export.exporter.quantization.published.repack import repack_checkpoint
 from q2export.exporter.quantization.published.source import load_published
-from q2export.exporter.quantization.stored import StoredQuantization
-from q2export.exporter.source import load_source
-from q2export.quantization import Scheme
 from tests.exporter.quantization.models import MOE, dequantize, read_tensors
 from tests.exporter.quantization.published.checkpoints import (
     AWQ,

@@ -1,0 +1,1 @@
+"""Checkpoints on disk, read strictly: configuration, tensors, packed weights."""

@@ -1,0 +1,141 @@
+"""The stored form of a quantized weight, the same for every target.
+
+Next to a model's other tensors, a quantized weight ``NAME.weight [out, in]`` is held as
+
+======================== ===== =========================== ===================================================
+tensor                   dtype shape                       contents
+======================== ===== =========================== ===================================================
+NAME.weight              U8    [out, in * bits / 8]        codes; of two nibbles, the low one is first
+NAME.weight_scale        F32   [out, in / block_size]
+NAME.weight_zero_point   U8    [out, ceil(in / block_size  packed as the codes; absent if symmetric
+                               * bits / 8)]
+NAME.weight_input_order  I32   [in]                        seldom there, see :class:`StoredWeight`
+======================== ===== =========================== ===================================================
+
+The bytes of the codes are those of an ONNX UINT4 (or UINT8) tensor ``[out, in]`` and of the operand ``B`` of
+``com.microsoft.MatMulNBits``, so both are mapped in place. Weights that a kernel wants as one matrix (the
+three projections of the attention, gate and up) lie next to each other in the file, first their codes, then
+their scales, then their zero points, so that the joined matrix is in place, too.
+
+Gate and up of a routed expert, where both are quantized, are one tensor whose rows alternate (gate 0, up 0,
+gate 1, ...), for ``com.microsoft.QMoE`` takes no other order on the CPU: ``experts.N.gate_up_proj.weight``
+``[2 * intermediate, ...]``, with its scales and zero points likewise.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from q2export.contracts.quantization import Quantization, Scheme
+
+SCALE_SUFFIX, ZERO_POINT_SUFFIX, INPUT_ORDER_SUFFIX = "_scale", "_zero_point", "_input_order"
+
+
+@dataclass(frozen=True)
+class StoredQuantization:
+    """What is quantized in a checkpoint in the stored form; its ``quantization_config`` says this.
+
+    Attributes:
+        scheme: of every quantized weight.
+        method: where the codes come from: the method of quantization, or the format of the published
+            checkpoint they were taken from.
+        embedding, keep: as in :class:`q2export.contracts.quantization.Quantization`.
+        input_order: the columns of all quantized weights but embedding and ``down_proj`` are permuted, as
+            GPTQ's act-order wants it, see :class:`StoredWeight`. (For ``down_proj`` the rows of gate and up
+            can be permuted instead.)
+    """
+
+    scheme: Scheme
+    method: str = "round-to-nearest"
+    embedding: bool = True
+    keep: tuple[str, ...] = ()
+    input_order: bool = False
+
+    @classmethod
+    def of(cls, quantization: Quantization) -> StoredQuantization:
+        """What quantizing this way gives; only where ``quantization.enabled``."""
+        return cls(quantization.scheme, quantization.method, quantization.embedding, quantization.keep)
+
+
+@dataclass(frozen=True)
+class StoredWeight:
+    """Names and shapes of what holds one quantized weight.
+
+    Attributes:
+        name: Hugging Face name of the weight, such as ``model.layers.0.mlp.up_proj.weight``.
+        shape: of the weight, ``(out, in)``; ``in`` is a multiple of the block size.
+        scheme: how it is quantized.
+        tensor: the stored tensor that holds its rows, another than ``name`` only where rows alternate.
+        first_row: of the tensor, holds row 0 of the weight.
+        row_step: rows of the tensor per row of the weight: 1, or the number of weights that alternate.
+        input_order: name of the int32 tensor ``[in]`` with the order of its columns; None where they are in
+            order. Stored column ``j`` multiplies element ``order[j]`` of the input: the graph gathers the
+            last axis of the activations with it. All weights that read the same input have the same order,
+            which the first of them holds, so one ``Gather`` serves a joined matrix and all experts.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    scheme: Scheme
+    tensor: str = ""
+    first_row: int = 0
+    row_step: int = 1
+    input_order: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.tensor:
+            object.__setattr__(self, "tensor", self.name)
+
+    @property
+    def blocks(self) -> int:
+        """Blocks per row."""
+        return self.shape[1] // self.scheme.block_size
+
+    @property
+    def rows(self) -> int:
+        """Rows of the tensors that hold the weight."""
+        return self.shape[0] * self.row_step
+
+    @property
+    def codes_shape(self) -> tuple[int, int]:
+        """Shape of the tensor ``tensor``, uint8."""
+        return self.rows, self.shape[1] * self.scheme.bits // 8
+
+    @property
+    def scale_name(self) -> str:
+        """Name of the scales, float32."""
+        return self.tensor + SCALE_SUFFIX
+
+    @property
+    def scale_shape(self) -> tuple[int, int]:
+        """Shape of the scales."""
+        return self.rows, self.blocks
+
+    @property
+    def zero_point_name(self) -> str | None:
+        """Name of the zero points, uint8; None where the scheme is symmetric."""
+        return None if self.scheme.symmetric else self.tensor + ZERO_POINT_SUFFIX
+
+    @property
+    def zero_point_shape(self) -> tuple[int, int]:
+        """Shape of the packed zero points."""
+        return self.rows, -(-self.blocks * self.scheme.bits // 8)
+
+    @property
+    def holds_input_order(self) -> bool:
+        """Whether the order is this weight's own, and not another's that it shares."""
+        return self.input_order == self.name + INPUT_ORDER_SUFFIX
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """Names of all tensors that its values come from."""
+        optional = (name for name in (self.zero_point_name, self.input_order) if name is not None)
+        return self.tensor, self.scale_name, *optional
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the codes, scales and zero points of this weight alone."""
+        zero_points = 0 if self.scheme.symmetric else math.prod(self.zero_point_shape)
+        held = math.prod(self.codes_shape) + 4 * math.prod(self.scale_shape) + zero_points
+        return held // self.row_step

@@ -1,0 +1,121 @@
+"""A checkpoint on disk, checked as far as its headers allow: where every way through the exporter starts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+
+from q2export.errors import ConfigError
+from q2export.exporter.checkpoint.config import ModelConfig, load_config
+from q2export.exporter.checkpoint.folder import Checkpoint, TensorRef, open_checkpoint
+from q2export.exporter.checkpoint.packed import StoredQuantization, StoredWeight
+from q2export.exporter.checkpoint.packed_layout import PADDING_PREFIX
+from q2export.exporter.checkpoint.parameters import TensorSpec, check_parameters, expected_parameters
+from q2export.exporter.checkpoint.published_config import PublishedQuantization
+from q2export.exporter.checkpoint.safetensors_header import QUANTIZED_DTYPES
+from q2export.exporter.checkpoint.selection import select_weights
+
+DTYPE_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint that passed every check that headers allow.
+
+    Attributes:
+        folder: of the checkpoint.
+        config: its ``config.json``.
+        checkpoint: its tensors.
+        stored: the quantized weights, by Hugging Face name; empty for an unquantized checkpoint.
+    """
+
+    folder: Path
+    config: ModelConfig
+    checkpoint: Checkpoint
+    stored: Mapping[str, StoredWeight] = field(default_factory=dict)
+
+    @property
+    def quantization(self) -> StoredQuantization | None:
+        """How the checkpoint is quantized; None if it is not."""
+        found = self.config.quantization
+        return found if isinstance(found, StoredQuantization) else None
+
+    @cached_property
+    def dtype(self) -> str:
+        """Type of what is not quantized, ``float32``, ``float16`` or ``bfloat16``.
+
+        Of an unquantized checkpoint it is the one most bytes of its matrices have.
+        """
+        if not self.stored:
+            return DTYPE_NAMES[self.checkpoint.dtype]
+        held = {name for weight in self.stored.values() for name, _ in _tensors_of(weight)}
+        plain = [self.checkpoint.tensors[name] for name in self.tensor_names if name not in held]
+        return plain_dtype(self.config, plain)
+
+    @cached_property
+    def tensor_names(self) -> tuple[str, ...]:
+        """Names of all tensors of the model; not the padding between them, nor the copy of a tied head."""
+        return tuple(tensor_specs(self.config, self.stored))
+
+
+def plain_dtype(config: ModelConfig, plain: Iterable[TensorRef]) -> str:
+    """Type of a quantized checkpoint's unquantized tensors: what ``config.json`` says, or most bytes have."""
+    if config.torch_dtype is not None:
+        return config.torch_dtype
+    nbytes: Counter[str] = Counter()
+    for ref in plain:
+        nbytes[ref.dtype] += ref.nbytes
+    return DTYPE_NAMES[max(nbytes, key=lambda dtype: nbytes[dtype])]
+
+
+def load_source(folder: Path) -> Source:
+    """Read and check ``config.json`` and all tensor headers; no weight is read.
+
+    Args:
+        folder: of a checkpoint that is not quantized, or one in the stored form.
+
+    Raises:
+        ConfigError, CheckpointError: naming file and field or tensor.
+    """
+    config = load_config(folder)
+    quantization = config.quantization
+    if isinstance(quantization, PublishedQuantization):
+        raise ConfigError(
+            f"{folder / 'config.json'}: a published quantized checkpoint ({quantization.method}), which has "
+            "to be repacked first: q2export repack --model ... --output ..."
+        )
+    if quantization is None:
+        checkpoint = open_checkpoint(folder)
+        check_parameters(checkpoint, config)
+        return Source(folder, config, checkpoint)
+    stored = select_weights(config, quantization)
+    specs = tensor_specs(config, stored)
+    checkpoint = open_checkpoint(folder, QUANTIZED_DTYPES)
+    padding = {name: ref for name, ref in checkpoint.tensors.items() if name.startswith(PADDING_PREFIX)}
+    check_parameters(
+        checkpoint, config, specs | {name: TensorSpec(ref.shape, ("U8",)) for name, ref in padding.items()}
+    )
+    return Source(folder, config, checkpoint, MappingProxyType(stored))
+
+
+def tensor_specs(config: ModelConfig, stored: Mapping[str, StoredWeight]) -> dict[str, TensorSpec]:
+    """What has to be in a checkpoint some of whose weights are in the stored form, by name of the tensor."""
+    specs: dict[str, TensorSpec] = {}
+    for name, shape in expected_parameters(config).items():
+        weight = stored.get(name)
+        specs.update({name: TensorSpec(shape)} if weight is None else dict(_tensors_of(weight)))
+    return specs
+
+
+def _tensors_of(weight: StoredWeight) -> Iterator[tuple[str, TensorSpec]]:
+    """The tensors that hold a quantized weight; some may hold another one, too."""
+    yield weight.tensor, TensorSpec(weight.codes_shape, ("U8",))
+    yield weight.scale_name, TensorSpec(weight.scale_shape, ("F32",))
+    if weight.zero_point_name is not None:
+        yield weight.zero_point_name, TensorSpec(weight.zero_point_shape, ("U8",))
+    if weight.input_order is not None:
+        yield weight.input_order, TensorSpec((weight.shape[1],), ("I32",))

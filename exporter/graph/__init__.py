@@ -1,0 +1,1 @@
+"""The canonical graph: traced modules, custom ops, and their emission as ONNX."""

@@ -1,0 +1,61 @@
+"""ONNX function bodies of the custom ops, so that any ONNX runtime can run the canonical graph."""
+
+from __future__ import annotations
+
+import onnx
+
+from q2export.contracts import opspec
+from q2export.exporter.graph.ops import attention, moe, rotary
+
+ONNX_OPSET = 23
+"""Opset of the graph and of all function bodies (the first with RMSNormalization)."""
+
+IR_VERSION = 11
+
+_FUSED = """
+    zero = Constant <value_int = 0> ()
+    one = Constant <value_int = 1> ()
+    axis0 = Constant <value_ints = [0]> ()
+    axis1 = Constant <value_ints = [1]> ()
+    sequence_dim = Shape <start = 1, end = 2> (query)
+    sequence = Squeeze (sequence_dim, axis0)
+    step = Range (zero, sequence, one)
+    past_column = Unsqueeze (past_lengths, axis1)
+    position_ids = Add (past_column, step)
+    query_rotated = q2export.Q2RotaryEmbedding
+        <attention_factor: float = @attention_factor, plugin_version: string = @plugin_version,
+         plugin_namespace: string = @plugin_namespace> (query, position_ids, inv_freq)
+    key_rotated = q2export.Q2RotaryEmbedding
+        <attention_factor: float = @attention_factor, plugin_version: string = @plugin_version,
+         plugin_namespace: string = @plugin_namespace> (key, position_ids, inv_freq)
+    output, present_key, present_value = q2export.Q2GroupQueryAttention
+        <num_heads: int = @num_heads, num_kv_heads: int = @num_kv_heads, scale: float = @scale,
+         sliding_window: int = @sliding_window, plugin_version: string = @plugin_version,
+         plugin_namespace: string = @plugin_namespace>
+        (query_rotated, key_rotated, value, past_key, past_value, past_lengths, query_lengths)
+"""
+
+
+def function_for(spec: opspec.OpSpec, num_experts: int = 0) -> onnx.FunctionProto:
+    """Return the function that defines ``spec`` in standard ONNX ops.
+
+    Args:
+        spec: the op.
+        num_experts: for ``Q2MoE``, whose function has one triple of inputs per expert (functions have no
+            variadic
+            inputs).
+    """
+    bodies = {
+        opspec.ROTARY.name: rotary.BODY,
+        opspec.ATTENTION.name: attention.BODY,
+        opspec.ROTARY_ATTENTION.name: _FUSED,
+    }
+    body = moe.body(num_experts) if spec.name == opspec.MOE.name else bodies[spec.name]
+    attributes = ", ".join((*spec.attribute_names(), "plugin_version", "plugin_namespace"))
+    inputs = ", ".join(spec.input_names(num_experts))
+    outputs = ", ".join(spec.output_names())
+    imports = f'["" : {ONNX_OPSET}, "{opspec.DOMAIN}" : {opspec.DOMAIN_VERSION}]'
+    return onnx.parser.parse_function(
+        f'<domain: "{opspec.DOMAIN}", opset_import: {imports}>\n'
+        f"{spec.name} <{attributes}> ({inputs}) => ({outputs})\n{{{body}}}"
+    )

@@ -1,0 +1,135 @@
+"""Q2MoE: torch operator and ONNX function body."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from q2export.contracts.opspec import MOE
+from q2export.exporter.graph.ops.library import define
+
+
+def route(router_logits: Tensor, top_k: int, norm_topk_prob: bool) -> tuple[Tensor, Tensor]:
+    """Choose the experts of every token.
+
+    Args:
+        router_logits: ``[tokens, num_experts]``.
+        top_k: experts per token.
+        norm_topk_prob: divide the chosen probabilities by their sum.
+
+    Returns:
+        float32 weights and int64 expert indices, both ``[tokens, top_k]``. Follows transformers
+        ``models/qwen2_moe/modeling_qwen2_moe.py`` (``Qwen2MoeTopKRouter``).
+    """
+    probability = router_logits.to(torch.float32).softmax(dim=-1)
+    weight, index = probability.topk(top_k, dim=-1)
+    if norm_topk_prob:
+        weight = weight / weight.sum(dim=-1, keepdim=True)
+    return weight, index
+
+
+def moe_reference(
+    hidden: Tensor,
+    router_logits: Tensor,
+    gate: list[Tensor],
+    up: list[Tensor],
+    down: list[Tensor],
+    num_experts: int,
+    top_k: int,
+    norm_topk_prob: int,
+) -> Tensor:
+    """Send every token to its experts and add up what they return, weighted; shapes as in ``opspec.MOE``."""
+    weight, index = route(router_logits, top_k, bool(norm_topk_prob))
+    output = torch.zeros(hidden.shape, dtype=torch.float32)
+    for expert in index.unique().tolist():
+        token, slot = (index == expert).nonzero(as_tuple=True)
+        rows = hidden[token]
+        activated = functional.silu(functional.linear(rows, gate[expert])) * functional.linear(
+            rows, up[expert]
+        )
+        result = functional.linear(activated, down[expert]).to(torch.float32)
+        output.index_add_(0, token, result * weight[token, slot, None])
+    return output.to(hidden.dtype)
+
+
+def _fake(
+    hidden: Tensor,
+    router_logits: Tensor,
+    gate: list[Tensor],
+    up: list[Tensor],
+    down: list[Tensor],
+    num_experts: int,
+    top_k: int,
+    norm_topk_prob: int,
+) -> Tensor:
+    return torch.empty_like(hidden)
+
+
+moe = define(MOE, moe_reference, _fake)
+
+_DISPATCH = """
+    axis0 = Constant <value_ints = [0]> ()
+    axis1 = Constant <value_ints = [1]> ()
+    last = Constant <value_ints = [-1]> ()
+    zero = Constant <value_int = 0> ()
+    one = Constant <value_int = 1> ()
+    experts = Constant <value_int: int = @num_experts> ()
+    k = Constant <value_int: int = @top_k> ()
+    k_1d = Unsqueeze (k, axis0)
+    router_wide = Cast <to = 1> (router_logits)
+    probability = Softmax <axis = -1> (router_wide)
+    chosen, expert = TopK <axis = -1> (probability, k_1d)
+    chosen_sum = ReduceSum (chosen, last)
+    norm = Constant <value_int: int = @norm_topk_prob> ()
+    has_norm = Cast <to = 9> (norm)
+    unit = Constant <value_float = 1.0> ()
+    divisor = Where (has_norm, chosen_sum, unit)
+    weight = Div (chosen, divisor)
+
+    expert_flat = Reshape (expert, last)
+    slots = Shape (expert_flat)
+    expert_sorted, order = TopK <axis = 0, largest = 0> (expert_flat, slots)
+    token = Div (order, k)
+    rows = Gather <axis = 0> (hidden, token)
+    expert_row = Range (zero, experts, one)
+    expert_column = Unsqueeze (expert_flat, axis1)
+    is_expert = Equal (expert_column, expert_row)
+    is_expert_count = Cast <to = 7> (is_expert)
+    counts = ReduceSum <keepdims = 0> (is_expert_count, axis0)
+"""
+
+_EXPERT = """
+    gate_rows_{e} = Gemm <transB = 1> (rows_{e}, gate_{e})
+    up_rows_{e} = Gemm <transB = 1> (rows_{e}, up_{e})
+    sigmoid_{e} = Sigmoid (gate_rows_{e})
+    silu_{e} = Mul (gate_rows_{e}, sigmoid_{e})
+    activated_{e} = Mul (silu_{e}, up_rows_{e})
+    result_{e} = Gemm <transB = 1> (activated_{e}, down_{e})
+"""
+
+_COMBINE = """
+    sorted_again, inverse = TopK <axis = 0, largest = 0> (order, slots)
+    by_slot = Gather <axis = 0> (results, inverse)
+    hidden_dim = Shape <start = 1, end = 2> (hidden)
+    combine_shape = Concat <axis = 0> (last, k_1d, hidden_dim)
+    by_token = Reshape (by_slot, combine_shape)
+    by_token_wide = Cast <to = 1> (by_token)
+    weight_column = Unsqueeze (weight, last)
+    weighted = Mul (by_token_wide, weight_column)
+    summed = ReduceSum <keepdims = 0> (weighted, axis1)
+    output = CastLike (summed, hidden)
+"""
+
+
+def body(num_experts: int) -> str:
+    """Return the function body for ``num_experts`` experts.
+
+    Token slots are sorted by expert and split, so that every expert multiplies just the rows sent to it
+    (none, for an idle one) and its weights are read where they are: nothing is stacked. Ties in the sort do
+    not matter, the order is undone by its own inverse.
+    """
+    names = [str(expert) for expert in range(num_experts)]
+    split = f"    {', '.join(f'rows_{e}' for e in names)} = Split <axis = 0> (rows, counts)\n"
+    concat = f"    results = Concat <axis = 0> ({', '.join(f'result_{e}' for e in names)})\n"
+    return _DISPATCH + split + "".join(_EXPERT.format(e=e) for e in names) + concat + _COMBINE

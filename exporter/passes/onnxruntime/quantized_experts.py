@@ -1,0 +1,97 @@
+"""``Q2MoE`` with quantized experts -> ``com.microsoft.QMoE``.
+
+On ONNX Runtime 1.31's CPU the op takes gate and up only with their rows alternating (``swiglu_fusion`` 1), as
+they are stored; all experts of a layer are one operand, read in place. It ignores
+``normalize_routing_weights`` 0 unless the full softmax is its ``router_weights``
+(``exporter/passes/onnxruntime/moe_traps.py``). 8-bit experts have no kernel for float32 activations.
+
+Mixtures it does not take run as their function body, one ``MatMulNBits`` per matrix and expert.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from q2export.contracts import opspec
+from q2export.exporter.checkpoint.packed import StoredWeight
+from q2export.exporter.passes.base import Pass, PassResult, attribute_int, input_of, insert, nodes_of, replace
+from q2export.exporter.passes.onnxruntime.attention import MICROSOFT
+from q2export.exporter.passes.onnxruntime.matmuls import INT8_ACTIVATIONS
+from q2export.exporter.passes.stored_operands import StoredWeights, kernel_operands, stored_operand
+
+_FIXED_INPUTS = len(opspec.MOE.inputs)
+
+
+class LowerQuantizedExperts(Pass):
+    """Attributes:
+    stored: the quantized weights.
+    accuracy_level: how activations are multiplied, as for ``MatMulNBits``.
+    """
+
+    def __init__(self, stored: StoredWeights, accuracy_level: int) -> None:
+        self.stored = stored
+        self.accuracy_level = accuracy_level
+
+    def rewrite(self, model: ir.Model, result: PassResult) -> None:
+        """Replace every mixture whose experts are all quantized."""
+        graph = model.graph
+        for node in nodes_of(graph, opspec.MOE.name, opspec.DOMAIN):
+            found = [
+                stored_operand(self.stored, node, index) for index in range(_FIXED_INPUTS, len(node.inputs))
+            ]
+            weights = [weight for weight in found if weight is not None]
+            if not weights:
+                continue
+            if reason := self._refusal(weights, len(found)):
+                result.refused.append(f"{node.name}: {reason}")
+                continue
+            self._lower(graph, node, weights)
+            result.matched += 1
+        if result.matched:
+            graph.opset_imports[MICROSOFT] = 1
+
+    def _refusal(self, weights: Sequence[StoredWeight], expected: int) -> str | None:
+        if len(weights) != expected:
+            return f"{expected - len(weights)} of its {expected} matrices are not quantized"
+        if weights[0].scheme.bits == 8 and self.accuracy_level != INT8_ACTIVATIONS:
+            return "the kernel of 8-bit experts rounds activations to int8"
+        return None
+
+    def _lower(self, graph: ir.Graph, node: ir.Node, weights: Sequence[StoredWeight]) -> None:
+        path = (node.name or "").rsplit("/", 1)[0]
+        hidden, router_logits = input_of(node, 0), input_of(node, 1)
+        gates, downs = weights[0::3], weights[2::3]  # a gate stands for the pair: up is in the same tensor
+        first = kernel_operands(graph, f"{path}.gate_up_proj.weight", gates, experts=len(gates))
+        second = kernel_operands(graph, f"{path}.down_proj.weight", downs, experts=len(downs))
+        probability = insert(
+            graph, node, "Softmax", [router_logits], name=f"{path}/Softmax", attributes={"axis": -1}
+        ).outputs[0]
+        routed = insert(
+            graph,
+            node,
+            "QMoE",
+            [
+                *(hidden, router_logits),
+                *(first.codes, first.scales, None),
+                *(second.codes, second.scales, None),
+                *(None, None, None),  # a third matrix, which is joined with the first
+                *(first.zero_points, second.zero_points, None),
+                probability,
+            ],
+            name=f"{path}/QMoE",
+            domain=MICROSOFT,
+            attributes={
+                "k": attribute_int(node, "top_k"),
+                "normalize_routing_weights": attribute_int(node, "norm_topk_prob"),
+                "activation_type": "swiglu",
+                "swiglu_fusion": 1,
+                "activation_alpha": 1.0,
+                "activation_beta": 0.0,
+                "expert_weight_bits": weights[0].scheme.bits,
+                "block_size": weights[0].scheme.block_size,
+                "accuracy_level": self.accuracy_level,
+            },
+        )
+        replace(graph, node, routed.outputs)

@@ -1,0 +1,51 @@
+"""``Gather`` of rows of a quantized embedding -> ``com.microsoft.GatherBlockQuantized``."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from q2export.exporter.passes.base import Pass, PassResult, input_of, insert, nodes_of, replace
+from q2export.exporter.passes.onnxruntime.attention import MICROSOFT
+from q2export.exporter.passes.stored_operands import StoredWeights, kernel_operands, stored_operand
+
+
+class LowerQuantizedGather(Pass):
+    """Only the rows of the tokens are dequantized.
+
+    Codes are given as uint8: there the op takes the zero point of a symmetric weight to be in the middle, of
+    uint4 to be zero.
+
+    Attributes:
+        stored: the quantized weights.
+    """
+
+    def __init__(self, stored: StoredWeights) -> None:
+        self.stored = stored
+
+    def rewrite(self, model: ir.Model, result: PassResult) -> None:
+        """Replace every gather of a quantized weight."""
+        graph = model.graph
+        for gather in nodes_of(graph, "Gather"):
+            weight = stored_operand(self.stored, gather, 0)
+            if weight is None:
+                continue
+            table = kernel_operands(graph, weight.name, [weight])
+            zero_points = [] if table.zero_points is None else [table.zero_points]
+            rows = insert(
+                graph,
+                gather,
+                "GatherBlockQuantized",
+                [table.codes, input_of(gather, 1), table.scales, *zero_points],
+                name=f"{(gather.name or '').rsplit('/', 1)[0]}/GatherBlockQuantized",
+                domain=MICROSOFT,
+                attributes={
+                    "bits": weight.scheme.bits,
+                    "block_size": weight.scheme.block_size,
+                    "gather_axis": 0,
+                    "quantize_axis": 1,
+                },
+            )
+            replace(graph, gather, rows.outputs)
+            result.matched += 1
+        if result.matched:
+            graph.opset_imports[MICROSOFT] = 1

@@ -1,0 +1,126 @@
+"""Writing the weights that cannot be used as they lie on disk, as one safetensors file, in a stream."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+import numpy as np
+
+from q2export.contracts.progress import Advance, silent
+from q2export.exporter.checkpoint.folder import Checkpoint, RawBits, TensorRef, read_blocks
+from q2export.exporter.checkpoint.pack import pack, unpack
+from q2export.exporter.checkpoint.safetensors_header import ITEMSIZE
+from q2export.exporter.checkpoint.values import check_block, convert_block
+from q2export.exporter.weights.bind import Binding, BindingPlan
+from q2export.exporter.weights.int8_columns import Int8Columns
+from q2export.exporter.weights.stack import Form
+
+_BLOCK_BYTES = 8 << 20
+_ALIGNMENT = 64
+"""The data of a file we write start on a cache line; every tensor of a real model keeps that alignment."""
+
+
+class BinarySink(Protocol):
+    """Where converted weights are written."""
+
+    def write(self, data: bytes | bytearray | memoryview) -> int:
+        """Append C-contiguous data."""
+
+
+def write_converted(plan: BindingPlan, sink: BinarySink, *, scan: bool, advance: Advance = silent) -> None:
+    """Stream the converted tensors as one safetensors file.
+
+    Memory stays bounded by a few blocks of 8 MiB: one is read and converted while the one before it is
+    written.
+
+    Args:
+        plan: what to convert.
+        sink: receives the whole file.
+        scan: refuse NaN, infinities and what overflows the target type. Without it such values are
+            converted as IEEE arithmetic has it, and the caller records that nobody looked.
+        advance: told every converted byte written.
+
+    Raises:
+        CheckpointError: a file became unreadable, or ``scan`` found a value; names tensor and index.
+    """
+    sink.write(converted_header(plan))
+    with ThreadPoolExecutor(max_workers=1) as ahead:
+        blocks = _converted_blocks(plan.checkpoint, plan.converted, scan)
+        pending = ahead.submit(next, blocks, None)
+        while (block := pending.result()) is not None:
+            pending = ahead.submit(next, blocks, None)
+            sink.write(block.data.cast("B"))
+            advance(block.nbytes)
+
+
+def _converted_blocks(checkpoint: Checkpoint, bindings: tuple[Binding, ...], scan: bool) -> Iterator[RawBits]:
+    columns = Int8Columns(checkpoint)
+    for binding in bindings:
+        if binding.form is Form.ALTERNATING_ROWS:
+            for first, second in zip(binding.sources[0::2], binding.sources[1::2], strict=True):
+                yield from _alternating_blocks(first, second, binding.dtype, scan)
+        elif binding.weights:
+            yield from columns.blocks(binding)
+        elif binding.form is Form.UNPADDED_NIBBLES:
+            for source in binding.sources:
+                yield _without_padding(source, binding.shape[-1])
+        else:
+            for source in binding.sources:
+                if binding.form is Form.VALUES:
+                    yield from _blocks(source, binding.dtype, scan)
+                else:
+                    yield from _flipped_blocks(source, binding.sign_bits)
+
+
+def _blocks(source: TensorRef, dtype: str, scan: bool, block_bytes: int = _BLOCK_BYTES) -> Iterator[RawBits]:
+    """One tensor, checked and converted, block by block."""
+    for start, raw in read_blocks(source, block_bytes):
+        if scan:
+            check_block(raw, source.dtype, dtype, source, start)
+        yield convert_block(raw, source.dtype, dtype)
+
+
+def _alternating_blocks(first: TensorRef, second: TensorRef, dtype: str, scan: bool) -> Iterator[RawBits]:
+    """Two matrices of one shape and type with their rows alternating."""
+    columns = first.shape[1]
+    row_bytes = columns * max(ITEMSIZE[first.dtype], ITEMSIZE[second.dtype])
+    rows = max(1, _BLOCK_BYTES // 2 // row_bytes)
+    sides = [_blocks(ref, dtype, scan, rows * columns * ITEMSIZE[ref.dtype]) for ref in (first, second)]
+    for one, other in zip(*sides, strict=True):
+        yield np.stack((one.reshape(-1, columns), other.reshape(-1, columns)), axis=1).reshape(-1)
+
+
+def _flipped_blocks(source: TensorRef, sign_bits: int) -> Iterator[RawBits]:
+    """Bytes of one tensor, with some bits flipped."""
+    for _, raw in read_blocks(source, _BLOCK_BYTES):
+        yield raw ^ np.uint8(sign_bits)
+
+
+def _without_padding(source: TensorRef, row: int) -> RawBits:
+    """Rows of ``row`` nibbles, each padded to whole bytes, as one row of nibbles without gaps.
+
+    Only for zero points, of which a matrix has few; all of a tensor are in memory at once.
+    """
+    packed = np.concatenate([raw for _, raw in read_blocks(source)])
+    nibbles = unpack(packed.reshape(source.shape), 4, row)
+    return pack(nibbles.reshape(-1), 4)
+
+
+def converted_header(plan: BindingPlan) -> bytes:
+    """Length and JSON of the header of the file, padded with spaces as the format allows."""
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for binding in plan.converted:
+        end = offset + binding.nbytes
+        entries[binding.name] = {
+            "dtype": binding.dtype,
+            "shape": [binding.nbytes] if binding.dtype == "U8" else list(binding.shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % _ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text

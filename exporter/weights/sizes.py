@@ -1,0 +1,114 @@
+"""What the weights of a graph will take, from headers alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from q2export.exporter.checkpoint.model_config import ModelConfig
+from q2export.exporter.checkpoint.packed import StoredWeight
+from q2export.exporter.checkpoint.parameters import EMBEDDING, LM_HEAD, expected_parameters
+from q2export.exporter.checkpoint.source import DTYPE_NAMES
+
+_ITEMSIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
+_SCALE_BYTES = 4
+_AFTER_ATTENTION = ("self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+
+
+@dataclass(frozen=True)
+class PlannedBytes:
+    """Bytes of weights.
+
+    Attributes:
+        in_place: read from the files of the checkpoint, or of the quantized one made of it.
+        converted: written anew. quantized: of either, those of quantized weights.
+    """
+
+    in_place: int
+    converted: int
+    quantized: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.in_place + self.converted
+
+
+class Tensor(Protocol):
+    """What the header of a file says about a tensor."""
+
+    @property
+    def dtype(self) -> str:
+        """F32, F16 or BF16."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the tensor."""
+
+    @property
+    def nbytes(self) -> int:
+        """Its size."""
+
+
+def planned_bytes(
+    config: ModelConfig,
+    tensors: Mapping[str, Tensor],
+    weights: Mapping[str, StoredWeight],
+    target: str,
+    dtype: str,
+) -> PlannedBytes:
+    """Return what a graph of ``target`` and ``dtype`` will read.
+
+    Args:
+        config: of the model.
+        tensors: at least those of the parameters that are not quantized, by name.
+        weights: the quantized weights, by Hugging Face name.
+        target: see :data:`q2export.exporter.export.Target`.
+        dtype: of weights and activations.
+    """
+    in_place = converted = 0
+    for name in expected_parameters(config):  # without the copy of a tied head some checkpoints hold
+        if name in weights:
+            continue
+        ref = tensors[name]
+        if DTYPE_NAMES[ref.dtype] == dtype:
+            in_place += ref.nbytes
+        else:
+            converted += math.prod(ref.shape) * _ITEMSIZE[dtype]
+    tied = config.tie_word_embeddings
+    parts = [_quantized(weight, target, dtype, tied) for weight in weights.values()]
+    placed, written = (sum(column) for column in zip(*parts, strict=True)) if parts else (0, 0)
+    orders = {weight.input_order: weight.shape[1] * 4 for weight in weights.values() if weight.input_order}
+    quantized = placed + written + sum(orders.values())
+    return PlannedBytes(in_place + placed + sum(orders.values()), converted + written, quantized)
+
+
+def _quantized(weight: StoredWeight, target: str, dtype: str, tied: bool) -> tuple[int, int]:
+    """Bytes of one quantized weight in place, and written anew."""
+    if target == "onnxruntime":
+        return weight.nbytes, 0
+    is_embedding = weight.name == EMBEDDING
+    is_product = tied or not is_embedding
+    rows = weight.shape[0]
+    codes, scales = rows * weight.codes_shape[1], rows * weight.blocks
+    if target == "tensorrt":  # signed codes and narrow scales for products; rows are gathered as they are
+        written = codes + scales * _ITEMSIZE[dtype] if is_product else 0
+        return (weight.nbytes if is_embedding else 0), written
+    padded = weight.scheme.bits == 4 and weight.blocks % 2 == 1 and not weight.scheme.symmetric
+    if not (padded and is_product):
+        return weight.nbytes, 0
+    unpadded = -(-rows * weight.blocks // 2)
+    return (weight.nbytes if is_embedding else codes + scales * _SCALE_BYTES), unpadded
+
+
+def int8_prefill_bytes(weights: Iterable[StoredWeight], config: ModelConfig) -> int:
+    """Bytes of the int8 copies of quantized weights, with their scales, that a prefill graph multiplies with.
+
+    It has no head, and of the last layer it needs keys and values only.
+    """
+    last = f"model.layers.{config.num_hidden_layers - 1}."
+    unused = {EMBEDDING, LM_HEAD, *(f"{last}{name}.weight" for name in _AFTER_ATTENTION)}
+    shapes = [weight.shape for weight in weights if weight.name not in unused]
+    return sum(rows * (columns + _SCALE_BYTES) for rows, columns in shapes)

@@ -1,0 +1,58 @@
+"""Which GPUs a builder can build for."""
+
+from __future__ import annotations
+
+import re
+from types import ModuleType
+
+from q2export.errors import ExportError
+from q2export.plugins.tensorrt.loader import is_rtx
+
+_MEMBER = re.compile(r"SM(\d+)(\d)")
+TITLES = {True: "TensorRT-RTX", False: "TensorRT"}
+_INSTALL = "pip install 'q2export[tensorrt]', with NVIDIA's own package index"
+
+
+def title(trt: ModuleType) -> str:
+    """Name and version, ``"TensorRT-RTX 1.7.1.116"``."""
+    return f"{TITLES[is_rtx(trt)]} {trt.__version__}"
+
+
+def rtx_targets(trt: ModuleType) -> dict[str, object]:
+    """Compute capability -> member of ``ComputeCapability``, for what TensorRT-RTX can build for."""
+    found = {}
+    for name, member in trt.ComputeCapability.__members__.items():
+        if match := _MEMBER.fullmatch(name):
+            found[f"{match[1]}.{match[2]}"] = member
+    return found
+
+
+def check_target(trt: ModuleType, gpu: str, compute_capability: str, present: tuple[str, ...]) -> None:
+    """Refuse a GPU this builder cannot build for.
+
+    TensorRT-RTX builds for any GPU it knows, on any machine; the full TensorRT for the one in the machine.
+
+    Args:
+        trt: the builder, from ``import_tensorrt``.
+        gpu: how the profile calls the GPU.
+        compute_capability: of that GPU, ``"8.0"``.
+        present: compute capabilities of the GPUs of this machine.
+
+    Raises:
+        ExportError: naming the builder, what it can build for, and what to install.
+    """
+    wanted = f"{gpu} (compute capability {compute_capability})"
+    if is_rtx(trt):
+        targets = rtx_targets(trt)
+        if compute_capability not in targets:
+            raise ExportError(
+                f"{title(trt)} cannot build for {wanted}, only for {', '.join(targets)}; on a machine with "
+                f"such a GPU, install the full TensorRT ({_INSTALL}) and build there with --builder tensorrt"
+            )
+    elif compute_capability not in present:
+        found = ", ".join(present) or "no GPU"
+        hint = " or use --builder rtx (pip install 'q2export[rtx]')"
+        raise ExportError(
+            f"{title(trt)} builds for the GPU in this machine ({found}), not for {wanted}; build on a "
+            f"machine with such a GPU{'' if compute_capability == '9.0' else hint}"
+        )

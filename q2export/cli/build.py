@@ -1,0 +1,176 @@
+"""``q2export build``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from q2export.cli import options
+from q2export.cli.output import aligned, format_bytes, print_json, warn
+from q2export.cli.results import manifest_rows, run_document, run_rows
+
+if TYPE_CHECKING:
+    from q2export.package.placement import PlacementMode
+
+
+@click.command()
+@options.model
+@options.revision
+@click.option("--profile", default="cpu", show_default=True, metavar="NAME|FILE", help="What to build for.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a value of the profile; repeatable.",
+)
+@options.quantization
+@click.option(
+    "--builder",
+    type=click.Choice(["auto", "tensorrt", "rtx"]),
+    help="Which TensorRT builds; rtx needs no GPU.  [default: the profile's]",
+)
+@click.option(
+    "--timing-cache",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File of kernels the full TensorRT has measured, read and updated.",
+)
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Package folder to make.")
+@click.option("--no-parity", is_flag=True, help="Do not compare the engine with PyTorch.")
+@click.option(
+    "--quality-text",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="UTF-8 file to measure the loss by quantizing on.  [default: a short built-in text]",
+)
+@click.option(
+    "--allow-quality-loss",
+    is_flag=True,
+    help="Keep an engine whose loss by quantizing is beyond the limits of the profile.",
+)
+@click.option(
+    "--no-value-scan", is_flag=True, help="Do not look for NaN, infinity and overflow in the weights."
+)
+@options.weights
+@options.overwrite
+@click.option("--dry-run", is_flag=True, help="Show what would be done, with every value of the profile.")
+@options.json_output
+def command(
+    model: str,
+    revision: str | None,
+    profile: str,
+    settings: tuple[str, ...],
+    quantization: str | None,
+    builder: str | None,
+    timing_cache: Path | None,
+    output: Path | None,
+    no_parity: bool,
+    quality_text: Path | None,
+    allow_quality_loss: bool,
+    no_value_scan: bool,
+    weights: PlacementMode,
+    overwrite: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Build an engine package from a checkpoint, and check its parity.
+
+    The package is complete or not there at all: it appears under its name when every check has passed.
+    """
+    from q2export import api
+    from q2export.contracts.profile_loading import parse_overrides
+
+    given = {"quantization.weights": quantization, "builder": builder}
+    short = [f"{key}={value}" for key, value in given.items() if value is not None]
+    overrides = parse_overrides([*settings, *short])
+    if dry_run:
+        plan = api.plan(model, profile=profile, overrides=overrides, revision=revision)
+        warn(plan["warnings"])
+        if as_json:
+            print_json(plan)
+        else:
+            click.echo(_plan_text(plan))
+        return
+    if output is None:
+        raise click.UsageError("missing option '-o' / '--output' (or give --dry-run)")
+    result = api.build(
+        model,
+        output,
+        profile=profile,
+        overrides=overrides,
+        revision=revision,
+        parity=not no_parity,
+        value_scan=not no_value_scan,
+        weights=weights,
+        timing_cache=timing_cache,
+        quality_text=quality_text,
+        allow_quality_loss=allow_quality_loss,
+        overwrite=overwrite,
+    )
+    warn(result.warnings)
+    if not as_json:
+        rows = [*manifest_rows(result.manifest), *run_rows(result.seconds, result.peak_rss_bytes)]
+        click.echo(f"built {output}\n{aligned(rows, indent=2)}")
+        return
+    document = run_document(
+        result.manifest,
+        seconds=result.seconds,
+        peak_rss_bytes=result.peak_rss_bytes,
+        warnings=result.warnings,
+        passes=result.passes,
+    )
+    print_json({"package": str(result.package), **document})
+
+
+def _plan_text(plan: Mapping[str, Any]) -> str:
+    model, weights = plan["model"], plan["weights"]
+    revision = f" @ {model['revision']}" if model["revision"] else ""
+    rows = [
+        ("model", f"{model['id']}{revision}: {model['model_type']}, {model['dtype']}"),
+        ("engine", f"{plan['target']}, {plan['dtype']}, capacity {plan['max_capacity']:,} tokens"),
+        ("weights in place", format_bytes(weights["in_place_bytes"])),
+        ("weights converted", format_bytes(weights["converted_bytes"])),
+        *_quantization_rows(plan),
+        ("KV cache", f"{format_bytes(plan['kv_cache_bytes_per_token'])} per token"),
+    ]
+    if engine := plan.get("tensorrt"):
+        rows += _engine_rows(engine)
+    origin = plan["origin"]
+    values = [(key, value, origin.get(key, "")) for key, value in _leaves(plan["profile"], "")]
+    return f"{aligned(rows)}\n\nprofile\n{aligned(values, indent=2)}"
+
+
+def _quantization_rows(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    stored = plan["quantization"]
+    if stored is None:
+        return
+    scheme = stored["scheme"]
+    kind = f"int{scheme['bits']}, block {scheme['block_size']}"
+    symmetry = "symmetric" if scheme["symmetric"] else "asymmetric"
+    size = format_bytes(plan["weights"]["quantized_bytes"])
+    yield "quantized", f"{size} of these: {kind}, {symmetry}, {stored['method']}"
+
+
+def _engine_rows(engine: Mapping[str, Any]) -> list[tuple[str, str]]:
+    gpu, free = engine["gpu_bytes"], engine["host_available_bytes"]
+    parts = ", ".join(
+        f"{what.replace('_', ' ')} {format_bytes(gpu[what])}" for what in gpu if what != "total"
+    )
+    at_hand = f", {format_bytes(free)} free" if free is not None else ""
+    return [
+        ("builder", f"{engine['builder']} {engine['builder_version']}"),
+        ("GPU memory", f"{format_bytes(gpu['total'])}: {parts}"),
+        ("RAM to build", f"{format_bytes(engine['host_bytes'])}{at_hand}"),
+    ]
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
+    """Dotted key and value of every scalar of nested mappings."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value)

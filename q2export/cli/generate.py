@@ -1,0 +1,106 @@
+"""``q2export generate``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from q2export.cli import options
+from q2export.cli.input import read_stdin, read_text
+from q2export.cli.output import print_json
+from q2export.cli.sampling import Sampling, sampling_options, timings_text
+from q2export.errors import GenerationError
+
+if TYPE_CHECKING:
+    from q2export.runtime.results import GenerationResult, TokenEvent
+
+
+@click.command()
+@options.package
+@click.option("--prompt", metavar="TEXT", help="The prompt.")
+@click.option("--prompt-file", type=click.Path(path_type=Path), help="Read the prompt from a UTF-8 file.")
+@click.option(
+    "--chat", is_flag=True, help="Put the prompt into the model's chat template, as a user's message."
+)
+@sampling_options
+@click.option("--stop", multiple=True, metavar="TEXT", help="End the text before this string; repeatable.")
+@click.option("--ignore-eos", is_flag=True, help="Go on after end-of-text tokens.")
+@click.option(
+    "--stream/--no-stream",
+    default=None,
+    help="Print the text as it comes.  [default: unless --json is given]",
+)
+@options.threads
+@options.prepack
+@options.json_output
+def command(
+    package: Path,
+    prompt: str | None,
+    prompt_file: Path | None,
+    chat: bool,
+    max_new_tokens: int | None,
+    greedy: bool,
+    temperature: float | None,
+    top_k: int | None,
+    top_p: float | None,
+    min_p: float | None,
+    repetition_penalty: float | None,
+    seed: int | None,
+    stop: tuple[str, ...],
+    ignore_eos: bool,
+    stream: bool | None,
+    threads: int | None,
+    prepack: bool | None,
+    as_json: bool,
+) -> None:
+    """Generate text from a prompt.
+
+    The prompt is --prompt, --prompt-file or stdin; one newline at the end of a file or of stdin is dropped.
+    What is not given here comes from the package's generation_config.json.
+    """
+    sampling = Sampling(max_new_tokens, greedy, temperature, top_k, top_p, min_p, repetition_penalty, seed)
+    if as_json and stream:
+        raise click.UsageError("--json and --stream contradict each other")
+    text = _prompt(prompt, prompt_file)
+
+    from q2export import api
+
+    engine = api.load(package, threads=threads, prepack=prepack)
+    tokens = engine.chat_prompt([{"role": "user", "content": text}]) if chat else text
+    events = sampling.stream(engine, tokens, stop=stop, ignore_eos=ignore_eos)
+    result = _run(events, show=stream is not False and not as_json)
+    if as_json:
+        from q2export.strict.codec import to_plain
+
+        print_json({"prompt": text, **to_plain(result)})
+    elif stream is False:
+        click.echo(result.text)
+    click.echo(timings_text(result.timings), err=True)
+
+
+def _run(events: Iterable[TokenEvent], show: bool) -> GenerationResult:
+    """Consume a stream, printing it as it comes if asked, and return its result."""
+    result = None
+    for event in events:
+        if show:
+            click.echo(event.text, nl=False)
+        result = event.result
+    if result is None:
+        raise GenerationError("the engine ended without a result")
+    if show:
+        click.echo()
+    return result
+
+
+def _prompt(prompt: str | None, prompt_file: Path | None) -> str:
+    if prompt is not None and prompt_file is not None:
+        raise click.UsageError("--prompt and --prompt-file contradict each other")
+    if prompt is not None:
+        return prompt
+    if prompt_file is None and sys.stdin.isatty():
+        raise click.UsageError("missing prompt: give --prompt, --prompt-file, or pipe it to stdin")
+    return read_text(prompt_file) if prompt_file else read_stdin()

@@ -1,0 +1,176 @@
+"""``q2export quantize``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from q2export.cli import options
+from q2export.cli.output import aligned, format_bytes, format_seconds, print_json, warn
+from q2export.compare.calibration import MAX_TOKENS
+
+if TYPE_CHECKING:
+    from q2export.exporter.quantization.quantize import QuantizeResult
+    from q2export.quantize_api import QuantizedCheckpoint
+
+_LARGEST = 3  # weights with the largest error that are shown
+
+
+@click.command()
+@options.model
+@options.revision
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder to make.")
+@click.option(
+    "--quantization",
+    type=click.Choice(["int4", "int8"]),
+    default="int4",
+    show_default=True,
+    help="Type of the quantized weights.",
+)
+@click.option(
+    "--block-size",
+    type=click.Choice(["32", "64", "128"]),
+    default="32",
+    show_default=True,
+    help="Values that share a scale.",
+)
+@click.option("--asymmetric", is_flag=True, help="Store a zero point per block, too.")
+@click.option(
+    "--keep",
+    multiple=True,
+    metavar="PATTERN",
+    help="Leave weights whose names match in high precision, such as 'model.layers.0.*'. May be repeated.",
+)
+@click.option("--no-embedding", is_flag=True, help="Leave the embedding and the head in high precision.")
+@click.option(
+    "--method",
+    type=click.Choice(["round-to-nearest", "gptq"]),
+    help="How codes are chosen.  [default: gptq with --calibration, round-to-nearest without]",
+)
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="UTF-8 text like that which the model will see, for method gptq.",
+)
+@click.option(
+    "--calibration-tokens",
+    type=click.IntRange(min=1),
+    default=MAX_TOKENS,
+    show_default=True,
+    help="Use at most so many tokens of it; a mixture of experts wants more.",
+)
+@click.option(
+    "--report",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Compare with the original on a text, layer by layer, and write an HTML page.",
+)
+@click.option(
+    "--text",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="UTF-8 file to compare on.  [default: a short built-in text]",
+)
+@options.overwrite
+@options.json_output
+def command(
+    model: str,
+    revision: str | None,
+    output: Path,
+    quantization: Literal["int4", "int8"],
+    block_size: str,
+    asymmetric: bool,
+    keep: tuple[str, ...],
+    no_embedding: bool,
+    method: Literal["round-to-nearest", "gptq"] | None,
+    calibration: Path | None,
+    calibration_tokens: int,
+    report: Path | None,
+    text: Path | None,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Write a checkpoint with quantized weights.
+
+    Every command takes the result as --model. Norms, biases and routers stay as they are. With --report or
+    --text the result is compared with the original: perplexity, KL divergence, top-1 agreement, the error of
+    every layer and weight.
+    """
+    from q2export.quantize_api import quality_report, quantize
+
+    made = quantize(
+        model,
+        output,
+        weights=quantization,
+        block_size=int(block_size),
+        symmetric=not asymmetric,
+        embedding=not no_embedding,
+        keep=keep,
+        method=method,
+        calibration=calibration,
+        calibration_tokens=calibration_tokens,
+        revision=revision,
+        overwrite=overwrite,
+    )
+    warn(made.warnings)
+    quality = None
+    if report is not None or text is not None:
+        quality = quality_report(model, output, text=text, revision=revision, result=made.result)
+    if report is not None and quality is not None:
+        from q2export.compare.quality.report import write_quality_page
+
+        write_quality_page(quality, report)
+    if as_json:
+        print_json({**_document(made), **({"quality": quality.document()} if quality else {})})
+        return
+    click.echo(f"quantized {output}\n{aligned(_rows(made), indent=2)}")
+    if quality is not None:
+        from q2export.compare.quality.summary import quality_lines
+
+        click.echo("\n".join(quality_lines(quality)))
+
+
+def _rows(made: QuantizedCheckpoint) -> list[tuple[str, str]]:
+    result = made.result
+    how, before, after = result.quantization, result.source_bytes, result.stored_bytes
+    kind = (
+        f"{how.weights}, blocks of {how.block_size}, {'symmetric' if how.symmetric else 'with zero points'}"
+    )
+    rows = [
+        ("weights", f"{len(result.weights)} quantized: {kind}, {how.method}"),
+        ("size", f"{format_bytes(before)} -> {format_bytes(after)}, {after / before:.1%}"),
+        ("error", f"{result.relative_error:.2%} of the root mean square of all quantized values"),
+    ]
+    largest = sorted(result.weights, key=lambda one: one.relative_error, reverse=True)[:_LARGEST]
+    rows += [("  largest", f"{one.relative_error:.2%} {one.name}") for one in largest]
+    if how.method != "round-to-nearest" and (rounded := _rounded(result)):
+        first = f"{rounded[0]} and {len(rounded) - 1} more" if rounded[1:] else rounded[0]
+        rows.append(("rounded to nearest", f"{first}: too few tokens read, or none"))
+    rows += [("padded", f"{name} {a} -> {b}, with zeros") for name, (a, b) in result.padded.items()]
+    rows.append(("peak memory", f"{format_bytes(made.peak_rss_bytes)} resident"))
+    rows.append(("time", format_seconds(result.seconds)))
+    return rows
+
+
+def _rounded(result: QuantizeResult) -> list[str]:
+    """Weights that a method that calibrates rounded to nearest after all."""
+    return [one.name for one in result.weights if one.method == "round-to-nearest"]
+
+
+def _document(made: QuantizedCheckpoint) -> dict[str, Any]:
+    from q2export.strict.codec import to_plain
+
+    result = made.result
+    return {
+        "folder": str(made.folder),
+        "quantization": to_plain(result.quantization),
+        "seconds": result.seconds,
+        "peak_rss_bytes": made.peak_rss_bytes,
+        "source_bytes": result.source_bytes,
+        "stored_bytes": result.stored_bytes,
+        "relative_error": result.relative_error,
+        "padded": {name: list(sizes) for name, sizes in result.padded.items()},
+        "weights": [{**to_plain(one), "relative_error": one.relative_error} for one in result.weights],
+        "warnings": list(made.warnings),
+    }

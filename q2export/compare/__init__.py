@@ -1,0 +1,1 @@
+"""Engines against PyTorch: parity, quality after quantization, polygraphy."""

@@ -1,0 +1,143 @@
+"""Quality of an engine with quantized weights: after ``build``, and by ``verify`` against the original."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from q2export.compare.parity import engine_probe
+from q2export.compare.quality.models import BUILD_TOKENS, MAX_TOKENS, measure_quality, quality_windows
+from q2export.contracts.profile import Profile
+from q2export.errors import PackageError, ParityError
+from q2export.package.manifest import EngineInfo, QualitySummary
+from q2export.package.reader import Package
+from q2export.package.writer import PackageWriter
+from q2export.pipeline import engine as engine_build
+from q2export.pipeline.files import SHARD_FOLDER
+from q2export.pipeline.job import Job
+from q2export.pipeline.model_source import ModelSource
+from q2export.pipeline.stages import Assembled
+from q2export.pipeline.weights import ToQuantize
+
+if TYPE_CHECKING:
+    from q2export.compare.quality.results import QualityReport
+    from q2export.exporter.checkpoint.source import Source
+
+QUALITY_FILE = "quality.json"
+
+
+def check_quality(
+    writer: PackageWriter,
+    job: Job,
+    made: Assembled,
+    engine: EngineInfo,
+    *,
+    text: str | Path | None,
+    allow_loss: bool,
+) -> tuple[QualitySummary | None, str | None]:
+    """Compare an engine whose weights were just quantized with the unquantized model.
+
+    Args:
+        writer: the package.
+        job: what is being built. made: graph and weights. engine: describes the engine.
+        text: to measure on; None is the built-in text.
+        allow_loss: keep a package that breaks the limits of the profile.
+
+    Returns:
+        the outcome, or why there is none; neither, where no weight is quantized.
+
+    Raises:
+        ParityError: a limit is broken, and ``allow_loss`` is false.
+    """
+    from q2export.runtime.tokenizer import TOKENIZER_FILE
+
+    if made.quantization is None:
+        return None, None
+    if not isinstance(job.weights, ToQuantize):
+        return None, "the checkpoint is quantized already, so there is nothing to compare with"
+    if not (writer.folder / TOKENIZER_FILE).exists():
+        return None, f"the checkpoint holds no {TOKENIZER_FILE}, and quality is measured on text"
+    runs = job.engine is None or engine_build.why_not_run(job.profile) is None
+    probe = None
+    if runs:
+        probe = engine_probe(
+            writer.folder, engine, threads=job.profile.threads, prepack=made.prepacks, rebuild_command=""
+        )
+    report = measure_quality(
+        job.weights.source,
+        made.source,
+        quality_windows(writer.folder, text, BUILD_TOKENS, engine.max_capacity),
+        names=(job.model.id, writer.output.name),
+        command=f"q2export verify PACKAGE --model {shlex.quote(job.model.id)}",
+        thresholds=job.profile.quality,
+        score=probe.score if probe is not None else None,
+    )
+    if not (report.passed or allow_loss):
+        from q2export.compare.quality.summary import quality_lines
+
+        raise ParityError(
+            "quantization costs more than the profile allows; nothing was kept. Keep more weights in high "
+            "precision (quantization.keep), take int8, calibrate (q2export quantize), or give "
+            "--allow-quality-loss\n" + "\n".join(quality_lines(report))
+        )
+    writer.add_text(QUALITY_FILE, report.to_json() + "\n")
+    return summary_of(report), None
+
+
+def summary_of(report: QualityReport) -> QualitySummary:
+    """The figures that go into the manifest."""
+    text = report.text
+    return QualitySummary(
+        passed=report.passed,
+        text=text.name,
+        tokens=text.tokens,
+        reference_perplexity=text.reference_perplexity,
+        quantized_perplexity=text.quantized_perplexity,
+        mean_kl=text.mean_kl,
+        top1_agreement=text.top1_agreement,
+    )
+
+
+def verify_quality(
+    package: Package, model: ModelSource, original: Source, *, text: str | Path | None, threads: int | None
+) -> QualityReport:
+    """Compare a package of quantized weights with the unquantized model.
+
+    Args:
+        package: opened.
+        model: name of the original. original: its checkpoint.
+        text: to measure on; None is the built-in text.
+        threads: CPU threads; None is what the profile says.
+
+    Raises:
+        PackageError: the package holds no quantized checkpoint of its own.
+    """
+    from q2export.exporter.checkpoint.source import load_source
+
+    folder = package.folder / SHARD_FOLDER
+    if not (folder / "config.json").is_file():
+        raise PackageError(
+            f"{package.folder}: was built from a checkpoint that was quantized already; compare that one "
+            "with the original, by q2export.quality_report(model, checkpoint), and this package with it, by "
+            "q2export verify"
+        )
+    manifest = package.manifest
+    profile = Profile.from_dict(dict(manifest.profile), str(package.folder / "manifest.json"))
+    probe = engine_probe(
+        package.folder,
+        manifest.engine,
+        threads=profile.threads if threads is None else threads,
+        prepack=manifest.prepacks,
+        rebuild_command=package.rebuild_command(),
+    )
+    words = ["q2export", "verify", package.folder.name, "--model", model.id]
+    return measure_quality(
+        original,
+        load_source(folder),
+        quality_windows(package.folder, text, MAX_TOKENS, manifest.engine.max_capacity),
+        names=(model.id, package.folder.name),
+        command=shlex.join([*words, *(["--text", str(text)] if isinstance(text, Path) else [])]),
+        thresholds=profile.quality,
+        score=probe.score,
+    )

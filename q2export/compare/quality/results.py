@@ -1,0 +1,170 @@
+"""What a quality comparison found: frozen, stored as JSON (``quality.json``). Divergences are in nats."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from q2export.contracts.quantization import QualityThresholds
+from q2export.errors import ParityError
+from q2export.strict.codec import Source, from_plain, to_plain
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class WeightQuality:
+    """One quantized weight.
+
+    Attributes:
+        name: Hugging Face name.
+        shape: ``(out, in)``.
+        relative_error: root mean square of the difference over that of the weight.
+        stored_bytes: of codes, scales and zero points.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    relative_error: float
+    stored_bytes: int
+
+
+@dataclass(frozen=True)
+class LayerQuality:
+    """One decoder layer on the text.
+
+    Attributes:
+        name: module path.
+        output_error: error of what the layer adds to the residual stream, given the input it has in the
+            unquantized model, relative to that addition; root mean squares over all tokens.
+        accumulated_error: difference of the residual streams after the layer, every layer before it
+            quantized too, relative to the unquantized one.
+    """
+
+    name: str
+    output_error: float
+    accumulated_error: float
+
+
+@dataclass(frozen=True)
+class TextQuality:
+    """Logits on the text, position by position, over ``windows`` pieces of it.
+
+    Attributes:
+        tokens: positions compared.
+        reference_perplexity, quantized_perplexity: exp of the mean negative log-likelihood of a next token.
+        mean_kl, max_kl: KL(unquantized || quantized) per token.
+        top1_agreement: fraction of positions at which both rank the same token first.
+    """
+
+    name: str
+    windows: int
+    tokens: int
+    reference_perplexity: float
+    quantized_perplexity: float
+    mean_kl: float
+    max_kl: float
+    top1_agreement: float
+
+    @property
+    def perplexity_increase(self) -> float:
+        """``quantized / reference - 1``; negative where quantizing happened to help."""
+        return self.quantized_perplexity / self.reference_perplexity - 1
+
+
+@dataclass(frozen=True)
+class QuantizedForm:
+    """How the weights are quantized; ``method`` says where their codes come from."""
+
+    bits: int
+    block_size: int
+    symmetric: bool
+    method: str
+
+    def __str__(self) -> str:
+        symmetry = "symmetric" if self.symmetric else "asymmetric"
+        return f"int{self.bits}, blocks of {self.block_size}, {symmetry}, {self.method}"
+
+
+@dataclass(frozen=True)
+class QualityReport:
+    """The outcome.
+
+    Attributes:
+        model: the unquantized model. quantized: what is compared with it.
+        form: how it is quantized.
+        thresholds: what is allowed; None judges nothing.
+        text: logits on a text. layers: in order. weights: in order; empty where they were not compared.
+        reference_bytes, quantized_bytes: of all weights.
+        command: that repeats the comparison. environment: versions of what took part.
+    """
+
+    model: str
+    quantized: str
+    form: QuantizedForm
+    thresholds: QualityThresholds | None
+    text: TextQuality
+    layers: tuple[LayerQuality, ...]
+    weights: tuple[WeightQuality, ...]
+    reference_bytes: int
+    quantized_bytes: int
+    command: str
+    environment: Mapping[str, str]
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """One sentence per limit that is broken."""
+        return tuple(_failures(self.text, self.thresholds)) if self.thresholds else ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether every limit held."""
+        return not self.failures
+
+    def document(self) -> dict[str, Any]:
+        """The report as plain data, with the verdict."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "passed": self.passed,
+            "failures": list(self.failures),
+            **to_plain(self),
+        }
+
+    def to_json(self) -> str:
+        """:meth:`document` as strict JSON, indented."""
+        return json.dumps(self.document(), indent=2, allow_nan=False, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str, label: str = "quality report") -> QualityReport:
+        """Read what :meth:`to_json` wrote; ``label`` names the file in messages.
+
+        Raises:
+            ParityError: if the text is not JSON, of another schema version, or a field is missing, unknown or
+                of the wrong type; the message names the field.
+        """
+        try:
+            document = json.loads(text)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise ParityError(f"{label}: not JSON ({error}); measure again") from error
+        version = document.pop("schema_version", None) if isinstance(document, dict) else None
+        if version != SCHEMA_VERSION:
+            raise ParityError(
+                f"{label}: expected schema_version {SCHEMA_VERSION}, found {version!r}; measure again"
+            )
+        for derived in ("passed", "failures"):
+            document.pop(derived, None)
+        return from_plain(cls, document, Source(label, ParityError))
+
+
+def _failures(text: TextQuality, limits: QualityThresholds) -> Iterator[str]:
+    if not text.perplexity_increase <= limits.max_perplexity_increase:
+        yield (
+            f"perplexity rises by {text.perplexity_increase:+.2%}, from {text.reference_perplexity:.4f} to "
+            f"{text.quantized_perplexity:.4f}; at most {limits.max_perplexity_increase:+.2%} is allowed"
+        )
+    if not text.mean_kl <= limits.max_mean_kl:
+        yield f"mean KL divergence {text.mean_kl:.4g} nats exceeds {limits.max_mean_kl:.4g}"
+    if not text.top1_agreement >= limits.min_top1_agreement:
+        yield f"top-1 agreement {text.top1_agreement:.2%} is below {limits.min_top1_agreement:.2%}"

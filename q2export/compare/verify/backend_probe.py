@@ -1,0 +1,77 @@
+"""Any backend as the engine under test: its logits and its greedy tokens, through the KV cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import numpy as np
+
+from q2export.compare.verify.contracts import PointInfo
+from q2export.errors import ParityError
+from q2export.runtime.backends.base import Backend, Float32Array, Int64Array
+from q2export.runtime.prefill import prefill
+
+
+class BackendProbe:
+    """An :class:`~q2export.compare.verify.contracts.EngineProbe` without intermediate tensors."""
+
+    def __init__(self, backend: Callable[[], Backend[Any]]) -> None:
+        """Remember how to open the engine; nothing is loaded yet.
+
+        Args:
+            backend: opens it, or returns one that is open.
+        """
+        self._backend = backend
+
+    def score(self, tokens: Sequence[int]) -> Float32Array:
+        """Logits after each token, float32 ``[tokens, vocab]``, in chunks through the KV cache."""
+        backend = self._backend()
+        cache = backend.new_cache(1, len(tokens))
+        ids = np.asarray([tokens], dtype=np.int64)
+        logits = np.empty((len(tokens), backend.vocab_size), dtype=np.float32)
+        # At least two chunks, to cross a border.
+        step = max(1, min(backend.prefill_chunk, -(-len(tokens) // 2)))
+        for start in range(0, len(tokens), step):
+            length = min(step, len(tokens) - start)
+            wanted = np.arange(length, dtype=np.int64)[None]
+            past, query = np.array([start], dtype=np.int64), np.array([length], dtype=np.int64)
+            piece = ids[:, start : start + length]
+            logits[start : start + length] = backend.forward(cache, piece, past, query, wanted)[0]
+            self._refill(backend, cache, piece, past)
+        return logits
+
+    def _refill(self, backend: Backend[Any], cache: Any, piece: Int64Array, past: Int64Array) -> None:
+        """Replace what a step has put into the cache by what the prompt of a generation would have put there.
+
+        Args:
+            backend: made the step. cache: of the backend.
+            piece: the step's tokens, ``[1, tokens]``. past: ``[1]`` tokens before them.
+        """
+
+    def greedy(self, prompt: Sequence[int], n: int) -> list[int]:
+        """Exactly ``n`` greedy tokens after ``prompt``, one decode step each."""
+        backend = self._backend()
+        cache = backend.new_cache(1, len(prompt) + n)
+        token = int(prefill(backend, cache, [np.asarray(prompt, dtype=np.int64)])[0].argmax())
+        tokens = [token]
+        first, one = np.zeros((1, 1), dtype=np.int64), np.ones(1, dtype=np.int64)
+        while len(tokens) < n:
+            past = np.array([len(prompt) + len(tokens) - 1], dtype=np.int64)
+            token = int(backend.forward(cache, first + token, past, one, first)[0, 0].argmax())
+            tokens.append(token)
+        return tokens
+
+    def capture(self, tokens: Sequence[int], points: Collection[str]) -> dict[str, Float32Array]:
+        """Nothing can be exposed.
+
+        Raises:
+            ParityError: something is asked for.
+        """
+        if points:
+            raise ParityError(f"this engine exposes no intermediate tensors, {', '.join(points)} asked for")
+        return {}
+
+    def points(self) -> list[PointInfo]:
+        """None."""
+        return []

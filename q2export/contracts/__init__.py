@@ -1,0 +1,1 @@
+"""What every room agrees on: op specification, profiles, quantization, ranges. Imports no room."""

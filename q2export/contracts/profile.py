@@ -1,0 +1,219 @@
+"""What an engine is built for, as data; read from files by :mod:`q2export.contracts.profile_loading`."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from q2export.contracts.quantization import QualityThresholds, Quantization
+from q2export.contracts.ranges import Range, StepRanges
+from q2export.errors import ProfileError
+from q2export.strict.codec import Source, from_plain, join, to_plain
+
+Target = Literal["onnxruntime", "tensorrt", "portable"]
+Device = Literal["cpu", "cuda"]
+Dtype = Literal["auto", "float32", "float16", "bfloat16"]
+Builder = Literal["auto", "tensorrt", "rtx"]
+Prepack = Literal["auto", "always", "never"]
+Origin = Literal["default", "profile", "command line", "lowered to fit"]
+
+COMMAND_LINE: Literal["command line"] = "command line"
+
+
+@dataclass(frozen=True)
+class ParityThresholds:
+    """How far the logits of the engine may be from those of the PyTorch reference, over all compared tokens.
+
+    Attributes:
+        max_abs_logit_error: largest absolute difference of any logit.
+        max_kl_divergence: largest KL(reference || engine) of any token, in nats.
+        min_cosine_similarity: smallest cosine similarity of the logits of any token.
+        min_top1_agreement: fraction of tokens, 0 to 1, whose largest logit is the same.
+    """
+
+    max_abs_logit_error: float
+    max_kl_divergence: float
+    min_cosine_similarity: float
+    min_top1_agreement: float
+
+    def __post_init__(self) -> None:
+        for name in ("max_abs_logit_error", "max_kl_divergence"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ProfileError(f"{name} must be finite and not negative, found {value}")
+        for name in ("min_cosine_similarity", "min_top1_agreement"):
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                raise ProfileError(f"{name} must be from 0 to 1, found {value}")
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Everything ``build`` needs to know besides the model.
+
+    Attributes:
+        name: how the profile is called, ``cpu``.
+        target: what runs the engine; ``portable`` is the canonical ONNX file itself.
+        device: where it runs.
+        dtype: of weights and activations; ``auto`` is the checkpoint's own where the target takes it.
+        kv_dtype: of the KV cache; ``auto`` is ``dtype``.
+        batch: sequences per step.
+        prompt: tokens of one prompt.
+        capacity: tokens of one sequence, prompt and generated, the KV cache holds.
+        prefill_chunk: longest piece of a prompt given to the engine in one step, in tokens.
+        parity: thresholds of ``verify`` and of the check after ``build``.
+        description: one line for people.
+        gpu: marketing name of the GPU, ``A100``. compute_capability: ``"8.0"``. memory_mib: its memory, in
+            MiB; what cannot fit is refused before it is built. None: not checked.
+        builder: which TensorRT builds the engine; ``auto`` is the full one where it and a GPU are at hand.
+        max_logits: positions per sequence whose logits one step of a TensorRT engine can return.
+        version_compatible: whether newer TensorRT versions may load the engine.
+        weight_streaming: whether weights may stay in host memory and be streamed to the GPU while it runs.
+        quality: what quantization may cost; measured where quantizing is part of the build.
+        quantization: of the weights. Of a checkpoint that is quantized already only ``activations`` matter.
+        workspace_mib: scratch memory the engine builder may use, in MiB; None is the builder's default.
+        threads: CPU threads; 0 is one per core.
+        prepack: whether ONNX Runtime keeps its own, faster copy of the matrices in memory. ``auto``: where
+            the weights were converted anyway; those of an fp32 checkpoint stay mapped.
+        origin: where each value (dotted key) came from; not part of the profile's identity.
+    """
+
+    name: str
+    target: Target
+    device: Device
+    dtype: Dtype
+    kv_dtype: Dtype
+    batch: Range
+    prompt: Range
+    capacity: Range
+    prefill_chunk: int
+    parity: ParityThresholds
+    description: str = ""
+    gpu: str | None = None
+    compute_capability: str | None = None
+    quantization: Quantization = field(default_factory=Quantization)
+    quality: QualityThresholds = field(default_factory=QualityThresholds)
+    memory_mib: int | None = None
+    builder: Builder = "auto"
+    max_logits: int = 64
+    version_compatible: bool = False
+    weight_streaming: bool = False
+    workspace_mib: int | None = None
+    threads: int = 0
+    prepack: Prepack = "auto"
+    origin: Mapping[str, Origin] = field(
+        default_factory=dict, compare=False, repr=False, metadata={"plain": False}
+    )
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise ProfileError("name must not be empty")
+        self._check_device()
+        self._check_sizes()
+
+    def _check_device(self) -> None:
+        if self.target == "tensorrt" and self.device != "cuda":
+            raise ProfileError(f"target 'tensorrt' needs device 'cuda', found {self.device!r}")
+        if self.device == "cpu" and (self.gpu or self.compute_capability):
+            raise ProfileError("device 'cpu' takes neither gpu nor compute_capability; leave them null")
+        if self.compute_capability is not None and not re.fullmatch(r"\d{1,2}\.\d", self.compute_capability):
+            raise ProfileError(f'compute_capability must look like "8.0", found {self.compute_capability!r}')
+        if self.target == "tensorrt":
+            self._check_tensorrt()
+        if self.target == "onnxruntime" and self.device == "cpu":
+            for name, dtype in (("dtype", self.dtype), ("kv_dtype", self.kv_dtype)):
+                if dtype != "float32":
+                    raise ProfileError(
+                        f"{name} {dtype!r} is not implemented for ONNX Runtime on cpu; use 'float32'"
+                    )
+
+    def _check_tensorrt(self) -> None:
+        if self.quantization.enabled and not self.quantization.symmetric:
+            raise ProfileError(
+                "quantization.symmetric false is not implemented for TensorRT, which takes no zero points of "
+                "blocks; leave it true"
+            )
+        if self.quantization.activations != "float32":
+            raise ProfileError(
+                f"quantization.activations {self.quantization.activations!r} is for ONNX Runtime; TensorRT "
+                "multiplies quantized weights in the type of the engine: leave it 'float32'"
+            )
+        if self.compute_capability is None:
+            raise ProfileError("target 'tensorrt' needs a compute_capability such as \"8.0\", found null")
+        if self.dtype == "float32":
+            raise ProfileError(
+                "dtype 'float32' is not implemented for TensorRT; use float16, bfloat16 or auto"
+            )
+        if self.kv_dtype not in ("auto", self.dtype):
+            raise ProfileError(
+                f"kv_dtype {self.kv_dtype!r} beside dtype {self.dtype!r} is not implemented; use 'auto'"
+            )
+
+    def _check_sizes(self) -> None:
+        if self.prompt.max > self.capacity.max:
+            raise ProfileError(
+                f"prompt.max {self.prompt.max} exceeds capacity.max {self.capacity.max}: "
+                "a prompt must fit the cache"
+            )
+        if not 1 <= self.prefill_chunk <= self.prompt.max:
+            raise ProfileError(
+                f"prefill_chunk must be from 1 to prompt.max {self.prompt.max}, found {self.prefill_chunk}"
+            )
+        for name in ("workspace_mib", "memory_mib"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ProfileError(f"{name} must be at least 1, or null, found {value}")
+        if self.max_logits < 1:
+            raise ProfileError(f"max_logits must be at least 1, found {self.max_logits}")
+        if self.threads < 0:
+            raise ProfileError(f"threads must be 0 (all cores) or more, found {self.threads}")
+
+    @property
+    def graph_dtype(self) -> str | None:
+        """The type asked for; None for the checkpoint's own."""
+        return None if self.dtype == "auto" else self.dtype
+
+    def step_ranges(self, max_capacity: int) -> tuple[StepRanges, StepRanges]:
+        """What the prefill and the decode profile of an engine of at most ``max_capacity`` tokens take."""
+        capacity = _clipped(self.capacity, max_capacity)
+        chunk = min(self.prefill_chunk, max_capacity)
+        longest = Range(1, min(self.prompt.opt, chunk), chunk)
+        logits = Range(1, 1, min(self.max_logits, chunk))
+        one = Range(1, 1, 1)
+        prefill = StepRanges(self.batch, longest, logits, capacity)
+        return prefill, StepRanges(self.batch, one, one, capacity)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON or YAML, without ``origin``; :meth:`from_dict` reads it back."""
+        result: dict[str, Any] = to_plain(self)
+        return result
+
+    @classmethod
+    def from_dict(cls, data: object, label: str = "profile") -> Profile:
+        """Read what :meth:`to_dict` wrote. Every key must be present.
+
+        Raises:
+            ProfileError: naming ``label``, the key, what was expected and found.
+        """
+        return from_plain(cls, data, Source(label, ProfileError))
+
+    def overrides(self) -> dict[str, object]:
+        """Values given on the command line, by dotted key, as ``profile_loading.load_profile`` takes them."""
+        flat = dict(_dotted(self.to_dict()))
+        return {key: flat[key] for key, origin in self.origin.items() if origin == COMMAND_LINE}
+
+
+def _dotted(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Every leaf of nested mappings with its dotted key."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _dotted(value, join(prefix, name))
+        else:
+            yield join(prefix, name), value
+
+
+def _clipped(wanted: Range, largest: int) -> Range:
+    return Range(*(min(bound, largest) for bound in (wanted.min, wanted.opt, wanted.max)))

@@ -1,0 +1,1 @@
+"""Engine packages: the manifest, writing all or nothing, and checked reading."""

@@ -1,0 +1,253 @@
+"""The written format of an engine package: ``manifest.json`` and the checks a package passes before it is
+used.
+
+A package is a folder. Its manifest lists every other file with size and digests, says what the engine is and
+where its weights come from. All paths are relative, with ``/``, so that the folder can be moved.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shlex
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from q2export.errors import PackageError
+from q2export.package.sections import (
+    ALWAYS_HASHED_BYTES,
+    EngineInfo,
+    FileRecord,
+    ModelInfo,
+    ParitySummary,
+    Placement,
+    QualitySummary,
+    QuantizationInfo,
+    TensorRTInfo,
+    ToolInfo,
+    WeightFile,
+    WeightsInfo,
+)
+from q2export.strict.codec import Source, from_plain, to_plain
+from q2export.strict.json import parse_object, shown
+from q2export.version import __version__
+
+__all__ = [
+    "ALWAYS_HASHED_BYTES",
+    "GRAPH_FILE",
+    "LIBRARIES",
+    "MANIFEST_NAME",
+    "SCHEMA_VERSION",
+    "TOOL_NAME",
+    "EngineInfo",
+    "FileRecord",
+    "Manifest",
+    "ModelInfo",
+    "ParitySummary",
+    "Placement",
+    "QualitySummary",
+    "QuantizationInfo",
+    "TensorRTInfo",
+    "ToolInfo",
+    "WeightFile",
+    "WeightsInfo",
+    "check_relative_path",
+    "installed_versions",
+    "rebuild_command",
+    "this_tool",
+]
+
+MANIFEST_NAME = "manifest.json"
+GRAPH_FILE = "model.onnx"
+"""The ONNX file of every package: the engine, or what a TensorRT engine was built from."""
+SCHEMA_VERSION = 3
+TOOL_NAME = "q2export"
+_TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
+
+
+def check_relative_path(name: str) -> None:
+    """Refuse a name that is not a plain relative POSIX path below the package.
+
+    Raises:
+        PackageError: absolute, empty, ``.`` or ``..`` components, backslash, control or unencodable
+            characters.
+    """
+    parts = name.split("/")
+    bad = any(part in ("", ".", "..") for part in parts) or re.search(r"[\x00-\x1f\x7f\\\ud800-\udfff]", name)
+    if bad or name == MANIFEST_NAME:
+        raise PackageError(
+            f"{shown(name)} is not a valid path of a package file: expected a relative path inside it"
+        )
+
+
+def this_tool() -> ToolInfo:
+    """This program and its installed version."""
+    return ToolInfo(TOOL_NAME, __version__)
+
+
+LIBRARIES = ("torch", "onnx", "onnx-ir", "onnxruntime", "numpy", "tokenizers", "polygraphy")
+"""Distributions whose versions a manifest and a parity report record."""
+
+
+def installed_versions(distributions: Iterable[str]) -> dict[str, str]:
+    """Distribution name -> version, for those of ``distributions`` that are installed."""
+    from importlib import metadata  # 20 ms that reading a package need not pay
+
+    found = {}
+    for name in distributions:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def utc_now() -> str:
+    """The current time as the manifest writes it: ``2026-11-30T12:00:00Z``."""
+    return time.strftime(_TIME_FORMAT, time.gmtime())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """``manifest.json``.
+
+    Attributes:
+        profile: the resolved profile (``Profile.to_dict``).
+        profile_overrides: what of it came from the command line, by dotted key; the rebuild command repeats
+            it.
+        quantization: None if no weight is quantized.
+        parity: None if no parity check was made; ``parity_skipped`` then says why.
+        quality: what quantizing cost; None if that was not measured: ``quality_skipped`` then says why, if
+            weights are quantized at all.
+        files: every file of the package but the manifest itself, by relative path.
+        libraries: versions of the libraries that made the engine, by distribution name.
+        created: UTC, ``2026-11-30T12:00:00Z``.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    tool: ToolInfo = field(default_factory=this_tool)
+    created: str = field(default_factory=utc_now)
+    op_contract_version: int
+    model: ModelInfo
+    target: Literal["onnxruntime", "tensorrt", "portable"]
+    profile: Mapping[str, object]
+    profile_overrides: Mapping[str, object]
+    engine: EngineInfo
+    weights: WeightsInfo
+    quantization: QuantizationInfo | None = None
+    parity: ParitySummary | None
+    parity_skipped: str | None
+    quality: QualitySummary | None = None
+    quality_skipped: str | None = None
+    files: Mapping[str, FileRecord]
+    libraries: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        try:
+            time.strptime(self.created, _TIME_FORMAT)
+        except ValueError:
+            raise PackageError(
+                f"created must look like 2026-11-30T12:00:00Z, found {shown(self.created)}"
+            ) from None
+        if (self.parity is None) != (self.parity_skipped is not None):
+            raise PackageError("exactly one of parity and parity_skipped must be given")
+        if self.quality is not None and self.quality_skipped is not None:
+            raise PackageError("not both of quality and quality_skipped may be given")
+        for name in self.files:
+            check_relative_path(name)
+        self._check_listed("engine.file", self.engine.file)
+        if self.engine.prefill_file is not None:
+            self._check_listed("engine.prefill_file", self.engine.prefill_file)
+        for weight in self.weights.files:
+            self._check_listed("weights.files", weight.path)
+            if weight.bytes != self.files[weight.path].bytes:
+                listed = self.files[weight.path].bytes
+                raise PackageError(
+                    f"{weight.path} has {weight.bytes} bytes in weights.files, {listed} in files"
+                )
+
+    def _check_listed(self, key: str, name: str) -> None:
+        if name not in self.files:
+            raise PackageError(f"{key} names {shown(name)}, which files does not list")
+
+    @property
+    def prepacks(self) -> bool:
+        """Whether ONNX Runtime is to keep its own copy of the matrices, see ``Profile.prepack``."""
+        asked = self.profile.get("prepack", "auto")
+        return asked == "always" or (asked == "auto" and prepacks(self.weights, self.quantization))
+
+    def to_json(self) -> str:
+        """Text of ``manifest.json``."""
+        return json.dumps(to_plain(self), indent=2, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes, label: str = MANIFEST_NAME) -> Manifest:
+        """Parse :meth:`to_json`; unknown, missing and duplicate keys and wrong types are refused.
+
+        Raises:
+            PackageError: naming ``label``, the key, what was expected and found.
+        """
+        # surrogatepass: what UTF-8 cannot say is refused by the parser, with the other malformed text
+        content = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+        data = parse_object(content, label, PackageError)
+        return cls.from_dict(data, label)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, object], label: str = MANIFEST_NAME) -> Manifest:
+        """Read the parsed JSON object of a manifest; raises as :meth:`from_json`."""
+        source = Source(label, PackageError)
+        _check_schema(data, source)
+        return from_plain(cls, data, source)
+
+
+def prepacks(weights: WeightsInfo, quantization: QuantizationInfo | None) -> bool:
+    """Whether ONNX Runtime should keep its own copy of the matrices where nobody says.
+
+    It costs nothing that is not paid already where weights were converted. With quantized weights, its
+    kernels work on that copy alone; without it they dequantize whole matrices at every step.
+    """
+    return weights.converted_bytes > 0 or quantization is not None
+
+
+def _check_schema(data: Mapping[str, object], source: Source) -> None:
+    found = data.get("schema_version")
+    if not isinstance(found, int) or isinstance(found, bool):
+        raise source.refuse("schema_version", "an integer", found)
+    if found != SCHEMA_VERSION:
+        made_by = data.get("tool")
+        version = made_by.get("version") if isinstance(made_by, dict) else None
+        by = (
+            f" (written by {TOOL_NAME} {version})"
+            if isinstance(version, str) and version.isprintable()
+            else ""
+        )
+        age = "newer" if found > SCHEMA_VERSION else "older"
+        command = rebuild_command(data, Path(source.label).parent)
+        raise PackageError(
+            f"{source.label}: schema version {found}{by} is {age} than version {SCHEMA_VERSION}, "
+            f"which {TOOL_NAME} {this_tool().version} reads; rebuild with: {command}"
+        )
+
+
+def rebuild_command(manifest: Mapping[str, object], folder: Path) -> str:
+    """The ``q2export build`` command line that makes the package again, from the plain data of a manifest.
+
+    Works for manifests of other schema versions too: what it does not find becomes ``MODEL`` or ``PROFILE``.
+    """
+
+    def text(section: str, key: str, otherwise: str) -> str:
+        data = manifest.get(section)
+        value = data.get(key) if isinstance(data, Mapping) else None
+        return value if isinstance(value, str) and value and value.isprintable() else otherwise
+
+    words = [TOOL_NAME, "build", "--model", text("model", "id", "MODEL")]
+    if revision := text("model", "revision", ""):
+        words += ["--revision", revision]
+    words += ["--profile", text("profile", "name", "PROFILE")]
+    overrides = manifest.get("profile_overrides")
+    for key, value in (overrides if isinstance(overrides, Mapping) else {}).items():
+        setting = f"{key}={value if isinstance(value, str) else json.dumps(value)}"
+        words += ["--set", setting] if setting.isprintable() else []
+    return shlex.join([*words, "--output", str(folder), "--overwrite"])

@@ -1,0 +1,313 @@
+"""Writing an engine package: all of it or nothing."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+
+from q2export.contracts.progress import progress_bar
+from q2export.errors import PackageError
+from q2export.package.hashing import FileDigest, HashingWriter, fingerprint_file, hash_file
+from q2export.package.manifest import (
+    ALWAYS_HASHED_BYTES,
+    MANIFEST_NAME,
+    TOOL_NAME,
+    FileRecord,
+    Manifest,
+    Placement,
+    WeightFile,
+    check_relative_path,
+)
+from q2export.package.placement import (
+    PlacementMode,
+    copy_file,
+    describe_filesystem,
+    link_file,
+    require_free_space,
+)
+from q2export.package.staging import Staging, exit_on_termination
+from q2export.strict.json import read_object
+
+_MAX_MANIFEST_BYTES = 64 << 20
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+class PackageWriter:
+    """Writes a package under a temporary name and renames it when complete.
+
+    A context manager. Leaving the block normally puts the package in place, provided :meth:`write_manifest`
+    has described every file. An exception, Ctrl-C, SIGTERM or SIGHUP removes all traces; what a killed
+    process leaves is removed by the next writer of the same output. The final path never holds an incomplete
+    package::
+
+        with PackageWriter(Path("qwen2-0.5b.q2"), overwrite=False) as writer:
+            writer.add_text("config.json", text)
+            weights = writer.place_weights(shard, "weights/model.safetensors")
+            writer.write_manifest(Manifest(..., files=writer.files))
+
+    Attributes:
+        output: absolute final path.
+        folder: absolute temporary folder; other programs may write files here, see :meth:`add_written`.
+    """
+
+    def __init__(self, output: Path, overwrite: bool = False) -> None:
+        """Nothing is touched before the block is entered.
+
+        Args:
+            output: where the package goes; missing parents are made.
+            overwrite: whether an existing package there may be replaced.
+        """
+        self._staging = Staging(output)
+        self._overwrite = overwrite
+        self._files: dict[str, FileRecord] = {}
+        self._described: Mapping[str, FileRecord] | None = None
+        self._signals = ExitStack()
+        self.output = self._staging.output
+        self.folder = self._staging.folder
+
+    @property
+    def files(self) -> Mapping[str, FileRecord]:
+        """Records of the files written so far, for ``Manifest.files``."""
+        return MappingProxyType(dict(self._files))
+
+    def __enter__(self) -> PackageWriter:
+        """Create the temporary folder.
+
+        Raises:
+            PackageError: the output exists and may not be replaced, or the folder cannot be made.
+        """
+        check_output(self.output, self._overwrite)
+        self._signals.enter_context(exit_on_termination())
+        try:
+            self._staging.create()
+        except BaseException as error:
+            self._staging.discard()
+            self._signals.close()
+            if isinstance(error, OSError):
+                raise PackageError(f"cannot write to {self.output.parent}: {error.strerror}") from error
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Put the package in place, or remove everything after an exception."""
+        with self._signals:
+            try:
+                if kind is None:
+                    self._commit()
+            except FileExistsError as problem:
+                raise PackageError(
+                    f"{self.output} was made by someone else meanwhile; nothing was changed"
+                ) from problem
+            finally:
+                self._staging.discard()
+        if isinstance(error, OSError) and error.errno in _NO_SPACE:
+            parent = self.output.parent
+            raise PackageError(
+                f"no space left in {parent} ({describe_filesystem(parent)}) writing {self.output.name}; "
+                "nothing was kept. Free some or write elsewhere"
+            ) from error
+
+    def _commit(self) -> None:
+        if self._described is None:
+            raise PackageError(f"{self.output}: {MANIFEST_NAME} was not written")
+        present = _listing(self.folder)
+        differing = present.symmetric_difference(self._described) | present.symmetric_difference(self._files)
+        if differing or self._described != self._files:
+            names = ", ".join(sorted(differing)) or "changed after it was written"
+            raise PackageError(f"{self.output}: {MANIFEST_NAME} does not describe the files written: {names}")
+        check_output(self.output, self._overwrite)
+        self._staging.commit(replace=self._overwrite)
+
+    def _target(self, name: str) -> Path:
+        check_relative_path(name)
+        if name in self._files:
+            raise PackageError(f"{self.output}: {name} is written twice")
+        target = self.folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return target
+
+    @contextmanager
+    def open_hashed(self, name: str) -> Iterator[HashingWriter]:
+        """Open a new file for writing; it is hashed on the way and recorded when the block ends normally."""
+        with HashingWriter(self._target(name)) as file:
+            yield file
+        self._files[name] = FileRecord.of(file.result())
+
+    def add_bytes(self, name: str, data: bytes) -> None:
+        """Write a small file."""
+        with self.open_hashed(name) as file:
+            file.write(data)
+
+    def add_text(self, name: str, text: str) -> None:
+        """Write a small UTF-8 file; line ends stay as they are."""
+        self.add_bytes(name, text.encode("utf-8"))
+
+    def add_file(self, name: str, source: Path) -> None:
+        """Copy a file, byte for byte.
+
+        Raises:
+            PackageError: ``source`` cannot be read.
+        """
+        target = self._target(name)
+        with _reading(source):
+            self._files[name] = FileRecord.of(copy_file(_real_file(source), target))
+
+    def add_written(self, name: str) -> None:
+        """Record a file that another program wrote to ``folder / name``: read it once, bring it to stable
+        storage."""
+        check_relative_path(name)
+        path = self.folder / name
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        self._files[name] = FileRecord.of(
+            FileDigest(path.stat().st_size, hash_file(path), fingerprint_file(path))
+        )
+
+    def add_quantized(self, name: str, sources: tuple[str, ...], sha256: str) -> WeightFile:
+        """Record weights that were quantized to ``folder / name``; all bytes are on stable storage already.
+
+        Args:
+            name: the file's path in the package.
+            sources: names of the checkpoint's files they were made of.
+            sha256: of the whole file.
+
+        Returns:
+            Its entry for ``WeightsInfo.files``.
+        """
+        check_relative_path(name)
+        path = self.folder / name
+        size = path.stat().st_size
+        self._files[name] = FileRecord.of(FileDigest(size, sha256, fingerprint_file(path)))
+        return WeightFile(name, "quantized", sources, size)
+
+    def place_weights(
+        self, shard: Path, name: str, mode: PlacementMode = "auto", sha256: str | None = None
+    ) -> WeightFile:
+        """Bring a checkpoint shard into the package, without copying its bytes where possible.
+
+        See :mod:`q2export.package.placement` for what a reflink and a hard link mean.
+
+        Args:
+            shard: the shard; symbolic links are followed to the real file.
+            name: its path in the package.
+            mode: ``"auto"`` copies where the file system cannot link, ``"link"`` refuses then, ``"copy"``
+                copies.
+            sha256: of the whole shard, if it was read anyway. Without it a linked shard above 64 MiB, which
+                is not read here, is recorded with its fingerprint alone.
+
+        Returns:
+            Its entry for ``WeightsInfo.files``; ``placement`` tells what was done.
+
+        Raises:
+            PackageError: the shard cannot be read, linking is impossible in mode ``"link"``, or space is
+                short.
+        """
+        target = self._target(name)
+        with _reading(shard):
+            real = _real_file(shard)
+            placement: Placement | None = None if mode == "copy" else link_file(real, target)
+            if placement is not None:
+                self._files[name] = _linked_record(target, sha256)
+            elif mode == "link":
+                raise _cannot_link(real, self.output.parent)
+            else:
+                placement, size = "copy", real.stat().st_size
+                require_free_space(self.folder, size, f"a copy of {real.name}")
+                with progress_bar(f"copying {shard.name}", size) as advance:
+                    self._files[name] = FileRecord.of(copy_file(real, target, advance))
+        return WeightFile(name, placement, (shard.name,), self._files[name].bytes)
+
+    def write_manifest(self, manifest: Manifest) -> None:
+        """Write ``manifest.json``; called again (say, after the parity check), it replaces the earlier one.
+
+        Raises:
+            PackageError: ``manifest.files`` is not what was written.
+        """
+        if dict(manifest.files) != self._files:
+            differing = sorted(dict(manifest.files).items() ^ self._files.items())
+            raise PackageError(
+                f"{self.output}: the manifest differs from the files written: {differing[0][0]}"
+            )
+        path = self.folder / MANIFEST_NAME
+        path.unlink(missing_ok=True)
+        with HashingWriter(path) as file:
+            file.write(manifest.to_json().encode())
+        self._described = dict(manifest.files)
+
+
+def _listing(folder: Path) -> set[str]:
+    """Relative paths of all files in ``folder`` but the manifest."""
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+    return files - {MANIFEST_NAME}
+
+
+@contextmanager
+def _reading(source: Path) -> Iterator[None]:
+    """Report a failure to read ``source`` as an error of the user's; a full disk is reported at the end."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NO_SPACE:
+            raise
+        raise PackageError(f"{source}: cannot be put into the package: {error.strerror}") from error
+
+
+def _real_file(path: Path) -> Path:
+    """The regular file that ``path`` leads to."""
+    try:
+        real = path.resolve(strict=True)
+    except RuntimeError as error:  # a loop of symbolic links, before Python 3.13
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path)) from error
+    if not real.is_file():
+        raise PackageError(f"{path}: expected a regular file")
+    return real
+
+
+def _cannot_link(source: Path, parent: Path) -> PackageError:
+    ours, theirs = describe_filesystem(parent), describe_filesystem(source)
+    return PackageError(
+        f"{source} ({theirs}) cannot be linked into {parent} ({ours}); put the package on the file system of "
+        "the checkpoint, or let the weights be copied"
+    )
+
+
+def _linked_record(path: Path, sha256: str | None) -> FileRecord:
+    size, fingerprint = path.stat().st_size, fingerprint_file(path)
+    if sha256 is None and size <= ALWAYS_HASHED_BYTES:
+        sha256 = hash_file(path)
+    reason = None if sha256 is not None else "linked to the checkpoint without reading all of it"
+    return FileRecord(size, sha256, fingerprint, reason)
+
+
+def check_output(output: Path, overwrite: bool) -> None:
+    """Refuse an output that exists, unless it is a q2export package, with nothing of the user's in it, to be
+    replaced.
+
+    Cheap: call it before any work is done.
+
+    Raises:
+        PackageError: naming what is in the way and what to do.
+    """
+    if not output.exists() or (overwrite and output.is_dir() and not any(output.iterdir())):
+        return
+    if not overwrite:
+        raise PackageError(f"{output} exists already; choose another output, or replace it with --overwrite")
+    keep = f"{output} is not replaced: "
+    try:
+        data = read_object(output / MANIFEST_NAME, _MAX_MANIFEST_BYTES, PackageError)
+    except PackageError as error:
+        raise PackageError(f"{keep}it is not a {TOOL_NAME} package ({error}); remove it yourself") from None
+    tool, files = data.get("tool"), data.get("files")
+    if not isinstance(tool, dict) or tool.get("name") != TOOL_NAME or not isinstance(files, dict):
+        raise PackageError(f"{keep}its {MANIFEST_NAME} was not written by {TOOL_NAME}; remove it yourself")
+    if surplus := sorted(_listing(output) - set(files)):
+        more = f" and {len(surplus) - 1} more" if surplus[1:] else ""
+        raise PackageError(
+            f"{keep}it holds {surplus[0]!r}{more}, which {MANIFEST_NAME} does not list; move it away first"
+        )

@@ -1,0 +1,1 @@
+"""The stages of ``build`` and ``export``: job, weights, graph, engine."""

@@ -1,0 +1,147 @@
+"""A build, resolved and checked before any work: model, profile, type; for TensorRT builder and memory."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from q2export.contracts.memory import CacheShape
+from q2export.contracts.profile import Profile, Target
+from q2export.contracts.profile_loading import load_profile
+from q2export.pipeline import engine as engine_build
+from q2export.pipeline.engine import EnginePlan
+from q2export.pipeline.model_source import ModelSource, resolve_model
+from q2export.pipeline.weights import WeightSource, find_weights
+from q2export.strict.codec import to_plain
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be built.
+
+    Attributes:
+        model: the checkpoint's name and folder.
+        weights: its weights, and what is done to them first.
+        target: of the graph.
+        profile: what to build for.
+        dtype: of the graph.
+        capacity: largest capacity of the engine, in tokens.
+        engine: of a TensorRT build; None for others.
+    """
+
+    model: ModelSource
+    weights: WeightSource
+    target: Target
+    profile: Profile
+    dtype: str
+    capacity: int
+    engine: EnginePlan | None = None
+
+    @property
+    def has_prefill_graph(self) -> bool:
+        """Whether prompts go through a graph of their own, with int8 copies of the weights."""
+        return self.profile.quantization.prefill == "int8"
+
+    def announce(self) -> None:
+        """Log what somebody should know before the work begins."""
+        if self.engine is not None:
+            engine_build.announce(self.engine)
+        stored, activations = self.weights.stored, self.profile.quantization.activations
+        is_slow = stored is not None and stored.scheme.bits == 8 and activations == "float32"
+        if is_slow and self.target == "onnxruntime":
+            _log.warning(
+                "ONNX Runtime multiplies 8-bit weights with float32 activations about a hundred times slower "
+                "than with int8 ones: give --set quantization.activations=int8, or the profile cpu-int8, "
+                "unless this is for comparison"
+            )
+
+    def weights_of_prefill(self) -> int:
+        """Bytes of the int8 copies that the prefill graph multiplies with."""
+        from q2export.exporter.weights.sizes import int8_prefill_bytes
+
+        return int8_prefill_bytes(self.weights.quantized_weights.values(), self.weights.config)
+
+    def describe(self) -> dict[str, Any]:
+        """Plain data for ``build --dry-run``."""
+        config = self.weights.config
+        planned = self.weights.planned_bytes(self.target, self.dtype)
+        shape = config.num_hidden_layers, config.num_key_value_heads, config.head_dim
+        return {
+            "model": {
+                "id": self.model.id,
+                "revision": self.model.revision,
+                "model_type": config.model_type,
+                "dtype": self.weights.dtype,
+            },
+            "target": self.target,
+            "dtype": self.dtype,
+            "max_capacity": self.capacity,
+            "weights": {
+                "in_place_bytes": planned.in_place,
+                "converted_bytes": planned.converted,
+                "quantized_bytes": planned.quantized,
+                "prefill_bytes": self.weights_of_prefill() if self.has_prefill_graph else 0,
+            },
+            "quantization": to_plain(self.weights.stored),
+            "kv_cache_bytes_per_token": CacheShape(*shape, self.dtype).bytes_per_token,
+            "tensorrt": None if self.engine is None else self.engine.describe(),
+            "profile": self.profile.to_dict(),
+            "origin": dict(self.profile.origin),
+            "warnings": list(config.warnings),
+        }
+
+
+def resolve_job(
+    model: str | Path,
+    profile: str | Path,
+    overrides: Mapping[str, object] | None,
+    revision: str | None,
+) -> Job:
+    """Resolve and check everything that can be known before a weight is read; arguments as in ``api.build``.
+
+    Raises:
+        Q2ExportError: what ``build`` would refuse.
+    """
+    resolved = load_profile(profile, overrides)
+    trt = engine_build.select_builder(resolved) if resolved.target == "tensorrt" else None
+    section = "quantization."
+    explicit = [key.removeprefix(section) for key in resolved.overrides() if key.startswith(section)]
+    found = resolve_model(model, revision)
+    job = resolve_graph(found, resolved.target, resolved, resolved.graph_dtype, explicit)
+    if trt is None:
+        return job
+    weights = job.weights.planned_bytes("tensorrt", job.dtype).total
+    plan = engine_build.plan_engine(trt, job.weights.config, weights, resolved, job.dtype, job.capacity)
+    return replace(job, engine=plan)
+
+
+def resolve_graph(
+    found: ModelSource, target: Target, profile: Profile, dtype: str | None, explicit: Collection[str] = ()
+) -> Job:
+    """Resolve a job as far as its graph.
+
+    Args:
+        found: the checkpoint.
+        target: what the graph is for.
+        profile: what else it is made for.
+        dtype: of the graph; None is the checkpoint's own where the target takes it.
+        explicit: fields of ``quantization`` that somebody gave for this checkpoint.
+
+    Raises:
+        Q2ExportError: the checkpoint is not in order, or the target cannot honour what is asked for.
+    """
+    from q2export.exporter.export import target_dtype
+    from q2export.exporter.lowering.limits import check_int8_prefill, check_quantized
+
+    weights = find_weights(found.folder, profile.quantization, explicit)
+    chosen = target_dtype(weights.dtype, target, dtype)
+    check_quantized(target, weights.quantized_weights.values())
+    if profile.quantization.prefill == "int8":
+        check_int8_prefill(target, weights.quantized_weights)
+    capacity = min(profile.capacity.max, weights.config.context_length)
+    return Job(found, weights, target, profile, chosen, capacity)

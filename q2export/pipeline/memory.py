@@ -1,0 +1,188 @@
+"""Whether a model fits a GPU, and what building it takes: computed from shapes alone, before any work.
+
+Three parts live in GPU memory: the weights; the KV cache of the largest batch and capacity; and activations,
+which TensorRT reserves for the largest step of all profiles, with the scratch memory of the plugins. What the
+driver, the context and the kernels take besides is a fixed reserve.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from q2export.contracts import opspec
+from q2export.contracts.memory import CacheShape
+from q2export.contracts.profile import Profile
+from q2export.errors import ProfileError
+from q2export.plugins.tensorrt.workspace import reserved_bytes
+
+if TYPE_CHECKING:
+    from q2export.exporter.checkpoint.config import ModelConfig
+
+_ITEMSIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
+_MIB = 1 << 20
+RESERVED_BYTES = 1 << 30
+"""Of the GPU's memory, for the CUDA context, the kernels and fragmentation."""
+
+HOST_BASE_BYTES = 512 << 20
+HOST_BYTES_PER_WEIGHT_BYTE = 1.75
+"""RAM a build takes: PyTorch and the libraries, and TensorRT's copies of the weights (docs/tensorrt.md).
+
+Measured with TensorRT-RTX 1.7.1: 1.6 bytes per byte of weights, dense and mixture of experts. The mapped
+files of the checkpoint count as resident memory too, but the system takes them back when it needs to.
+"""
+
+
+@dataclass(frozen=True)
+class GpuNeed:
+    """Bytes an engine needs on the GPU, by part."""
+
+    batch: int
+    capacity: int
+    weights: int
+    kv_cache: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """All parts and the reserve."""
+        return self.weights + self.kv_cache + self.activations + RESERVED_BYTES
+
+
+@dataclass(frozen=True)
+class MemoryBudget:
+    """What an engine of one model would need, for any batch and capacity.
+
+    Attributes:
+        config: the model.
+        dtype: of weights, activations and KV cache: ``float16`` or ``bfloat16``.
+        weight_bytes: on the GPU; 0 if they are streamed from the host.
+        chunk: tokens per sequence of the largest step. logits: positions per sequence it returns.
+    """
+
+    config: ModelConfig
+    dtype: str
+    weight_bytes: int
+    chunk: int
+    logits: int
+
+    def need(self, batch: int, capacity: int) -> GpuNeed:
+        """What a batch of sequences of ``capacity`` tokens needs."""
+        config = self.config
+        cache = CacheShape(config.num_hidden_layers, config.num_key_value_heads, config.head_dim, self.dtype)
+        kv_cache = batch * capacity * cache.bytes_per_token
+        step = self.activations(batch, min(self.chunk, capacity))
+        return GpuNeed(batch, capacity, self.weight_bytes, kv_cache, step)
+
+    def activations(self, batch: int, sequence: int) -> int:
+        """Bytes alive at once in the largest step: within a layer, or in the head, whichever is more."""
+        config, itemsize = self.config, _ITEMSIZE[self.dtype]
+        tokens = batch * sequence
+        heads = 2 * config.num_attention_heads + 2 * config.num_key_value_heads  # q, k, v and the output
+        widest = max(heads * config.head_dim, *(self._mlp_width(layer) for layer in _kinds(config)))
+        residual = 3 * config.hidden_size  # the stream, its sum with a block, and the normalised copy
+        layer = tokens * (residual + widest) * itemsize + self._workspace(batch, sequence)
+        rows = batch * min(self.logits, sequence)
+        head = rows * config.vocab_size * (itemsize + _ITEMSIZE["float32"])
+        return max(layer, tokens * config.hidden_size * itemsize + head)
+
+    def _mlp_width(self, layer: int) -> int:
+        """Elements per token alive in the MLP of one layer, those in a plugin's scratch memory apart."""
+        config, moe = self.config, self.config.moe
+        if moe is None or not config.is_moe_layer(layer):
+            return 3 * config.intermediate_size
+        return config.hidden_size + 3 * moe.shared_expert_intermediate_size + moe.num_experts
+
+    def _workspace(self, batch: int, sequence: int) -> int:
+        """Scratch memory of the greediest plugin; layers run one after the other and share it."""
+        config, moe = self.config, self.config.moe
+        heads = {"Hq": config.num_attention_heads, "Hkv": config.num_key_value_heads, "D": config.head_dim}
+        attention = reserved_bytes(opspec.ROTARY_ATTENTION, {"B": batch, "S": sequence, **heads}, {})
+        if moe is None:
+            return attention
+        sizes = {"T": batch * sequence, "H": config.hidden_size}
+        sizes |= {"E": moe.num_experts, "I": moe.moe_intermediate_size}
+        return max(attention, reserved_bytes(opspec.MOE, sizes, {"top_k": moe.num_experts_per_tok}))
+
+    def largest_capacity(self, batch: int, most: int, available: int) -> int:
+        """Largest capacity up to ``most`` that fits ``available`` bytes; 0 if none does."""
+        return _largest(most, lambda capacity: self.need(batch, capacity).total <= available)
+
+    def largest_batch(self, capacity: int, most: int, available: int) -> int:
+        """Largest batch up to ``most`` that fits ``available`` bytes; 0 if none does."""
+        return _largest(most, lambda batch: self.need(batch, capacity).total <= available)
+
+
+def budget(config: ModelConfig, dtype: str, weight_bytes: int, profile: Profile) -> MemoryBudget:
+    """The budget of a model under a profile."""
+    on_gpu = 0 if profile.weight_streaming else weight_bytes
+    return MemoryBudget(config, dtype, on_gpu, profile.prefill_chunk, profile.max_logits)
+
+
+def check_gpu_memory(wanted: MemoryBudget, profile: Profile, capacity: int) -> GpuNeed:
+    """Refuse a batch and capacity that cannot fit the profile's GPU together with the model.
+
+    Args:
+        wanted: the model's budget.
+        profile: names the GPU, its memory and the largest batch. Without ``memory_mib`` nothing is refused.
+        capacity: largest capacity of the engine, in tokens.
+
+    Raises:
+        ProfileError: naming what is needed, what there is, and the largest batch and capacity that would fit.
+    """
+    need = wanted.need(profile.batch.max, capacity)
+    if profile.memory_mib is None or need.total <= profile.memory_mib * _MIB:
+        return need
+    available = profile.memory_mib * _MIB
+    raise ProfileError(
+        f"{profile.gpu or profile.name} has {_gib(available)}, but batch {need.batch} with capacity "
+        f"{need.capacity} needs {_gib(need.total)}: weights {_gib(need.weights)}, KV cache "
+        f"{_gib(need.kv_cache)}, activations {_gib(need.activations)}, reserve {_gib(RESERVED_BYTES)}; "
+        + _advice(wanted, profile, capacity, available)
+    )
+
+
+def _advice(wanted: MemoryBudget, profile: Profile, capacity: int, available: int) -> str:
+    if wanted.need(1, 1).total > available:
+        return "not even one sequence fits; use a GPU with more memory" + (
+            "" if profile.weight_streaming else ", or keep weights on the host: --set weight_streaming=true"
+        )
+    choices = []
+    tokens = wanted.largest_capacity(profile.batch.max, capacity, available)
+    if tokens:
+        choices.append(f"batch {profile.batch.max} with capacity {tokens} (--set capacity.max={tokens})")
+    rows = wanted.largest_batch(capacity, profile.batch.max, available)
+    if rows:
+        choices.append(f"batch {rows} with capacity {capacity} (--set batch.max={rows})")
+    elif profile.batch.max > 1:
+        tokens = wanted.largest_capacity(1, capacity, available)
+        choices.append(f"batch 1 with capacity {tokens} (--set batch.max=1 --set capacity.max={tokens})")
+    return "the largest that would fit: " + ", or ".join(choices)
+
+
+def host_bytes_to_build(weight_bytes: int) -> int:
+    """RAM a build takes at its peak, in bytes."""
+    return HOST_BASE_BYTES + int(HOST_BYTES_PER_WEIGHT_BYTE * weight_bytes)
+
+
+def _kinds(config: ModelConfig) -> Iterator[int]:
+    """One layer of each kind of MLP."""
+    seen = set()
+    for layer in range(config.num_hidden_layers):
+        if config.is_moe_layer(layer) not in seen:
+            seen.add(config.is_moe_layer(layer))
+            yield layer
+
+
+def _largest(most: int, fits: Callable[[int], bool]) -> int:
+    """Largest of 1 to ``most`` that fits, where everything smaller than one that fits does too; else 0."""
+    low, high = 0, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
+
+
+def _gib(count: int) -> str:
+    return f"{count / (1 << 30):.1f} GiB"

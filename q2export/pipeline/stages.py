@@ -1,0 +1,196 @@
+"""The stages ``build`` and ``export`` share, in order: weights, graph, files, manifest."""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from q2export.contracts import opspec
+from q2export.contracts.profile import Profile
+from q2export.package.manifest import (
+    GRAPH_FILE,
+    LIBRARIES,
+    EngineInfo,
+    Manifest,
+    ModelInfo,
+    ParitySummary,
+    QualitySummary,
+    QuantizationInfo,
+    installed_versions,
+    prepacks,
+)
+from q2export.package.placement import PlacementMode
+from q2export.package.writer import PackageWriter
+from q2export.pipeline.files import PREFILL_GRAPH_FILE, SHARD_FOLDER, Scan, Written, write_graph
+from q2export.pipeline.job import Job
+from q2export.pipeline.stopwatch import Stopwatch
+from q2export.pipeline.weights import AsItIs
+
+if TYPE_CHECKING:
+    from q2export.exporter.checkpoint.config import ModelConfig
+    from q2export.exporter.checkpoint.source import Source
+    from q2export.exporter.export import Graph
+
+_CONFIG = "config.json"
+_COPIED = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """A graph with its weights, in a package that is not complete yet.
+
+    Attributes:
+        source: the checkpoint whose weights the graph has; it may lie in the package.
+        graph: what was written. written: the files.
+        engine: describes the graph.
+        quantization: None if no weight is quantized.
+    """
+
+    source: Source
+    graph: Graph
+    written: Written
+    engine: EngineInfo
+    quantization: QuantizationInfo | None
+
+    @property
+    def prepacks(self) -> bool:
+        """Whether ONNX Runtime runs the graph on its own copy of the matrices where nobody says otherwise."""
+        return prepacks(self.written.weights, self.quantization)
+
+
+def assemble(
+    job: Job, writer: PackageWriter, *, scan: Scan, placement: PlacementMode, watch: Stopwatch
+) -> Assembled:
+    """Quantize the weights if that is asked for, trace, lower, and write graph, weights and texts.
+
+    Args:
+        job: what is made.
+        writer: the package.
+        scan: which values are checked. placement: how files used in place get into the package.
+        watch: of the stages.
+
+    Raises:
+        Q2ExportError: what one of the stages raises.
+    """
+    from q2export.exporter.export import build_graph, build_graph_pair
+
+    with nullcontext() if isinstance(job.weights, AsItIs) else watch.stage("quantize"):
+        source = job.weights.prepare(writer.folder / SHARD_FOLDER)
+    activations, prefill = job.profile.quantization.activations, None
+    with watch.stage("trace and lower"):
+        if job.has_prefill_graph:
+            graph, prefill = build_graph_pair(source, job.capacity, activations)
+        else:
+            graph = build_graph(source, job.target, job.dtype, job.capacity, activations)
+    written = write_graph(
+        writer, graph, prefill, scan=scan, placement=placement, watch=watch, quantized_from=job.weights.files
+    )
+    writer.add_file(_CONFIG, source.folder / _CONFIG)
+    for name in _COPIED:
+        if (job.weights.folder / name).exists():
+            writer.add_file(name, job.weights.folder / name)
+    engine = _engine_info(source.config, job)
+    return Assembled(source, graph, written, engine, _quantization_info(source, job.profile))
+
+
+def _quantization_info(source: Source, profile: Profile) -> QuantizationInfo | None:
+    from q2export.exporter.checkpoint.packed_config import FORMAT_VERSION
+    from q2export.exporter.checkpoint.parameters import expected_parameters
+    from q2export.exporter.checkpoint.selection import is_quantizable
+
+    stored = source.quantization
+    if stored is None:
+        return None
+    kept = [
+        source.checkpoint.tensors[name].nbytes
+        for name in expected_parameters(source.config)
+        if is_quantizable(name, embedding=True) and name not in source.stored
+    ]
+    return QuantizationInfo(
+        format_version=FORMAT_VERSION,
+        bits=stored.scheme.bits,
+        block_size=stored.scheme.block_size,
+        symmetric=stored.scheme.symmetric,
+        method=stored.method,
+        embedding=stored.embedding,
+        keep=stored.keep,
+        input_order=stored.input_order,
+        activations=profile.quantization.activations,
+        quantized_weights=len(source.stored),
+        quantized_bytes=sum(weight.nbytes for weight in source.stored.values()),
+        kept_weights=len(kept),
+        kept_bytes=sum(kept),
+    )
+
+
+def _engine_info(config: ModelConfig, job: Job) -> EngineInfo:
+    """What a backend must know of the graph."""
+    dtype = job.dtype
+    return EngineInfo(
+        format="onnx",
+        file=GRAPH_FILE,
+        dtype=dtype,  # type: ignore[arg-type]
+        kv_dtype=dtype,  # type: ignore[arg-type]
+        num_hidden_layers=config.num_hidden_layers,
+        num_key_value_heads=config.num_key_value_heads,
+        head_dim=config.head_dim,
+        vocab_size=config.vocab_size,
+        max_batch=job.profile.batch.max,
+        max_capacity=job.capacity,
+        prefill_chunk=min(job.profile.prefill_chunk, job.capacity),
+        context_length=config.context_length,
+        prefill_file=PREFILL_GRAPH_FILE if job.has_prefill_graph else None,
+    )
+
+
+def describe(
+    job: Job,
+    writer: PackageWriter,
+    made: Assembled,
+    engine: EngineInfo,
+    *,
+    parity: ParitySummary | None,
+    parity_skipped: str | None,
+    quality: QualitySummary | None = None,
+    quality_skipped: str | None = None,
+    profile: Profile | None,
+) -> Manifest:
+    """The manifest of the package.
+
+    Args:
+        job: what was made.
+        writer: the package.
+        made: graph and weights.
+        engine: what the package is to run.
+        parity, parity_skipped: outcome of the check, or why there is none.
+        quality, quality_skipped: likewise, of quantized weights.
+        profile: what it was built for; None for an exported graph.
+    """
+    from q2export.exporter.checkpoint.parameters import expected_parameters
+
+    config = made.source.config
+    parameters = sum(math.prod(shape) for shape in expected_parameters(config).values())
+    return Manifest(
+        op_contract_version=opspec.CONTRACT_VERSION,
+        model=ModelInfo(
+            job.model.id,
+            job.model.revision,
+            config.model_type,
+            parameters,
+            job.weights.folder.resolve().name,
+        ),
+        target=job.target,
+        profile={} if profile is None else profile.to_dict(),
+        profile_overrides={} if profile is None else profile.overrides(),
+        engine=engine,
+        weights=made.written.weights,
+        quantization=made.quantization,
+        parity=parity,
+        parity_skipped=parity_skipped,
+        quality=quality,
+        quality_skipped=quality_skipped,
+        files=writer.files,
+        libraries=installed_versions(LIBRARIES),
+    )

@@ -1,0 +1,1 @@
+"""Decoding that refuses what it does not know: JSON, YAML and frozen dataclasses."""
