@@ -111,7 +111,7 @@ def build_graph_pair(source: Source, max_positions: int, activations: Activation
     passes = _lowering(source, "onnxruntime", "float32", max_positions, activations)
     return (
         _lower(source, model, passes, source.tensor_names),
-        _lower(source, prefill, prefill_passes(max_positions, source.stored), ()),
+        _lower(source, prefill, prefill_passes(max_positions, source.packed), ()),
     )
 
 
@@ -131,12 +131,12 @@ def _lowering(
 
     graph_type = ir.DataType[{"float32": "FLOAT"}.get(dtype, dtype.upper())]
     if target == "portable":
-        return portable.passes(source.stored, graph_type)
+        return portable.passes(source.packed, graph_type)
     if target == "tensorrt":
-        return tensorrt.passes(source.stored, graph_type)
+        return tensorrt.passes(source.packed, graph_type)
     return onnxruntime.passes(
         max_positions,
         stack_experts=dtype != source.dtype,
-        stored=source.stored,
+        packed=source.packed,
         activations=activations,
     )

@@ -63,7 +63,7 @@ class CheckpointReference:
 
     def __init__(self, source: Source) -> None:
         self._config = source.config
-        self._values = ParameterValues(source.checkpoint, source.stored)
+        self._values = ParameterValues(source.checkpoint, source.packed)
         inv_freq, self._attention_factor = inverse_frequencies(self._config.rope, self._config.head_dim)
         self._inv_freq = torch.from_numpy(inv_freq)
 

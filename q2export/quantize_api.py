@@ -136,7 +136,7 @@ def quality_report(
 
     Args:
         model: checkpoint folder or hub id, not quantized.
-        quantized: folder that :func:`quantize` made, or a published quantized checkpoint in the stored form.
+        quantized: folder that :func:`quantize` made, or a published quantized checkpoint in the packed form.
         text: to measure on, or a UTF-8 file of it; None takes a short built-in text.
         thresholds: what is allowed; None judges nothing.
         revision: of a hub id.

@@ -1,4 +1,4 @@
-"""``q2export.repack``: a published quantized checkpoint in the stored form."""
+"""``q2export.repack``: a published quantized checkpoint in the packed form."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class RepackedCheckpoint:
 def repack(
     model: str | Path, output: str | Path, *, revision: str | None = None, overwrite: bool = False
 ) -> RepackedCheckpoint:
-    """Write a GPTQ or AWQ checkpoint in the stored form, which every command takes as a model.
+    """Write a GPTQ or AWQ checkpoint in the packed form, which every command takes as a model.
 
     The quantized values stay what they are, bit for bit. Neither PyTorch nor onnx is needed.
 
@@ -42,7 +42,7 @@ def repack(
         model: checkpoint folder or hub id.
         output: folder to make; nothing is left there after an error.
         revision: of a hub id.
-        overwrite: replace an existing checkpoint in the stored form.
+        overwrite: replace an existing checkpoint in the packed form.
 
     Raises:
         Q2ExportError: one of its family; the message says what to do.

@@ -89,7 +89,7 @@ class InPlaceAttention(nn.Module):
         return self.o_proj(output.view(hidden.shape[0], -1)), *past
 
 
-class JoinedMLP(nn.Module):
+class FusedMLP(nn.Module):
     """:class:`MLP` with gate and up as one product."""
 
     def __init__(self, mlp: MLP) -> None:
@@ -160,9 +160,9 @@ class TorchDecoder:
         attention, mlp = layer.self_attn, layer.mlp
         layer.add_module("self_attn", InPlaceAttention(attention))
         if isinstance(mlp, MLP):
-            layer.mlp = JoinedMLP(mlp)
+            layer.mlp = FusedMLP(mlp)
         elif isinstance(mlp, SparseMoeBlock):
-            mlp.add_module("shared_expert", JoinedMLP(mlp.shared_expert))
+            mlp.add_module("shared_expert", FusedMLP(mlp.shared_expert))
         return layer
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Products with quantized weights: those of whole decoder layers, and of the head.
+"""MatMuls with quantized weights: those of whole decoder layers, and of the head.
 
 ``int8 per tensor`` and ``int8 per row`` hold weights of one scale per column, for prefill: activations are
 rounded to uint8 with one scale for all rows (``DynamicQuantizeMatMul``), or with one per row. No operator
@@ -21,12 +21,12 @@ from benchmarks.ort_ops.quantized_weight import GridWeight, NBits
 
 _ROUNDED = 0.05  # accepted where activations are rounded to 8 bits
 
-Product = Callable[[GraphBuilder, str, str, tuple[int, int]], str]
+MatMul = Callable[[GraphBuilder, str, str, tuple[int, int]], str]
 """Appends ``x @ weight.T``, given the names of both and the weight's shape; returns the result's name."""
 
 
 @dataclass(frozen=True)
-class ProductsShape:
+class MatMulsShape:
     """``layers`` decoder layers, products with query, key and value, output, gate, up and down weights."""
 
     hidden: int
@@ -44,10 +44,10 @@ class QuantizedHeadShape:
 
 
 @dataclass(frozen=True)
-class _Products:
+class _MatMuls:
     """Weights by name of all layers, written to one file in every form that a variant asks for."""
 
-    shape: ProductsShape
+    shape: MatMulsShape
     file: WeightFile
     weights: dict[str, GridWeight] = field(default_factory=dict)
 
@@ -63,10 +63,10 @@ class _Products:
         return GridWeight.concatenate([self.weights[name] for name in names])
 
 
-def products_case(size: str, shape: ProductsShape, folder: Path) -> OpCase:
+def matmuls_case(size: str, shape: MatMulsShape, folder: Path) -> OpCase:
     """All products of the layers; ``y`` is the results of the last layer, side by side."""
     rng = np.random.default_rng(0)
-    products = _Products(shape, WeightFile(folder / "weights.bin"))
+    products = _MatMuls(shape, WeightFile(folder / "weights.bin"))
     hidden, inner = shape.hidden, shape.intermediate
     rows = {
         "q": hidden,
@@ -128,7 +128,7 @@ def quantized_head_case(size: str, shape: QuantizedHeadShape, folder: Path) -> O
     return OpCase("quantized-head", size, tuple(variants), feeds, reference)
 
 
-def _float32(products: _Products, folder: Path) -> Variant:
+def _float32(products: _MatMuls, folder: Path) -> Variant:
     file = WeightFile(folder / "float32.bin")
     for layer in range(products.shape.layers):
         for _, names in products.groups(layer, joined=True):
@@ -141,9 +141,7 @@ def _float32(products: _Products, folder: Path) -> Variant:
     return Variant("float32 Gemm", path, prepack=True)
 
 
-def _nbits(
-    products: _Products, form: NBits, folder: Path, joined: bool = True, bias: bool = False
-) -> Variant:
+def _nbits(products: _MatMuls, form: NBits, folder: Path, joined: bool = True, bias: bool = False) -> Variant:
     """``bias``: the query, key and value product adds one in the op."""
     for layer in range(products.shape.layers):
         for _, names in products.groups(layer, joined):
@@ -159,7 +157,7 @@ def _nbits(
     return Variant(name, path, prepack=True, tolerance=tolerance)
 
 
-def _int8(products: _Products, folder: Path, per_row: bool) -> Variant:
+def _int8(products: _MatMuls, folder: Path, per_row: bool) -> Variant:
     name = "int8 per row" if per_row else "int8 per tensor"
     file = WeightFile(folder / f"{name}.bin")
     for layer in range(products.shape.layers):
@@ -172,13 +170,13 @@ def _int8(products: _Products, folder: Path, per_row: bool) -> Variant:
         operand, scales = graph.weight(weight), graph.weight(f"{weight}.scales")
         if not per_row:
             return graph.op("DynamicQuantizeMatMul", [x, operand, scales], domain=CONTRIB)
-        return _per_row_product(graph, x, operand, scales)
+        return _per_row_matmul(graph, x, operand, scales)
 
     path = _model(products, file, folder / f"{name}.onnx", product)
     return Variant(name, path, prepack=True, tolerance=_ROUNDED)
 
 
-def _per_row_product(graph: GraphBuilder, x: str, operand: str, scales: str) -> str:
+def _per_row_matmul(graph: GraphBuilder, x: str, operand: str, scales: str) -> str:
     """Rows of x as uint8 around 128, each scaled by its own largest absolute value."""
     largest = graph.op("ReduceMax", [graph.op("Abs", [x]), graph.ints([-1])], {"keepdims": 1})
     row_scales = graph.op("Mul", [largest, graph.constant(np.array(1 / 127, np.float32))])
@@ -191,7 +189,7 @@ def _per_row_product(graph: GraphBuilder, x: str, operand: str, scales: str) -> 
     return graph.op("Mul", [product, row_scales])
 
 
-def _model(products: _Products, file: WeightFile, path: Path, product: Product, joined: bool = True) -> Path:
+def _model(products: _MatMuls, file: WeightFile, path: Path, product: MatMul, joined: bool = True) -> Path:
     graph = GraphBuilder(file)
     for name in ("x", "z"):
         graph.input(name, TensorProto.FLOAT, ["rows", f"{name}_width"])

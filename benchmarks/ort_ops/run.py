@@ -21,9 +21,9 @@ from benchmarks.ort_ops.linear import HeadShape, LinearShape, head_case, linear_
 from benchmarks.ort_ops.moe import MoeShape, moe_case
 from benchmarks.ort_ops.quantized_embedding import EmbeddingShape, embedding_case
 from benchmarks.ort_ops.quantized_linear import (
-    ProductsShape,
+    MatMulsShape,
     QuantizedHeadShape,
-    products_case,
+    matmuls_case,
     quantized_head_case,
 )
 from benchmarks.ort_ops.quantized_moe import quantized_moe_case
@@ -39,7 +39,7 @@ _OPS: Mapping[str, tuple[type[Any], Callable[[str, Any, Path], OpCase]]] = {
     "moe": (MoeShape, moe_case),
     "swiglu": (SwigluShape, swiglu_case),
     "head": (HeadShape, head_case),
-    "quantized-products": (ProductsShape, products_case),
+    "quantized-products": (MatMulsShape, matmuls_case),
     "quantized-head": (QuantizedHeadShape, quantized_head_case),
     "quantized-embedding": (EmbeddingShape, embedding_case),
     "quantized-moe": (MoeShape, quantized_moe_case),

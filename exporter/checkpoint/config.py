@@ -23,8 +23,8 @@ from q2export.exporter.checkpoint.config_fields import (
 )
 from q2export.exporter.checkpoint.json_fields import MAX_SIZE, Fields
 from q2export.exporter.checkpoint.model_config import FULL, SLIDING, ModelConfig, MoeConfig
-from q2export.exporter.checkpoint.packed import StoredQuantization
-from q2export.exporter.checkpoint.packed_config import is_stored, parse_section
+from q2export.exporter.checkpoint.packed import PackedQuantization
+from q2export.exporter.checkpoint.packed_config import is_packed, parse_section
 from q2export.exporter.checkpoint.published_config import PublishedQuantization, parse_published
 from q2export.exporter.checkpoint.rope import RopeParameters
 from q2export.exporter.checkpoint.rope_config import parse_rope
@@ -191,11 +191,11 @@ def _moe(fields: Fields, sizes: Mapping[str, int]) -> MoeConfig:
     )
 
 
-def _quantization(fields: Fields) -> StoredQuantization | PublishedQuantization | None:
+def _quantization(fields: Fields) -> PackedQuantization | PublishedQuantization | None:
     section = fields.object("quantization_config")
     if section is None:
         return None
-    return parse_section(section) if is_stored(section) else parse_published(section, "quantization_config.")
+    return parse_section(section) if is_packed(section) else parse_published(section, "quantization_config.")
 
 
 def _absent_fields(fields: Fields, model_type: str) -> list[str]:

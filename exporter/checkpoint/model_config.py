@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from q2export.errors import ConfigError
 from q2export.exporter.checkpoint.config_fields import ARCHITECTURES
-from q2export.exporter.checkpoint.packed import StoredQuantization
+from q2export.exporter.checkpoint.packed import PackedQuantization
 from q2export.exporter.checkpoint.published_config import PublishedQuantization
 from q2export.exporter.checkpoint.rope import RopeParameters
 from q2export.strict.json import shown
@@ -70,7 +70,7 @@ class ModelConfig:
     sliding_window: int | None = None
     torch_dtype: str | None = None
     moe: MoeConfig | None = None
-    quantization: StoredQuantization | PublishedQuantization | None = None
+    quantization: PackedQuantization | PublishedQuantization | None = None
     warnings: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:

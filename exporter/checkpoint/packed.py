@@ -1,4 +1,4 @@
-"""The stored form of a quantized weight, the same for every target.
+"""The packed form of a quantized weight, the same for every target.
 
 Next to a model's other tensors, a quantized weight ``NAME.weight [out, in]`` is held as
 
@@ -9,7 +9,7 @@ NAME.weight              U8    [out, in * bits / 8]        codes; of two nibbles
 NAME.weight_scale        F32   [out, in / block_size]
 NAME.weight_zero_point   U8    [out, ceil(in / block_size  packed as the codes; absent if symmetric
                                * bits / 8)]
-NAME.weight_input_order  I32   [in]                        seldom there, see :class:`StoredWeight`
+NAME.weight_input_order  I32   [in]                        seldom there, see :class:`PackedWeight`
 ======================== ===== =========================== ===================================================
 
 The bytes of the codes are those of an ONNX UINT4 (or UINT8) tensor ``[out, in]`` and of the operand ``B`` of
@@ -33,8 +33,8 @@ SCALE_SUFFIX, ZERO_POINT_SUFFIX, INPUT_ORDER_SUFFIX = "_scale", "_zero_point", "
 
 
 @dataclass(frozen=True)
-class StoredQuantization:
-    """What is quantized in a checkpoint in the stored form; its ``quantization_config`` says this.
+class PackedQuantization:
+    """What is quantized in a checkpoint in the packed form; its ``quantization_config`` says this.
 
     Attributes:
         scheme: of every quantized weight.
@@ -42,7 +42,7 @@ class StoredQuantization:
             checkpoint they were taken from.
         embedding, keep: as in :class:`q2export.contracts.quantization.Quantization`.
         input_order: the columns of all quantized weights but embedding and ``down_proj`` are permuted, as
-            GPTQ's act-order wants it, see :class:`StoredWeight`. (For ``down_proj`` the rows of gate and up
+            GPTQ's act-order wants it, see :class:`PackedWeight`. (For ``down_proj`` the rows of gate and up
             can be permuted instead.)
     """
 
@@ -53,13 +53,13 @@ class StoredQuantization:
     input_order: bool = False
 
     @classmethod
-    def of(cls, quantization: Quantization) -> StoredQuantization:
+    def of(cls, quantization: Quantization) -> PackedQuantization:
         """What quantizing this way gives; only where ``quantization.enabled``."""
         return cls(quantization.scheme, quantization.method, quantization.embedding, quantization.keep)
 
 
 @dataclass(frozen=True)
-class StoredWeight:
+class PackedWeight:
     """Names and shapes of what holds one quantized weight.
 
     Attributes:
@@ -70,7 +70,7 @@ class StoredWeight:
         first_row: of the tensor, holds row 0 of the weight.
         row_step: rows of the tensor per row of the weight: 1, or the number of weights that alternate.
         input_order: name of the int32 tensor ``[in]`` with the order of its columns; None where they are in
-            order. Stored column ``j`` multiplies element ``order[j]`` of the input: the graph gathers the
+            order. Packed column ``j`` multiplies element ``order[j]`` of the input: the graph gathers the
             last axis of the activations with it. All weights that read the same input have the same order,
             which the first of them holds, so one ``Gather`` serves a joined matrix and all experts.
     """

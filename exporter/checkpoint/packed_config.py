@@ -1,4 +1,4 @@
-"""``quantization_config`` in the ``config.json`` of a checkpoint in the stored form.
+"""``quantization_config`` in the ``config.json`` of a checkpoint in the packed form.
 
 Together with the rest of ``config.json`` it says which tensors the checkpoint holds, all of them
 (:func:`q2export.exporter.checkpoint.selection.select_weights`).
@@ -12,7 +12,7 @@ from typing import Any
 
 from q2export.contracts.quantization import BITS, BLOCK_SIZES, Scheme
 from q2export.errors import ConfigError
-from q2export.exporter.checkpoint.packed import StoredQuantization
+from q2export.exporter.checkpoint.packed import PackedQuantization
 from q2export.strict.codec import Source, from_plain, to_plain
 
 CONFIG_KEY = "quantization_config"
@@ -35,30 +35,30 @@ class _Section:
     input_order: bool
 
 
-def is_stored(section: object) -> bool:
-    """Whether a ``quantization_config`` is that of the stored form, of whatever version."""
+def is_packed(section: object) -> bool:
+    """Whether a ``quantization_config`` is that of the packed form, of whatever version."""
     return isinstance(section, Mapping) and section.get("quant_method") == QUANT_METHOD
 
 
-def config_section(stored: StoredQuantization) -> dict[str, Any]:
+def config_section(packed: PackedQuantization) -> dict[str, Any]:
     """The section that says how a checkpoint was quantized."""
     section: dict[str, Any] = to_plain(
         _Section(
             quant_method=QUANT_METHOD,
             format_version=FORMAT_VERSION,
-            bits=stored.scheme.bits,
-            block_size=stored.scheme.block_size,
-            symmetric=stored.scheme.symmetric,
-            method=stored.method,
-            embedding=stored.embedding,
-            keep=stored.keep,
-            input_order=stored.input_order,
+            bits=packed.scheme.bits,
+            block_size=packed.scheme.block_size,
+            symmetric=packed.scheme.symmetric,
+            method=packed.method,
+            embedding=packed.embedding,
+            keep=packed.keep,
+            input_order=packed.input_order,
         )
     )
     return section
 
 
-def parse_section(section: object) -> StoredQuantization:
+def parse_section(section: object) -> PackedQuantization:
     """Read the section back, strictly.
 
     Args:
@@ -82,7 +82,7 @@ def parse_section(section: object) -> StoredQuantization:
             raise ConfigError(
                 f"{CONFIG_KEY}.{name}: expected {' or '.join(map(str, choices))}, found {value}"
             )
-    return StoredQuantization(
+    return PackedQuantization(
         Scheme(fields.bits, fields.block_size, fields.symmetric),
         fields.method,
         fields.embedding,

@@ -18,7 +18,7 @@ from itertools import groupby
 from types import MappingProxyType
 
 from q2export.exporter.checkpoint.config import ModelConfig
-from q2export.exporter.checkpoint.packed import StoredQuantization, StoredWeight
+from q2export.exporter.checkpoint.packed import PackedQuantization, PackedWeight
 from q2export.exporter.checkpoint.parameters import EMBEDDING, expected_parameters
 from q2export.exporter.checkpoint.selection import select_weights
 
@@ -63,26 +63,26 @@ class Layout:
 
     header: bytes = field(repr=False)
     tensors: Mapping[str, PlacedTensor] = field(repr=False)
-    groups: tuple[tuple[StoredWeight, ...], ...] = field(repr=False)
+    groups: tuple[tuple[PackedWeight, ...], ...] = field(repr=False)
     plain: tuple[str, ...] = field(repr=False)
     file_bytes: int = 0
 
 
-def plan_layout(config: ModelConfig, stored: StoredQuantization, dtypes: Mapping[str, str]) -> Layout:
+def plan_layout(config: ModelConfig, packed: PackedQuantization, dtypes: Mapping[str, str]) -> Layout:
     """Plan the file of a model.
 
     Args:
         config: of the model.
-        stored: what is quantized, and how.
+        packed: what is quantized, and how.
         dtypes: F32, F16 or BF16 of every parameter; what is not quantized keeps it.
 
     Raises:
         ProfileError: the quantization does not fit the model.
     """
-    weights = select_weights(config, stored)
+    weights = select_weights(config, packed)
     shapes = expected_parameters(config)
     file = _File()
-    groups: list[tuple[StoredWeight, ...]] = []
+    groups: list[tuple[PackedWeight, ...]] = []
     plain: list[str] = []
     for names in parameter_groups(config):
         quantized = tuple(weights[name] for name in names if name in weights)
@@ -137,7 +137,7 @@ class _File:
         self._padding = 0
         self._tensors: list[PlacedTensor] = []
 
-    def add_weights(self, weights: Sequence[StoredWeight]) -> None:
+    def add_weights(self, weights: Sequence[PackedWeight]) -> None:
         """Codes of all, scales of all, zero points of all; then orders of the input."""
         held = list({weight.tensor: weight for weight in weights}.values())  # one per tensor
         self.add_run([(weight.tensor, "U8", weight.codes_shape) for weight in held])
@@ -161,7 +161,7 @@ class _File:
         self._tensors.append(PlacedTensor(name, dtype, shape, self._position, nbytes))
         self._position += nbytes
 
-    def layout(self, groups: tuple[tuple[StoredWeight, ...], ...], plain: tuple[str, ...]) -> Layout:
+    def layout(self, groups: tuple[tuple[PackedWeight, ...], ...], plain: tuple[str, ...]) -> Layout:
         """The finished file; offsets now count from its start."""
         header = _header(self._tensors)
         start = len(header)

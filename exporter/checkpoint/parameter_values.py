@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from q2export.exporter.checkpoint.folder import Checkpoint, TensorRef, read_blocks
 from q2export.exporter.checkpoint.pack import QuantizedRows, UInt8Array, unpack
-from q2export.exporter.checkpoint.packed import StoredWeight
+from q2export.exporter.checkpoint.packed import PackedWeight
 from q2export.exporter.checkpoint.safetensors_header import ITEMSIZE
 from q2export.exporter.checkpoint.values import convert_block
 
@@ -25,17 +25,17 @@ class ParameterValues:
 
     Args:
         checkpoint: where the tensors are.
-        stored: the quantized weights, by Hugging Face name.
+        packed: the quantized weights, by Hugging Face name.
     """
 
-    def __init__(self, checkpoint: Checkpoint, stored: Mapping[str, StoredWeight]) -> None:
+    def __init__(self, checkpoint: Checkpoint, packed: Mapping[str, PackedWeight]) -> None:
         self._tensors = checkpoint.tensors
-        self._stored = stored
+        self._packed = packed
         self._orders: dict[str, npt.NDArray[np.int32]] = {}
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a parameter."""
-        weight = self._stored.get(name)
+        weight = self._packed.get(name)
         return self._tensors[name].shape if weight is None else weight.shape
 
     def read(self, name: str) -> Float32Array:
@@ -57,14 +57,14 @@ class ParameterValues:
 
     def rows(self, name: str, first: int, count: int) -> Float32Array:
         """``count`` rows of a matrix from row ``first`` on; nothing else of it is read."""
-        weight = self._stored.get(name)
+        weight = self._packed.get(name)
         if weight is None:
             return self._floats(_rows_of(self._tensors[name], first, count))
-        values = self._stored_rows(weight, first, count).dequantized(weight.scheme)
+        values = self._packed_rows(weight, first, count).dequantized(weight.scheme)
         values = values[weight.first_row :: weight.row_step]
         return values if weight.input_order is None else self._in_order(values, weight.input_order)
 
-    def _stored_rows(self, weight: StoredWeight, first: int, count: int) -> QuantizedRows:
+    def _packed_rows(self, weight: PackedWeight, first: int, count: int) -> QuantizedRows:
         """Rows of the tensors that hold a weight, with those of others between its own."""
         first, count = first * weight.row_step, count * weight.row_step
         bits, (_, columns) = weight.scheme.bits, weight.shape

@@ -16,7 +16,7 @@ from q2export.contracts.quantization import BLOCK_SIZES
 from q2export.errors import ProfileError
 from q2export.exporter.checkpoint.config import ModelConfig
 from q2export.exporter.checkpoint.listing import listed_names
-from q2export.exporter.checkpoint.packed import INPUT_ORDER_SUFFIX, StoredQuantization, StoredWeight
+from q2export.exporter.checkpoint.packed import INPUT_ORDER_SUFFIX, PackedQuantization, PackedWeight
 from q2export.exporter.checkpoint.parameters import EMBEDDING, LM_HEAD, expected_parameters
 from q2export.strict.suggest import nearest
 
@@ -27,22 +27,22 @@ _ORDERED_INPUT = re.compile(
 )
 
 
-def select_weights(config: ModelConfig, stored: StoredQuantization) -> dict[str, StoredWeight]:
+def select_weights(config: ModelConfig, packed: PackedQuantization) -> dict[str, PackedWeight]:
     """The quantized weights and how each is stored, by Hugging Face name, in model order.
 
     Raises:
         ProfileError: a pattern of ``keep`` matches no parameter, or a weight cannot be cut into blocks.
     """
     parameters = expected_parameters(config)
-    _check_patterns(stored.keep, parameters, config.tie_word_embeddings)
+    _check_patterns(packed.keep, parameters, config.tie_word_embeddings)
     selected = {
-        name: StoredWeight(name, (shape[0], shape[1]), stored.scheme)
+        name: PackedWeight(name, (shape[0], shape[1]), packed.scheme)
         for name, shape in parameters.items()
-        if is_quantizable(name, stored.embedding) and not is_kept(name, stored.keep)
+        if is_quantizable(name, packed.embedding) and not is_kept(name, packed.keep)
     }
-    _check_block_size(selected.values(), stored.scheme.block_size)
+    _check_block_size(selected.values(), packed.scheme.block_size)
     selected = _with_alternating_rows(selected)
-    return _with_input_orders(selected) if stored.input_order else selected
+    return _with_input_orders(selected) if packed.input_order else selected
 
 
 def is_quantizable(name: str, embedding: bool) -> bool:
@@ -55,7 +55,7 @@ def is_kept(name: str, keep: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in keep)
 
 
-def _with_alternating_rows(selected: Mapping[str, StoredWeight]) -> dict[str, StoredWeight]:
+def _with_alternating_rows(selected: Mapping[str, PackedWeight]) -> dict[str, PackedWeight]:
     """Let gate and up of a routed expert, where both are quantized, share a tensor."""
     result = dict(selected)
     for name, gate in selected.items():
@@ -76,7 +76,7 @@ def ordered_input(name: str) -> tuple[str, ...] | None:
     return (match[1], "o") if match[2] == "o" else (match[1] or name, "")
 
 
-def _with_input_orders(selected: Mapping[str, StoredWeight]) -> dict[str, StoredWeight]:
+def _with_input_orders(selected: Mapping[str, PackedWeight]) -> dict[str, PackedWeight]:
     """Let the first weight that reads an input hold its order."""
     result = dict(selected)
     holders: dict[tuple[str, ...], str] = {}
@@ -104,7 +104,7 @@ def _nearest_name(pattern: str, names: Iterable[str]) -> str:
     return hint if "did you mean" in hint else "; patterns are those of a shell, such as 'model.layers.0.*'"
 
 
-def _check_block_size(weights: Iterable[StoredWeight], block_size: int) -> None:
+def _check_block_size(weights: Iterable[PackedWeight], block_size: int) -> None:
     wrong = [weight for weight in weights if weight.shape[1] % block_size]
     if not wrong:
         return

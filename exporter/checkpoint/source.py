@@ -12,7 +12,7 @@ from types import MappingProxyType
 from q2export.errors import ConfigError
 from q2export.exporter.checkpoint.config import ModelConfig, load_config
 from q2export.exporter.checkpoint.folder import Checkpoint, TensorRef, open_checkpoint
-from q2export.exporter.checkpoint.packed import StoredQuantization, StoredWeight
+from q2export.exporter.checkpoint.packed import PackedQuantization, PackedWeight
 from q2export.exporter.checkpoint.packed_layout import PADDING_PREFIX
 from q2export.exporter.checkpoint.parameters import TensorSpec, check_parameters, expected_parameters
 from q2export.exporter.checkpoint.published_config import PublishedQuantization
@@ -30,19 +30,19 @@ class Source:
         folder: of the checkpoint.
         config: its ``config.json``.
         checkpoint: its tensors.
-        stored: the quantized weights, by Hugging Face name; empty for an unquantized checkpoint.
+        packed: the quantized weights, by Hugging Face name; empty for an unquantized checkpoint.
     """
 
     folder: Path
     config: ModelConfig
     checkpoint: Checkpoint
-    stored: Mapping[str, StoredWeight] = field(default_factory=dict)
+    packed: Mapping[str, PackedWeight] = field(default_factory=dict)
 
     @property
-    def quantization(self) -> StoredQuantization | None:
+    def quantization(self) -> PackedQuantization | None:
         """How the checkpoint is quantized; None if it is not."""
         found = self.config.quantization
-        return found if isinstance(found, StoredQuantization) else None
+        return found if isinstance(found, PackedQuantization) else None
 
     @cached_property
     def dtype(self) -> str:
@@ -50,16 +50,16 @@ class Source:
 
         Of an unquantized checkpoint it is the one most bytes of its matrices have.
         """
-        if not self.stored:
+        if not self.packed:
             return DTYPE_NAMES[self.checkpoint.dtype]
-        held = {name for weight in self.stored.values() for name, _ in _tensors_of(weight)}
+        held = {name for weight in self.packed.values() for name, _ in _tensors_of(weight)}
         plain = [self.checkpoint.tensors[name] for name in self.tensor_names if name not in held]
         return plain_dtype(self.config, plain)
 
     @cached_property
     def tensor_names(self) -> tuple[str, ...]:
         """Names of all tensors of the model; not the padding between them, nor the copy of a tied head."""
-        return tuple(tensor_specs(self.config, self.stored))
+        return tuple(tensor_specs(self.config, self.packed))
 
 
 def plain_dtype(config: ModelConfig, plain: Iterable[TensorRef]) -> str:
@@ -76,7 +76,7 @@ def load_source(folder: Path) -> Source:
     """Read and check ``config.json`` and all tensor headers; no weight is read.
 
     Args:
-        folder: of a checkpoint that is not quantized, or one in the stored form.
+        folder: of a checkpoint that is not quantized, or one in the packed form.
 
     Raises:
         ConfigError, CheckpointError: naming file and field or tensor.
@@ -92,26 +92,26 @@ def load_source(folder: Path) -> Source:
         checkpoint = open_checkpoint(folder)
         check_parameters(checkpoint, config)
         return Source(folder, config, checkpoint)
-    stored = select_weights(config, quantization)
-    specs = tensor_specs(config, stored)
+    packed = select_weights(config, quantization)
+    specs = tensor_specs(config, packed)
     checkpoint = open_checkpoint(folder, QUANTIZED_DTYPES)
     padding = {name: ref for name, ref in checkpoint.tensors.items() if name.startswith(PADDING_PREFIX)}
     check_parameters(
         checkpoint, config, specs | {name: TensorSpec(ref.shape, ("U8",)) for name, ref in padding.items()}
     )
-    return Source(folder, config, checkpoint, MappingProxyType(stored))
+    return Source(folder, config, checkpoint, MappingProxyType(packed))
 
 
-def tensor_specs(config: ModelConfig, stored: Mapping[str, StoredWeight]) -> dict[str, TensorSpec]:
-    """What has to be in a checkpoint some of whose weights are in the stored form, by name of the tensor."""
+def tensor_specs(config: ModelConfig, packed: Mapping[str, PackedWeight]) -> dict[str, TensorSpec]:
+    """What has to be in a checkpoint some of whose weights are in the packed form, by name of the tensor."""
     specs: dict[str, TensorSpec] = {}
     for name, shape in expected_parameters(config).items():
-        weight = stored.get(name)
+        weight = packed.get(name)
         specs.update({name: TensorSpec(shape)} if weight is None else dict(_tensors_of(weight)))
     return specs
 
 
-def _tensors_of(weight: StoredWeight) -> Iterator[tuple[str, TensorSpec]]:
+def _tensors_of(weight: PackedWeight) -> Iterator[tuple[str, TensorSpec]]:
     """The tensors that hold a quantized weight; some may hold another one, too."""
     yield weight.tensor, TensorSpec(weight.codes_shape, ("U8",))
     yield weight.scale_name, TensorSpec(weight.scale_shape, ("F32",))

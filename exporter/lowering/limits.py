@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 
 from q2export.errors import ExportError
-from q2export.exporter.checkpoint.packed import StoredWeight
+from q2export.exporter.checkpoint.packed import PackedWeight
 
 _ROUTED_EXPERTS = ".mlp.experts."
 
@@ -32,7 +32,7 @@ def check_int8_prefill(target: str, weights: Collection[str]) -> None:
         )
 
 
-def check_quantized(target: str, weights: Iterable[StoredWeight]) -> None:
+def check_quantized(target: str, weights: Iterable[PackedWeight]) -> None:
     """Refuse quantized weights that a target could only ignore, or that would have to be dequantized whole.
 
     Args:

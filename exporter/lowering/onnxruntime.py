@@ -18,20 +18,20 @@ from q2export.exporter.passes.onnxruntime.attention import LowerAttentionToOnnxR
 from q2export.exporter.passes.onnxruntime.matmuls import (
     FLOAT32_ACTIVATIONS,
     INT8_ACTIVATIONS,
-    NBitsProduct,
-    RowScaledProduct,
+    NBitsMatMul,
+    RowScaledMatMul,
 )
 from q2export.exporter.passes.onnxruntime.moe import StackExperts
 from q2export.exporter.passes.onnxruntime.moe_traps import RefuseMoeTraps
 from q2export.exporter.passes.onnxruntime.packed_qkv import PackQueryKeyValue
 from q2export.exporter.passes.onnxruntime.quantized_experts import LowerQuantizedExperts
 from q2export.exporter.passes.onnxruntime.quantized_gather import LowerQuantizedGather
-from q2export.exporter.passes.onnxruntime.quantized_matmuls import LowerQuantizedProducts
+from q2export.exporter.passes.onnxruntime.quantized_matmuls import LowerQuantizedMatMuls
 from q2export.exporter.passes.onnxruntime.silu import FuseSilu
 from q2export.exporter.passes.onnxruntime.skip_norm import FuseSkipNorm
 from q2export.exporter.passes.order_inputs import OrderInputs
+from q2export.exporter.passes.packed_operands import PackedWeights
 from q2export.exporter.passes.remove_unused import RemoveUnused
-from q2export.exporter.passes.stored_operands import StoredWeights
 
 _ACCURACY_LEVELS: dict[Activations, int] = {"float32": FLOAT32_ACTIVATIONS, "int8": INT8_ACTIVATIONS}
 
@@ -40,7 +40,7 @@ def passes(
     max_positions: int,
     *,
     stack_experts: bool = False,
-    stored: StoredWeights | None = None,
+    packed: PackedWeights | None = None,
     activations: Activations = "float32",
 ) -> list[Pass]:
     """Return the passes, in order.
@@ -48,45 +48,45 @@ def passes(
     Args:
         max_positions: the engine's largest capacity in tokens.
         stack_experts: the experts' weights are written anew in any case, so their layout is free.
-        stored: the quantized weights, by Hugging Face name.
-        activations: the type they have in products with quantized weights.
+        packed: the quantized weights, by Hugging Face name.
+        activations: the type they have in matmuls with quantized weights.
     """
-    weights, level = stored or {}, _ACCURACY_LEVELS[activations]
-    product = NBitsProduct(level)
+    weights, level = packed or {}, _ACCURACY_LEVELS[activations]
+    matmul = NBitsMatMul(level)
     return [
         FuseRotaryAttention(),
         LowerAttentionToOnnxRuntime(max_positions),
         MergeReshapes(),
         *([OrderInputs(weights), LowerQuantizedExperts(weights, level)] if weights else []),
-        *([PackQueryKeyValue(weights, product)] if weights else []),
+        *([PackQueryKeyValue(weights, matmul)] if weights else []),
         *([StackExperts(weights)] if stack_experts else []),
         InlineFunctions(),
         FuseSilu(),
-        *([LowerQuantizedGather(weights), LowerQuantizedProducts(weights, product)] if weights else []),
+        *([LowerQuantizedGather(weights), LowerQuantizedMatMuls(weights, matmul)] if weights else []),
         *([FuseSkipNorm()] if weights else []),
         RemoveUnused(),
         RefuseMoeTraps(),
     ]
 
 
-def prefill_passes(max_positions: int, stored: StoredWeights) -> list[Pass]:
+def prefill_passes(max_positions: int, packed: PackedWeights) -> list[Pass]:
     """Return the passes, in order, for a graph that fills the cache with many tokens and gives no logits.
 
-    Its products are with int8 copies of the quantized weights.
+    Its matmuls are with int8 copies of the quantized weights.
 
     Args:
         max_positions, stored: as in :func:`passes`.
     """
-    product = RowScaledProduct()
+    matmul = RowScaledMatMul()
     return [
         DropLogits(),
         FuseRotaryAttention(),
         LowerAttentionToOnnxRuntime(max_positions),
         MergeReshapes(),
-        PackQueryKeyValue(stored, product),
+        PackQueryKeyValue(packed, matmul),
         InlineFunctions(),
         FuseSilu(),
-        LowerQuantizedGather(stored),
-        LowerQuantizedProducts(stored, product),
+        LowerQuantizedGather(packed),
+        LowerQuantizedMatMuls(packed, matmul),
         RemoveUnused(),
     ]

@@ -8,22 +8,22 @@ from q2export.exporter.passes.base import Pass
 from q2export.exporter.passes.dequantize_weights import DequantizeWeights, Operands
 from q2export.exporter.passes.gather_codes import GatherCodes
 from q2export.exporter.passes.order_inputs import OrderInputs
+from q2export.exporter.passes.packed_operands import PackedWeights
 from q2export.exporter.passes.remove_unused import RemoveUnused
-from q2export.exporter.passes.stored_operands import StoredWeights
 
 
-def passes(stored: StoredWeights, dtype: ir.DataType) -> list[Pass]:
+def passes(packed: PackedWeights, dtype: ir.DataType) -> list[Pass]:
     """Return the passes, in order.
 
     Args:
-        stored: the quantized weights, by Hugging Face name.
+        packed: the quantized weights, by Hugging Face name.
         dtype: of weights and activations; scales are float32, as on disk, in every case.
     """
-    if not stored:
+    if not packed:
         return []
     return [
-        OrderInputs(stored),
-        GatherCodes(stored),
-        DequantizeWeights(stored, Operands(signed=False, dtype=dtype, scale_dtype=ir.DataType.FLOAT)),
+        OrderInputs(packed),
+        GatherCodes(packed),
+        DequantizeWeights(packed, Operands(signed=False, dtype=dtype, scale_dtype=ir.DataType.FLOAT)),
         RemoveUnused(),
     ]

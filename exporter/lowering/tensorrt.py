@@ -10,7 +10,7 @@ float32 is needed. What needs no pass, because TensorRT-RTX 1.7 already does it:
 - logits are cast to float32 by the model itself, and the head shares a tied embedding's only copy.
 
 Quantized weights are dequantized by block, ``DequantizeLinear`` of signed codes, which TensorRT keeps as they
-are in the engine and fuses with the product that reads them. A quantized embedding is in the engine as int32
+are in the engine and fuses with the matmul that reads them. A quantized embedding is in the engine as int32
 words, too: it gathers no other form (``exporter/passes/gather_codes.py``). What it does not take of quantized
 weights is in ``exporter/lowering/limits.py``.
 """
@@ -25,25 +25,25 @@ from q2export.exporter.passes.dequantize_weights import DequantizeWeights, Opera
 from q2export.exporter.passes.fuse_rotary_attention import FuseRotaryAttention
 from q2export.exporter.passes.gather_codes import GatherCodes
 from q2export.exporter.passes.order_inputs import OrderInputs
+from q2export.exporter.passes.packed_operands import PackedWeights
 from q2export.exporter.passes.remove_unused import RemoveUnused
-from q2export.exporter.passes.stored_operands import StoredWeights
 
 
-def passes(stored: StoredWeights, dtype: ir.DataType) -> list[Pass]:
+def passes(packed: PackedWeights, dtype: ir.DataType) -> list[Pass]:
     """Return the passes, in order.
 
     Args:
-        stored: the quantized weights, by Hugging Face name.
+        packed: the quantized weights, by Hugging Face name.
         dtype: of weights, activations and scales.
     """
     quantized: list[Pass] = [
-        OrderInputs(stored),
-        GatherCodes(stored),
-        DequantizeWeights(stored, Operands(signed=True, dtype=dtype, scale_dtype=dtype)),
+        OrderInputs(packed),
+        GatherCodes(packed),
+        DequantizeWeights(packed, Operands(signed=True, dtype=dtype, scale_dtype=dtype)),
     ]
     return [
         FuseRotaryAttention(),
-        *(quantized if stored else []),
+        *(quantized if packed else []),
         AccumulateInFloat32(),
         RemoveUnused(),
     ]

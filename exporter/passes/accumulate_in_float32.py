@@ -1,13 +1,13 @@
 """Let TensorRT accumulate float16 matrix products in float32.
 
-In a strongly typed network TensorRT chooses the type in which a float16 product is summed up, which may be
-float16: too narrow for rows of 18,944 elements. It promises float32 where the product is written as
+In a strongly typed network TensorRT chooses the type in which a float16 matmul is summed up, which may be
+float16: too narrow for rows of 18,944 elements. It promises float32 where the matmul is written as
 ``Cast(Gemm(Cast(x), Cast(W)))``, and fuses the casts into one kernel that reads float16 (TensorRT
-documentation, "Strongly Typed Networks", on GEMM accumulation). bfloat16 products are summed in float32 by
+documentation, "Strongly Typed Networks", on GEMM accumulation). bfloat16 matmuls are summed in float32 by
 the hardware, always, and stay as they are.
 
-The form matters: where the bias is inside the product, the product stays float32, or two products share the
-cast of their input, TensorRT-RTX 1.7 does not fuse and stores the weight in float32 instead. So every product
+The form matters: where the bias is inside the matmul, the matmul stays float32, or two matmuls share the
+cast of their input, TensorRT-RTX 1.7 does not fuse and stores the weight in float32 instead. So every matmul
 has casts of its own, its bias is added afterwards, and logits are float16 before they become float32.
 """
 
@@ -25,7 +25,7 @@ class AccumulateInFloat32(Pass):
     """``Gemm(x, W, bias)`` in float16 becomes ``Add(Cast(Gemm(Cast(x), Cast(W))), bias)``."""
 
     def rewrite(self, model: ir.Model, result: PassResult) -> None:
-        """Rewrite every float16 product."""
+        """Rewrite every float16 matmul."""
         for gemm in nodes_of(model.graph, "Gemm"):
             if input_of(gemm, 1).dtype == _FLOAT16:
                 self._rewrite(model.graph, gemm)
@@ -38,19 +38,19 @@ class AccumulateInFloat32(Pass):
             for index, label in enumerate(("input_float32", "weight_float32"))
         ]
         transposed = {"transB": attribute_int(gemm, "transB")}
-        product = insert(graph, gemm, "Gemm", wide, name=f"{name}/float32", attributes=transposed).outputs[0]
-        product.shape, product.type = shape, ir.TensorType(_FLOAT32)
-        last = _cast(graph, gemm, product, f"{name}/Cast", _FLOAT16)
+        matmul = insert(graph, gemm, "Gemm", wide, name=f"{name}/float32", attributes=transposed).outputs[0]
+        matmul.shape, matmul.type = shape, ir.TensorType(_FLOAT32)
+        last = _cast(graph, gemm, matmul, f"{name}/Cast", _FLOAT16)
         if len(gemm.inputs) > 2:
             last = insert(graph, gemm, "Add", [last, input_of(gemm, 2)], name=f"{name}/Bias").outputs[0]
             last.shape, last.type = shape, ir.TensorType(_FLOAT16)
         replace(graph, gemm, [last])
 
     def ensures(self, model: ir.Model) -> None:
-        """No product reads float16."""
+        """No matmul reads float16."""
         for node in nodes_of(model.graph, "Gemm") + nodes_of(model.graph, "MatMul"):
             if any(value is not None and value.dtype == _FLOAT16 for value in node.inputs):
-                raise ExportError(f"{node.name}: a float16 product whose sums TensorRT may keep in float16")
+                raise ExportError(f"{node.name}: a float16 matmul whose sums TensorRT may keep in float16")
 
 
 def _cast(graph: ir.Graph, before: ir.Node, value: ir.Value, name: str, to: ir.DataType) -> ir.Value:

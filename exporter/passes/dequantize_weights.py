@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from q2export.exporter.checkpoint.packed import StoredWeight
+from q2export.exporter.checkpoint.packed import PackedWeight
 from q2export.exporter.passes.base import Pass, PassResult, constant, insert
-from q2export.exporter.passes.stored_operands import (
-    StoredWeights,
+from q2export.exporter.passes.packed_operands import (
+    PackedWeights,
+    packed_operand,
     require_all_lowered,
-    stored_operand,
     view,
 )
 from q2export.exporter.weights.stack import Form
@@ -42,12 +42,12 @@ class Operands:
 
 class DequantizeWeights(Pass):
     """Attributes:
-    stored: the quantized weights.
+    packed: the quantized weights.
     operands: the types of codes and scales.
     """
 
-    def __init__(self, stored: StoredWeights, operands: Operands) -> None:
-        self.stored = stored
+    def __init__(self, packed: PackedWeights, operands: Operands) -> None:
+        self.packed = packed
         self.operands = operands
 
     def rewrite(self, model: ir.Model, result: PassResult) -> None:
@@ -55,14 +55,14 @@ class DequantizeWeights(Pass):
         dequantizer = _Dequantizer(model.graph, self.operands)
         for node in list(model.graph):
             for index in range(len(node.inputs)):
-                weight = stored_operand(self.stored, node, index)
+                weight = packed_operand(self.packed, node, index)
                 if weight is not None:
                     node.replace_input_with(index, dequantizer.weight(node, weight))
         result.matched = len(dequantizer.tensors)
 
     def ensures(self, model: ir.Model) -> None:
         """No quantized weight is read as floating point."""
-        require_all_lowered(model.graph, self.stored)
+        require_all_lowered(model.graph, self.packed)
 
 
 @dataclass
@@ -81,7 +81,7 @@ class _Dequantizer:
     weights: dict[str, ir.Value] = field(default_factory=dict)
     zero_points: dict[tuple[int, int], ir.Value] = field(default_factory=dict)
 
-    def weight(self, node: ir.Node, weight: StoredWeight) -> ir.Value:
+    def weight(self, node: ir.Node, weight: PackedWeight) -> ir.Value:
         """A weight in floating point, ``[out, in]``; new nodes stand before ``node``."""
         if weight.tensor not in self.tensors:
             self.tensors[weight.tensor] = self._dequantized(node, weight)
@@ -89,7 +89,7 @@ class _Dequantizer:
             self.weights[weight.name] = _rows(self.graph, node, weight, self.tensors[weight.tensor])
         return self.weights[weight.name]
 
-    def _dequantized(self, node: ir.Node, weight: StoredWeight) -> ir.Value:
+    def _dequantized(self, node: ir.Node, weight: PackedWeight) -> ir.Value:
         """All rows of the tensor that holds a weight, ``[rows, in]``."""
         operands, shape = self.operands, [weight.rows, weight.shape[1]]
         path = weight.tensor.removesuffix(".weight")
@@ -109,18 +109,18 @@ class _Dequantizer:
             value.shape, value.type = ir.Shape(shape), ir.TensorType(operands.dtype)
         return value
 
-    def _codes(self, weight: StoredWeight) -> ir.Value:
+    def _codes(self, weight: PackedWeight) -> ir.Value:
         bits, form = weight.scheme.bits, Form.SIGNED_CODES if self.operands.signed else Form.BYTES
         dtype = _SIGNED[bits] if self.operands.signed else _UNSIGNED[bits]
         shape = [weight.rows, weight.shape[1]]
         return view(self.graph, f"{weight.tensor}/codes", dtype, shape, [weight.tensor], form)
 
-    def _scales(self, weight: StoredWeight) -> ir.Value:
+    def _scales(self, weight: PackedWeight) -> ir.Value:
         dtype, shape = self.operands.scale_dtype, list(weight.scale_shape)
         label = "scale" if dtype == ir.DataType.FLOAT else f"scale_{dtype.name.lower()}"
         return view(self.graph, f"{weight.tensor}/{label}", dtype, shape, [weight.scale_name], Form.VALUES)
 
-    def _zero_points(self, node: ir.Node, weight: StoredWeight) -> ir.Value:
+    def _zero_points(self, node: ir.Node, weight: PackedWeight) -> ir.Value:
         """``[rows, blocks]``, in the type of the codes."""
         bits, shape = weight.scheme.bits, weight.scale_shape
         if weight.zero_point_name is None:
@@ -131,7 +131,7 @@ class _Dequantizer:
         name = f"{weight.tensor}/zero_point"
         return view(self.graph, name, _UNSIGNED[bits], list(shape), [weight.zero_point_name], form)
 
-    def _equal_zero_points(self, weight: StoredWeight) -> ir.Value:
+    def _equal_zero_points(self, weight: PackedWeight) -> ir.Value:
         """The same zero point everywhere, made where the graph runs, once for all weights of a shape.
 
         ``DequantizeLinear`` wants them in the shape of the scales; ``Expand`` takes no 4-bit types.
@@ -150,7 +150,7 @@ class _Dequantizer:
         return value
 
 
-def _rows(graph: ir.Graph, node: ir.Node, weight: StoredWeight, tensor: ir.Value) -> ir.Value:
+def _rows(graph: ir.Graph, node: ir.Node, weight: PackedWeight, tensor: ir.Value) -> ir.Value:
     """The rows of one weight, ``[out, in]``, of the tensor that holds it."""
     if weight.row_step == 1:
         return tensor

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from q2export.exporter.checkpoint.packed import StoredWeight
+from q2export.exporter.checkpoint.packed import PackedWeight
 from q2export.exporter.passes.base import (
     AttributeValue,
     Pass,
@@ -26,7 +26,7 @@ from q2export.exporter.passes.base import (
     nodes_of,
     replace,
 )
-from q2export.exporter.passes.stored_operands import StoredWeights, stored_operand, view
+from q2export.exporter.passes.packed_operands import PackedWeights, packed_operand, view
 from q2export.exporter.weights.stack import Form
 
 _INT32, _FLOAT = ir.DataType.INT32, ir.DataType.FLOAT
@@ -34,17 +34,17 @@ _INT32, _FLOAT = ir.DataType.INT32, ir.DataType.FLOAT
 
 class GatherCodes(Pass):
     """Attributes:
-    stored: the quantized weights.
+    packed: the quantized weights.
     """
 
-    def __init__(self, stored: StoredWeights) -> None:
-        self.stored = stored
+    def __init__(self, packed: PackedWeights) -> None:
+        self.packed = packed
 
     def rewrite(self, model: ir.Model, result: PassResult) -> None:
         """Replace every gather of a quantized weight."""
         graph = model.graph
         for gather in nodes_of(graph, "Gather"):
-            weight = stored_operand(self.stored, gather, 0)
+            weight = packed_operand(self.packed, gather, 0)
             if weight is not None:
                 replace(graph, gather, [_dequantized_rows(graph, gather, weight)])
                 result.matched += 1
@@ -73,7 +73,7 @@ class _Emitter:
         return constant(self.graph, name, ir.tensor(np.array(values, dtype=np.int32)))
 
 
-def _dequantized_rows(graph: ir.Graph, gather: ir.Node, weight: StoredWeight) -> ir.Value:
+def _dequantized_rows(graph: ir.Graph, gather: ir.Node, weight: PackedWeight) -> ir.Value:
     """``[..., in]`` of the rows whose indices ``gather`` reads, ``[...]``, in the type of its output."""
     emit, indices, scheme = _Emitter(graph, gather), input_of(gather, 1), weight.scheme
     rank = len(indices.shape) if indices.shape is not None else 2
@@ -110,7 +110,7 @@ def _unpacked(emit: _Emitter, packed: ir.Value, bits: int, word: int, label: str
     return emit.op("Mod", label, shifted, emit.int32([1 << bits]))
 
 
-def _zero_points(emit: _Emitter, weight: StoredWeight, indices: ir.Value, leading: Sequence[int]) -> ir.Value:
+def _zero_points(emit: _Emitter, weight: PackedWeight, indices: ir.Value, leading: Sequence[int]) -> ir.Value:
     """float32, broadcast to ``[..., blocks, block_size]``."""
     scheme = weight.scheme
     if weight.zero_point_name is None:

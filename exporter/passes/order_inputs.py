@@ -1,7 +1,7 @@
-"""Put the input of products into the order of the columns of their quantized weights.
+"""Put the input of matmuls into the order of the columns of their quantized weights.
 
 GPTQ may quantize the columns of a matrix in another order than they have (act-order), and its blocks are of
-columns in that order. The stored form keeps the columns so; a ``Gather`` on the input, one for all products
+columns in that order. The packed form keeps the columns so; a ``Gather`` on the input, one for all matmuls
 that share it, makes up for it.
 """
 
@@ -12,23 +12,23 @@ import onnx_ir as ir
 from q2export.contracts import opspec
 from q2export.errors import ExportError
 from q2export.exporter.passes.base import Pass, PassResult, input_of, insert, nodes_of
-from q2export.exporter.passes.stored_operands import StoredWeights, stored_operand, view
+from q2export.exporter.passes.packed_operands import PackedWeights, packed_operand, view
 
 
 class OrderInputs(Pass):
     """Attributes:
-    stored: the quantized weights.
+    packed: the quantized weights.
     """
 
-    def __init__(self, stored: StoredWeights) -> None:
-        self.stored = stored
+    def __init__(self, packed: PackedWeights) -> None:
+        self.packed = packed
 
     def rewrite(self, model: ir.Model, result: PassResult) -> None:
         """Insert the gathers, and count the nodes that read them."""
         graph = model.graph
         ordered: dict[tuple[ir.Value, str], ir.Value] = {}
-        products = {*nodes_of(graph, "Gemm"), *nodes_of(graph, opspec.MOE.name, opspec.DOMAIN)}
-        for node in [node for node in graph if node in products]:  # the first of those that share comes first
+        matmuls = {*nodes_of(graph, "Gemm"), *nodes_of(graph, opspec.MOE.name, opspec.DOMAIN)}
+        for node in [node for node in graph if node in matmuls]:  # the first of those that share comes first
             order = self._order(node)
             if order is None:
                 continue
@@ -41,7 +41,7 @@ class OrderInputs(Pass):
 
     def _order(self, node: ir.Node) -> str | None:
         """Name of the order the matrices want that read the input of the node."""
-        found = [stored_operand(self.stored, node, index) for index in range(len(node.inputs))]
+        found = [packed_operand(self.packed, node, index) for index in range(len(node.inputs))]
         if node.op_type == opspec.MOE.name:  # the last matrix of each expert reads something else
             experts = found[len(opspec.MOE.inputs) :]
             found = [weight for index, weight in enumerate(experts) if index % 3 != 2]

@@ -1,4 +1,4 @@
-"""A checkpoint folder in the stored form: weights, configuration, and the texts of the original."""
+"""A checkpoint folder in the packed form: weights, configuration, and the texts of the original."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from q2export.contracts.progress import Advance, silent
 from q2export.contracts.quantization import Quantization
 from q2export.errors import ConfigError, PackageError
-from q2export.exporter.checkpoint.packed import StoredQuantization
-from q2export.exporter.checkpoint.packed_config import CONFIG_KEY, config_section, is_stored
+from q2export.exporter.checkpoint.packed import PackedQuantization
+from q2export.exporter.checkpoint.packed_config import CONFIG_KEY, config_section, is_packed
 from q2export.exporter.quantization.quantize import (
     THREADS,
     QuantizeResult,
@@ -64,7 +64,7 @@ def quantize_checkpoint(
         output: folder to make; missing parents are made, too.
         quantization, quantizer, threads, advance: as in
             :func:`~q2export.exporter.quantization.quantize.quantize_weights`.
-        overwrite: replace ``output`` if it is a checkpoint in the stored form with nothing else in it.
+        overwrite: replace ``output`` if it is a checkpoint in the packed form with nothing else in it.
 
     Raises:
         ProfileError, CheckpointError: as in ``quantize_weights``.
@@ -77,33 +77,33 @@ def quantize_checkpoint(
             source, path, quantization, quantizer=quantizer, threads=threads, advance=advance
         )
         sizes = {name: after for name, (_, after) in result.padded.items()}
-        write_texts(source.folder, folder, StoredQuantization.of(quantization), sizes)
+        write_texts(source.folder, folder, PackedQuantization.of(quantization), sizes)
     return result
 
 
 def write_texts(
-    source: Path, folder: Path, stored: StoredQuantization, sizes: Mapping[str, int] | None = None
+    source: Path, folder: Path, packed: PackedQuantization, sizes: Mapping[str, int] | None = None
 ) -> None:
     """Write ``config.json``, as :func:`write_config` does, and copy tokenizer and generation settings."""
-    write_config(source, folder, stored, sizes)
+    write_config(source, folder, packed, sizes)
     for name in COPIED_FILES:
         if (source / name).is_file():
             copy_file(source / name, folder / name)
 
 
 def write_config(
-    source: Path, folder: Path, stored: StoredQuantization, sizes: Mapping[str, int] | None = None
+    source: Path, folder: Path, packed: PackedQuantization, sizes: Mapping[str, int] | None = None
 ) -> None:
     """Write ``config.json`` with its ``quantization_config``.
 
     Args:
         source: folder of the original checkpoint.
         folder: that of the quantized one.
-        stored: what is quantized.
+        packed: what is quantized.
         sizes: fields of ``config.json`` that have another value now.
     """
     config = read_object(source / CONFIG_FILE, _MAX_CONFIG_BYTES, ConfigError)
-    config |= {**(sizes or {}), CONFIG_KEY: config_section(stored)}
+    config |= {**(sizes or {}), CONFIG_KEY: config_section(packed)}
     with HashingWriter(folder / CONFIG_FILE) as file:
         file.write((json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode())
 
@@ -153,7 +153,7 @@ def check_output(output: Path, overwrite: bool) -> None:
         config = read_object(output / CONFIG_FILE, _MAX_CONFIG_BYTES, PackageError)
     except PackageError as error:
         raise PackageError(f"{keep}it is no checkpoint ({error}); remove it yourself") from None
-    if not is_stored(config.get(CONFIG_KEY)):
+    if not is_packed(config.get(CONFIG_KEY)):
         raise PackageError(f"{keep}it is no checkpoint that q2export quantized; remove it yourself")
     known = {WEIGHTS_FILE, CONFIG_FILE, *COPIED_FILES}
     if surplus := sorted(path.name for path in output.iterdir() if path.name not in known):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from q2export.exporter.checkpoint.config import ModelConfig
-from q2export.exporter.checkpoint.packed import StoredQuantization
+from q2export.exporter.checkpoint.packed import PackedQuantization
 from q2export.exporter.checkpoint.parameters import expected_parameters
 from q2export.exporter.checkpoint.selection import is_kept
 
@@ -30,14 +30,14 @@ class PaddedModel:
     sizes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
-def pad_intermediate(config: ModelConfig, stored: StoredQuantization) -> PaddedModel:
+def pad_intermediate(config: ModelConfig, packed: PackedQuantization) -> PaddedModel:
     """Round the intermediate sizes of quantized MLPs up to multiples of the block size.
 
     A size stays where every ``down_proj`` that has it is kept in high precision.
     """
-    block, sizes = stored.scheme.block_size, {}
+    block, sizes = packed.scheme.block_size, {}
     for name, shape in expected_parameters(config).items():
-        if name.endswith(".down_proj.weight") and not is_kept(name, stored.keep) and shape[1] % block:
+        if name.endswith(".down_proj.weight") and not is_kept(name, packed.keep) and shape[1] % block:
             sizes[_field_of(name)] = (shape[1], -(-shape[1] // block) * block)
     if not sizes:
         return PaddedModel(config)

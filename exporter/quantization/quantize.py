@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from q2export.contracts.progress import Advance, silent
 from q2export.contracts.quantization import Quantization
 from q2export.errors import CheckpointError
-from q2export.exporter.checkpoint.packed import StoredQuantization
+from q2export.exporter.checkpoint.packed import PackedQuantization
 from q2export.exporter.checkpoint.packed_layout import plan_layout
 from q2export.exporter.checkpoint.parameters import expected_parameters
 from q2export.exporter.quantization.padding import pad_intermediate
@@ -19,7 +19,7 @@ from q2export.exporter.quantization.quantizer import Quantizer
 from q2export.exporter.quantization.round_to_nearest import RoundToNearest
 from q2export.exporter.quantization.statistics import WeightStatistics, relative_error
 from q2export.exporter.quantization.stream import Stream
-from q2export.exporter.quantization.writer import StoredWriter
+from q2export.exporter.quantization.writer import PackedWriter
 from q2export.package.placement import require_free_space
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def quantize_weights(
     chunk_values: int | None = None,
     advance: Advance = silent,
 ) -> QuantizeResult:
-    """Write the weights of a checkpoint, quantized, as one safetensors file in the stored form.
+    """Write the weights of a checkpoint, quantized, as one safetensors file in the packed form.
 
     Intermediate sizes that the block size does not divide are rounded up with zeros, which changes nothing
     (:mod:`q2export.exporter.quantization.padding`).
@@ -89,13 +89,13 @@ def quantize_weights(
     start = time.perf_counter()
     check_not_quantized(source)
     refs = source.checkpoint.tensors
-    stored = StoredQuantization.of(quantization)
-    padded = pad_intermediate(source.config, stored)
-    layout = plan_layout(padded.config, stored, {name: ref.dtype for name, ref in refs.items()})
+    packed = PackedQuantization.of(quantization)
+    padded = pad_intermediate(source.config, packed)
+    layout = plan_layout(padded.config, packed, {name: ref.dtype for name, ref in refs.items()})
     require_free_space(path.parent, layout.file_bytes, "quantized weights")
     chosen = quantizer or RoundToNearest()
     with (
-        StoredWriter(path, layout) as writer,
+        PackedWriter(path, layout) as writer,
         Stream(refs, chosen, writer, threads, advance) as stream,
     ):
         for group in layout.groups:

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from q2export.contracts.quantization import Method
 from q2export.exporter.checkpoint.pack import Float32Array, QuantizedRows
-from q2export.exporter.checkpoint.packed import StoredWeight
+from q2export.exporter.checkpoint.packed import PackedWeight
 
 
 class Quantizer(Protocol):
@@ -21,11 +21,11 @@ class Quantizer(Protocol):
     in_order: bool
     chunk_values: int
 
-    def quantize(self, weight: StoredWeight, first_row: int, rows: Float32Array) -> QuantizedRows:
+    def quantize(self, weight: PackedWeight, first_row: int, rows: Float32Array) -> QuantizedRows:
         """Quantize some rows, float32 ``[rows, in]``, finite; called from several threads.
 
         The result for a row must not depend on which rows come along.
         """
 
-    def method(self, weight: StoredWeight) -> Method:
+    def method(self, weight: PackedWeight) -> Method:
         """How a weight was quantized; asked when all of its rows are done."""

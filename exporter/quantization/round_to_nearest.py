@@ -6,7 +6,7 @@ import numpy as np
 
 from q2export.contracts.quantization import Method, Scheme
 from q2export.exporter.checkpoint.pack import Float32Array, QuantizedRows, UInt8Array
-from q2export.exporter.checkpoint.packed import StoredWeight
+from q2export.exporter.checkpoint.packed import PackedWeight
 from q2export.exporter.quantization.search import BlockParameters, search_parameters
 
 
@@ -16,11 +16,11 @@ class RoundToNearest:
     in_order = False
     chunk_values = 1 << 18  # enough that threads seldom wait for each other between two NumPy calls
 
-    def quantize(self, weight: StoredWeight, first_row: int, rows: Float32Array) -> QuantizedRows:
+    def quantize(self, weight: PackedWeight, first_row: int, rows: Float32Array) -> QuantizedRows:
         """Search the scales of the rows' blocks and round."""
         return round_to_nearest(rows, weight.scheme)
 
-    def method(self, weight: StoredWeight) -> Method:
+    def method(self, weight: PackedWeight) -> Method:
         """Always the same."""
         return "round-to-nearest"
 

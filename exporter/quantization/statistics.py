@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from q2export.contracts.quantization import Method
 from q2export.exporter.checkpoint.pack import Float32Array
-from q2export.exporter.checkpoint.packed import StoredWeight
+from q2export.exporter.checkpoint.packed import PackedWeight
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -78,7 +78,7 @@ def _row_squares(rows: Float32Array) -> Float64Array:
 class WeightSums:
     """Gathers the rows of one weight, in whatever order they are done, and adds them up in theirs."""
 
-    def __init__(self, weight: StoredWeight, source_bytes: int) -> None:
+    def __init__(self, weight: PackedWeight, source_bytes: int) -> None:
         self.weight = weight
         self._source_bytes = source_bytes
         self._missing = weight.shape[0]

@@ -13,12 +13,12 @@ import numpy as np
 
 from q2export.contracts.progress import Advance
 from q2export.exporter.checkpoint.folder import TensorRef
-from q2export.exporter.checkpoint.packed import StoredWeight
+from q2export.exporter.checkpoint.packed import PackedWeight
 from q2export.exporter.checkpoint.packed_layout import PlacedTensor
 from q2export.exporter.quantization.quantizer import Quantizer
 from q2export.exporter.quantization.rows import as_matrix, read_rows
 from q2export.exporter.quantization.statistics import RowErrors, WeightStatistics, WeightSums, row_errors
-from q2export.exporter.quantization.writer import StoredWriter
+from q2export.exporter.quantization.writer import PackedWriter
 
 _COPIED_VALUES = 1 << 21
 _KEPT_BYTES = 31 << 20
@@ -40,7 +40,7 @@ class Stream:
         self,
         refs: Mapping[str, TensorRef],
         quantizer: Quantizer,
-        writer: StoredWriter,
+        writer: PackedWriter,
         threads: int,
         advance: Advance,
     ) -> None:
@@ -60,7 +60,7 @@ class Stream:
         """Let the workers finish what they have begun."""
         self._pool.shutdown(cancel_futures=True)
 
-    def quantize(self, group: Sequence[StoredWeight], chunk_values: int) -> None:
+    def quantize(self, group: Sequence[PackedWeight], chunk_values: int) -> None:
         """Quantize the weights of one group; those whose rows alternate in one tensor together."""
         if self._quantizer.in_order:
             self._wait_for(0)
@@ -100,7 +100,7 @@ class Stream:
                     sums = self._sums.pop(name)
                     self._statistics[name] = sums.statistics(self._quantizer.method(sums.weight))
 
-    def _quantize(self, weights: Sequence[StoredWeight], first_row: int, count: int) -> _Done:
+    def _quantize(self, weights: Sequence[PackedWeight], first_row: int, count: int) -> _Done:
         nbytes, parts, errors = 0, [], {}
         for weight in weights:
             part = read_rows(self._refs[weight.name], weight.shape, first_row, count)

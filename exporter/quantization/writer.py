@@ -14,20 +14,20 @@ import numpy.typing as npt
 
 from q2export.errors import ExportError
 from q2export.exporter.checkpoint.pack import PackedRows
-from q2export.exporter.checkpoint.packed import StoredWeight
+from q2export.exporter.checkpoint.packed import PackedWeight
 from q2export.exporter.checkpoint.packed_layout import PADDING_PREFIX, Layout, PlacedTensor
 
 _T = TypeVar("_T", bound=np.generic)
 
 
-class StoredWriter:
+class PackedWriter:
     """Puts rows of weights where the layout has them.
 
     A context manager; leaving it normally checks that every tensor was written, once, and brings the file to
     stable storage. All offsets are known beforehand, so nothing is held back in memory: scales go to their
     place as soon as their row is done::
 
-        with StoredWriter(folder / "model.safetensors", layout) as writer:
+        with PackedWriter(folder / "model.safetensors", layout) as writer:
             writer.write_rows([weight], first_row, [rows.packed(bits)])
             writer.write_plain("model.norm.weight", 0, data)
     """
@@ -49,7 +49,7 @@ class StoredWriter:
             raise
 
     def write_rows(
-        self, weights: Sequence[StoredWeight], first_row: int, parts: Sequence[PackedRows]
+        self, weights: Sequence[PackedWeight], first_row: int, parts: Sequence[PackedRows]
     ) -> None:
         """Write the rows that start at ``first_row`` of all weights that one tensor holds.
 
@@ -110,7 +110,7 @@ class StoredWriter:
             )
         os.fsync(self._descriptor)
 
-    def __enter__(self) -> StoredWriter:
+    def __enter__(self) -> PackedWriter:
         """Return itself."""
         return self
 
@@ -130,7 +130,7 @@ def _alternating(parts: Sequence[npt.NDArray[_T]]) -> npt.NDArray[_T]:
     return parts[0] if len(parts) == 1 else np.stack(parts, axis=1).reshape(-1, parts[0].shape[1])
 
 
-def _check_rows(weights: Sequence[StoredWeight], first_row: int, parts: Sequence[PackedRows]) -> None:
+def _check_rows(weights: Sequence[PackedWeight], first_row: int, parts: Sequence[PackedRows]) -> None:
     one, rows = weights[0], parts[0].codes.shape[0]
     places = [(weight.tensor, weight.first_row) for weight in weights]
     if places != [(one.tensor, index) for index in range(one.row_step)] or len(parts) != len(weights):

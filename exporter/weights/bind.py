@@ -20,7 +20,7 @@ import onnx_ir as ir
 from q2export.contracts.progress import Advance, silent
 from q2export.errors import CheckpointError, ExportError
 from q2export.exporter.checkpoint.folder import Checkpoint, TensorRef, read_blocks
-from q2export.exporter.checkpoint.packed import StoredWeight
+from q2export.exporter.checkpoint.packed import PackedWeight
 from q2export.exporter.checkpoint.safetensors_header import FLOAT_DTYPES
 from q2export.exporter.checkpoint.values import check_block
 from q2export.exporter.weights.stack import META_KEY, Form, Stack
@@ -50,7 +50,7 @@ class Binding:
     nbytes: int
     form: Form = Form.VALUES
     sign_bits: int = 0
-    weights: tuple[StoredWeight, ...] = ()
+    weights: tuple[PackedWeight, ...] = ()
 
     @property
     def source(self) -> TensorRef:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from q2export.exporter.checkpoint.folder import Checkpoint, RawBits
-from q2export.exporter.checkpoint.packed import StoredWeight
+from q2export.exporter.checkpoint.packed import PackedWeight
 from q2export.exporter.checkpoint.parameter_values import ParameterValues
 from q2export.exporter.weights.bind import Binding
 from q2export.exporter.weights.stack import Form
@@ -32,7 +32,7 @@ class Int8Columns:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
-        self._made_of: tuple[StoredWeight, ...] = ()
+        self._made_of: tuple[PackedWeight, ...] = ()
         self._scales: Float32Array = np.empty(0, np.float32)
 
     def blocks(self, binding: Binding) -> Iterator[RawBits]:
@@ -49,7 +49,7 @@ class Int8Columns:
         for start in range(0, data.size, _BLOCK_BYTES):
             yield data[start : start + _BLOCK_BYTES]
 
-    def _round(self, weights: tuple[StoredWeight, ...]) -> tuple[Int8Array, Float32Array]:
+    def _round(self, weights: tuple[PackedWeight, ...]) -> tuple[Int8Array, Float32Array]:
         """Codes ``[in, out]`` and scales ``[out]`` of matrices ``[out, in]`` one below the other."""
         values = ParameterValues(self._checkpoint, {weight.name: weight for weight in weights})
         rows = sum(weight.shape[0] for weight in weights)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from q2export.exporter.checkpoint.model_config import ModelConfig
-from q2export.exporter.checkpoint.packed import StoredWeight
+from q2export.exporter.checkpoint.packed import PackedWeight
 from q2export.exporter.checkpoint.parameters import EMBEDDING, LM_HEAD, expected_parameters
 from q2export.exporter.checkpoint.source import DTYPE_NAMES
 
@@ -55,7 +55,7 @@ class Tensor(Protocol):
 def planned_bytes(
     config: ModelConfig,
     tensors: Mapping[str, Tensor],
-    weights: Mapping[str, StoredWeight],
+    weights: Mapping[str, PackedWeight],
     target: str,
     dtype: str,
 ) -> PlannedBytes:
@@ -85,25 +85,25 @@ def planned_bytes(
     return PlannedBytes(in_place + placed + sum(orders.values()), converted + written, quantized)
 
 
-def _quantized(weight: StoredWeight, target: str, dtype: str, tied: bool) -> tuple[int, int]:
+def _quantized(weight: PackedWeight, target: str, dtype: str, tied: bool) -> tuple[int, int]:
     """Bytes of one quantized weight in place, and written anew."""
     if target == "onnxruntime":
         return weight.nbytes, 0
     is_embedding = weight.name == EMBEDDING
-    is_product = tied or not is_embedding
+    is_matmul = tied or not is_embedding
     rows = weight.shape[0]
     codes, scales = rows * weight.codes_shape[1], rows * weight.blocks
     if target == "tensorrt":  # signed codes and narrow scales for products; rows are gathered as they are
-        written = codes + scales * _ITEMSIZE[dtype] if is_product else 0
+        written = codes + scales * _ITEMSIZE[dtype] if is_matmul else 0
         return (weight.nbytes if is_embedding else 0), written
     padded = weight.scheme.bits == 4 and weight.blocks % 2 == 1 and not weight.scheme.symmetric
-    if not (padded and is_product):
+    if not (padded and is_matmul):
         return weight.nbytes, 0
     unpadded = -(-rows * weight.blocks // 2)
     return (weight.nbytes if is_embedding else codes + scales * _SCALE_BYTES), unpadded
 
 
-def int8_prefill_bytes(weights: Iterable[StoredWeight], config: ModelConfig) -> int:
+def int8_prefill_bytes(weights: Iterable[PackedWeight], config: ModelConfig) -> int:
     """Bytes of the int8 copies of quantized weights, with their scales, that a prefill graph multiplies with.
 
     It has no head, and of the last layer it needs keys and values only.

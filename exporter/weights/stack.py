@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from q2export.exporter.checkpoint.packed import StoredWeight
+from q2export.exporter.checkpoint.packed import PackedWeight
 
 META_KEY = "q2export.stack"
 """Under this key of ``ir.Value.meta`` a pass leaves the :class:`Stack` of an initializer it made."""
@@ -42,4 +42,4 @@ class Stack:
 
     tensors: tuple[str, ...]
     form: Form = Form.VALUES
-    weights: tuple[StoredWeight, ...] = ()
+    weights: tuple[PackedWeight, ...] = ()

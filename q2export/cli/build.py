@@ -144,14 +144,14 @@ def _plan_text(plan: Mapping[str, Any]) -> str:
 
 
 def _quantization_rows(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    stored = plan["quantization"]
-    if stored is None:
+    packed = plan["quantization"]
+    if packed is None:
         return
-    scheme = stored["scheme"]
+    scheme = packed["scheme"]
     kind = f"int{scheme['bits']}, block {scheme['block_size']}"
     symmetry = "symmetric" if scheme["symmetric"] else "asymmetric"
     size = format_bytes(plan["weights"]["quantized_bytes"])
-    yield "quantized", f"{size} of these: {kind}, {symmetry}, {stored['method']}"
+    yield "quantized", f"{size} of these: {kind}, {symmetry}, {packed['method']}"
 
 
 def _engine_rows(engine: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -16,7 +16,7 @@ from q2export.strict.suggest import nearest
 COMMANDS: Mapping[str, str] = {
     "build": "Build an engine package from a checkpoint, and check its parity.",
     "quantize": "Write a checkpoint with quantized weights.",
-    "repack": "Write a GPTQ or AWQ checkpoint in the stored form.",
+    "repack": "Write a GPTQ or AWQ checkpoint in the packed form.",
     "export": "Write a checkpoint as an ONNX file for a target.",
     "generate": "Generate text from a prompt.",
     "chat": "Talk to a model, with its own chat template.",

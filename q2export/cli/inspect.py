@@ -68,7 +68,7 @@ def _checkpoint_rows(checkpoint: CheckpointSummary) -> Iterator[Row]:
 
 
 def _quantization(quantization: Mapping[str, Any]) -> str:
-    """Of the stored form, or of a published checkpoint."""
+    """Of the packed form, or of a published checkpoint."""
     if scheme := quantization.get("scheme"):
         zero_points = "symmetric" if scheme["symmetric"] else "with zero points"
         return (

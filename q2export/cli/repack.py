@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @options.overwrite
 @options.json_output
 def command(model: str, revision: str | None, output: Path, overwrite: bool, as_json: bool) -> None:
-    """Write a GPTQ or AWQ checkpoint in the stored form.
+    """Write a GPTQ or AWQ checkpoint in the packed form.
 
     The quantized values stay what they are, bit for bit. Every command takes the result as --model; build
     does this itself.
@@ -38,17 +38,17 @@ def command(model: str, revision: str | None, output: Path, overwrite: bool, as_
 
 def _rows(made: RepackedCheckpoint) -> list[tuple[str, str]]:
     result = made.result
-    scheme = result.stored.scheme
+    scheme = result.packed.scheme
     zero_points = "symmetric" if scheme.symmetric else "with zero points"
-    kind = f"int{scheme.bits}, blocks of {scheme.block_size}, {zero_points}, {result.stored.method}"
+    kind = f"int{scheme.bits}, blocks of {scheme.block_size}, {zero_points}, {result.packed.method}"
     rows = [
         ("weights", f"{result.weights} quantized: {kind}"),
         ("size", f"{format_bytes(result.source_bytes)} -> {format_bytes(result.stored_bytes)}"),
     ]
-    if result.stored.input_order:
+    if result.packed.input_order:
         rows.append(("act-order", "inputs are gathered in the order of the groups"))
-    if result.stored.keep:
-        rows.append(("kept", f"{len(result.stored.keep)} weights in floating point, as they were"))
+    if result.packed.keep:
+        rows.append(("kept", f"{len(result.packed.keep)} weights in floating point, as they were"))
     rows.append(("peak memory", f"{format_bytes(made.peak_rss_bytes)} resident"))
     rows.append(("time", format_seconds(result.seconds)))
     return rows
@@ -60,7 +60,7 @@ def _document(made: RepackedCheckpoint) -> dict[str, Any]:
     result = made.result
     return {
         "folder": str(made.folder),
-        "stored": to_plain(result.stored),
+        "stored": to_plain(result.packed),
         "seconds": result.seconds,
         "peak_rss_bytes": made.peak_rss_bytes,
         "source_bytes": result.source_bytes,

@@ -59,7 +59,7 @@ class Quantization:
         embedding: quantize the embedding and the head, too. A tied pair shares one quantized weight.
         keep: shell patterns of the Hugging Face names of weights to leave in high precision, such as
             ``model.layers.0.*``.
-        activations: the type activations have in products with quantized weights, on ONNX Runtime. ``int8``
+        activations: the type activations have in matmuls with quantized weights, on ONNX Runtime. ``int8``
             rounds them, block by block, when they are multiplied: faster, and less exact. It says how an
             engine computes, not what is stored.
         prefill: what ONNX Runtime multiplies the tokens of prompts with: ``shared`` are the weights that all

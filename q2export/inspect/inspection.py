@@ -127,7 +127,7 @@ def _checkpoint(path: Path) -> Inspection:
         checkpoint, dtype, quantized = _published(path, config, config.quantization)
     else:
         source = load_source(path)
-        checkpoint, dtype, quantized = source.checkpoint, source.dtype, len(source.stored)
+        checkpoint, dtype, quantized = source.checkpoint, source.dtype, len(source.packed)
     refs = checkpoint.tensors.values()
     nbytes: Counter[str] = Counter()
     for ref in refs:

@@ -192,7 +192,7 @@ class QuantizationInfo:
         bits, block_size, symmetric: see :class:`q2export.contracts.quantization.Scheme`.
         method: of quantization, or the published format they come from (``gptq``, ``awq``).
         embedding, keep, activations: see :class:`q2export.contracts.quantization.Quantization`.
-        input_order: the inputs of products are put into another order first, as act-order wants it.
+        input_order: the inputs of matmuls are put into another order first, as act-order wants it.
         quantized_weights: how many; ``quantized_bytes``: of their codes, scales and zero points.
         kept_weights: matrices in high precision; ``kept_bytes``: theirs.
     """

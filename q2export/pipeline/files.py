@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 CONVERTED_FILE = "weights.safetensors"
 PREFILL_GRAPH_FILE, PREFILL_WEIGHTS_FILE = "prefill.onnx", "prefill.safetensors"
 SHARD_FOLDER = "weights"
-"""Of the package: files of the checkpoint, or a checkpoint in the stored form that was made of it."""
+"""Of the package: files of the checkpoint, or a checkpoint in the packed form that was made of it."""
 
 
 Scan = Literal["all", "converted", "none"]

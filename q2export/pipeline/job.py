@@ -51,8 +51,8 @@ class Job:
         """Log what somebody should know before the work begins."""
         if self.engine is not None:
             engine_build.announce(self.engine)
-        stored, activations = self.weights.stored, self.profile.quantization.activations
-        is_slow = stored is not None and stored.scheme.bits == 8 and activations == "float32"
+        packed, activations = self.weights.packed, self.profile.quantization.activations
+        is_slow = packed is not None and packed.scheme.bits == 8 and activations == "float32"
         if is_slow and self.target == "onnxruntime":
             _log.warning(
                 "ONNX Runtime multiplies 8-bit weights with float32 activations about a hundred times slower "
@@ -87,7 +87,7 @@ class Job:
                 "quantized_bytes": planned.quantized,
                 "prefill_bytes": self.weights_of_prefill() if self.has_prefill_graph else 0,
             },
-            "quantization": to_plain(self.weights.stored),
+            "quantization": to_plain(self.weights.packed),
             "kv_cache_bytes_per_token": CacheShape(*shape, self.dtype).bytes_per_token,
             "tensorrt": None if self.engine is None else self.engine.describe(),
             "profile": self.profile.to_dict(),

@@ -100,26 +100,26 @@ def _quantization_info(source: Source, profile: Profile) -> QuantizationInfo | N
     from q2export.exporter.checkpoint.parameters import expected_parameters
     from q2export.exporter.checkpoint.selection import is_quantizable
 
-    stored = source.quantization
-    if stored is None:
+    packed = source.quantization
+    if packed is None:
         return None
     kept = [
         source.checkpoint.tensors[name].nbytes
         for name in expected_parameters(source.config)
-        if is_quantizable(name, embedding=True) and name not in source.stored
+        if is_quantizable(name, embedding=True) and name not in source.packed
     ]
     return QuantizationInfo(
         format_version=FORMAT_VERSION,
-        bits=stored.scheme.bits,
-        block_size=stored.scheme.block_size,
-        symmetric=stored.scheme.symmetric,
-        method=stored.method,
-        embedding=stored.embedding,
-        keep=stored.keep,
-        input_order=stored.input_order,
+        bits=packed.scheme.bits,
+        block_size=packed.scheme.block_size,
+        symmetric=packed.scheme.symmetric,
+        method=packed.method,
+        embedding=packed.embedding,
+        keep=packed.keep,
+        input_order=packed.input_order,
         activations=profile.quantization.activations,
-        quantized_weights=len(source.stored),
-        quantized_bytes=sum(weight.nbytes for weight in source.stored.values()),
+        quantized_weights=len(source.packed),
+        quantized_bytes=sum(weight.nbytes for weight in source.packed.values()),
         kept_weights=len(kept),
         kept_bytes=sum(kept),
     )

@@ -16,7 +16,7 @@ from q2export.errors import ProfileError
 if TYPE_CHECKING:
     from q2export.exporter.checkpoint.config import ModelConfig
     from q2export.exporter.checkpoint.folder import Checkpoint, TensorRef
-    from q2export.exporter.checkpoint.packed import StoredQuantization, StoredWeight
+    from q2export.exporter.checkpoint.packed import PackedQuantization, PackedWeight
     from q2export.exporter.checkpoint.packed_layout import Layout
     from q2export.exporter.checkpoint.source import Source
     from q2export.exporter.quantization.published.source import PublishedSource
@@ -53,12 +53,12 @@ class WeightSource(ABC):
 
     @property
     @abstractmethod
-    def stored(self) -> StoredQuantization | None:
+    def packed(self) -> PackedQuantization | None:
         """What the weights will be; None if they are not quantized."""
 
     @property
     @abstractmethod
-    def quantized_weights(self) -> Mapping[str, StoredWeight]:
+    def quantized_weights(self) -> Mapping[str, PackedWeight]:
         """The weights that are, or will be, quantized, by Hugging Face name."""
 
     @abstractmethod
@@ -75,7 +75,7 @@ class WeightSource(ABC):
 
 
 class _Written(WeightSource):
-    """A checkpoint whose weights are written anew, in the stored form; its plan says all there is to say."""
+    """A checkpoint whose weights are written anew, in the packed form; its plan says all there is to say."""
 
     @property
     @abstractmethod
@@ -86,11 +86,11 @@ class _Written(WeightSource):
     def _layout(self) -> Layout:
         from q2export.exporter.checkpoint.packed_layout import plan_layout
 
-        assert self.stored is not None  # what is written anew is quantized
-        return plan_layout(self.config, self.stored, {name: ref.dtype for name, ref in self._copied.items()})
+        assert self.packed is not None  # what is written anew is quantized
+        return plan_layout(self.config, self.packed, {name: ref.dtype for name, ref in self._copied.items()})
 
     @property
-    def quantized_weights(self) -> Mapping[str, StoredWeight]:
+    def quantized_weights(self) -> Mapping[str, PackedWeight]:
         """See :class:`WeightSource`."""
         return {weight.name: weight for group in self._layout.groups for weight in group}
 
@@ -103,7 +103,7 @@ class _Written(WeightSource):
 
 @dataclass(frozen=True)
 class AsItIs(WeightSource):
-    """A checkpoint that is used as it is: not quantized, or in the stored form."""
+    """A checkpoint that is used as it is: not quantized, or in the packed form."""
 
     source: Source
 
@@ -123,21 +123,21 @@ class AsItIs(WeightSource):
         return self.source.dtype
 
     @property
-    def stored(self) -> StoredQuantization | None:
+    def packed(self) -> PackedQuantization | None:
         """See :class:`WeightSource`."""
         return self.source.quantization
 
     @property
-    def quantized_weights(self) -> Mapping[str, StoredWeight]:
+    def quantized_weights(self) -> Mapping[str, PackedWeight]:
         """See :class:`WeightSource`."""
-        return self.source.stored
+        return self.source.packed
 
     def planned_bytes(self, target: str, dtype: str) -> PlannedBytes:
         """See :class:`WeightSource`."""
         from q2export.exporter.weights.sizes import planned_bytes
 
         source = self.source
-        return planned_bytes(source.config, source.checkpoint.tensors, source.stored, target, dtype)
+        return planned_bytes(source.config, source.checkpoint.tensors, source.packed, target, dtype)
 
     def prepare(self, folder: Path) -> Source:
         """See :class:`WeightSource`."""
@@ -173,7 +173,7 @@ class ToQuantize(_Written):
         """See :class:`WeightSource`."""
         from q2export.exporter.quantization.padding import pad_intermediate
 
-        return pad_intermediate(self.source.config, self.stored).config
+        return pad_intermediate(self.source.config, self.packed).config
 
     @property
     def dtype(self) -> str:
@@ -181,11 +181,11 @@ class ToQuantize(_Written):
         return self.source.dtype
 
     @property
-    def stored(self) -> StoredQuantization:
+    def packed(self) -> PackedQuantization:
         """See :class:`WeightSource`."""
-        from q2export.exporter.checkpoint.packed import StoredQuantization
+        from q2export.exporter.checkpoint.packed import PackedQuantization
 
-        return StoredQuantization.of(self.quantization)
+        return PackedQuantization.of(self.quantization)
 
     @property
     def _copied(self) -> Mapping[str, TensorRef]:
@@ -201,7 +201,7 @@ class ToQuantize(_Written):
         with progress_bar("quantizing weights", source_bytes(self.source)) as advance:
             done = quantize_weights(self.source, folder / WEIGHTS_FILE, self.quantization, advance=advance)
         sizes = {name: after for name, (_, after) in done.padded.items()}
-        write_config(self.folder, folder, self.stored, sizes)
+        write_config(self.folder, folder, self.packed, sizes)
         return load_source(folder)
 
 
@@ -229,9 +229,9 @@ class ToRepack(_Written):
         return plain_dtype(self.config, self.source.tensors.plain.values())
 
     @property
-    def stored(self) -> StoredQuantization:
+    def packed(self) -> PackedQuantization:
         """See :class:`WeightSource`."""
-        return self.source.stored
+        return self.source.packed
 
     @property
     def _copied(self) -> Mapping[str, TensorRef]:
@@ -246,7 +246,7 @@ class ToRepack(_Written):
         folder.mkdir(parents=True, exist_ok=True)
         with progress_bar("repacking weights", self.source.nbytes) as advance:
             repack_weights(self.source, folder / WEIGHTS_FILE, advance=advance)
-        write_config(self.folder, folder, self.stored)
+        write_config(self.folder, folder, self.packed)
         return load_source(folder)
 
 
@@ -275,22 +275,22 @@ def find_weights(folder: Path, asked: Quantization, explicit: Collection[str] = 
         if source.quantization is None and asked.enabled:
             return ToQuantize(source, asked)
         found = AsItIs(source)
-    if found.stored is not None:
-        _check_agreement(folder, found.stored, asked, explicit)
+    if found.packed is not None:
+        _check_agreement(folder, found.packed, asked, explicit)
     return found
 
 
 def _check_agreement(
-    folder: Path, stored: StoredQuantization, asked: Quantization, explicit: Collection[str]
+    folder: Path, packed: PackedQuantization, asked: Quantization, explicit: Collection[str]
 ) -> None:
     """Refuse a request that a checkpoint quantized already cannot fulfil."""
     found = {
-        "weights": f"int{stored.scheme.bits}",
-        "block_size": stored.scheme.block_size,
-        "symmetric": stored.scheme.symmetric,
-        "method": stored.method,
-        "embedding": stored.embedding,
-        "keep": stored.keep,
+        "weights": f"int{packed.scheme.bits}",
+        "block_size": packed.scheme.block_size,
+        "symmetric": packed.scheme.symmetric,
+        "method": packed.method,
+        "embedding": packed.embedding,
+        "keep": packed.keep,
     }
     for name, value in found.items():
         wanted = getattr(asked, name)

@@ -1,4 +1,4 @@
-"""``q2export repack``: a published checkpoint in the stored form, and what is printed."""
+"""``q2export repack``: a published checkpoint in the packed form, and what is printed."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_refused(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert code == 1 and "exists already; choose another output, or replace it with --overwrite" in err
     assert run(capsys, "--model", model, "-o", tmp_path / "out", "--overwrite")[0] == 0
     code, _, err = run(capsys, "--model", tmp_path / "out", "-o", tmp_path / "twice")
-    assert code == 1 and "expected that of a GPTQ or AWQ checkpoint, found the stored form" in err
+    assert code == 1 and "expected that of a GPTQ or AWQ checkpoint, found the packed form" in err
     config = published_config(AWQ | {"version": "gemv"})
     (model / "config.json").write_text(json.dumps(config))
     code, out, err = run(capsys, "--model", model, "-o", tmp_path / "new" / "other")

@@ -38,9 +38,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_type_of_the_graph(
-    tmp_path: Path, stored: str, target: str, asked: str | None, expected: str
+    tmp_path: Path, packed: str, target: str, asked: str | None, expected: str
 ) -> None:
-    source = load_source(write_checkpoint(tmp_path / "c", tiny_config(), dtype=stored))
+    source = load_source(write_checkpoint(tmp_path / "c", tiny_config(), dtype=packed))
     assert target_dtype(source.dtype, target, asked) == expected
 
 

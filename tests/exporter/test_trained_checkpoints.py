@@ -100,9 +100,9 @@ def test_folder_is_small_and_complete(folder: Path) -> None:
 
 def test_tensors_are_those_of_the_published_layout(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    stored = header(folder)
-    assert {name: entry["shape"] for name, entry in stored.items()} == expected_shapes(config)
-    assert {entry["dtype"] for entry in stored.values()} == {"BF16"}
+    packed = header(folder)
+    assert {name: entry["shape"] for name, entry in packed.items()} == expected_shapes(config)
+    assert {entry["dtype"] for entry in packed.values()} == {"BF16"}
     # The spelling of published files, not that of transformers 5.
     assert config["torch_dtype"] == "bfloat16" and config["rope_theta"] == 10000.0
     assert not {"dtype", "rope_parameters", "layer_types"} & set(config)

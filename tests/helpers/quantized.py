@@ -47,7 +47,7 @@ MODELS: dict[str, dict[str, object]] = {
 TOKENS = [3, 77, 130, 0, 5, 5, 19, 101, 64, 2, 88]
 
 
-def write_stored(folder: Path, model: str, quantization: Quantization, dtype: str = "BF16") -> Source:
+def write_packed(folder: Path, model: str, quantization: Quantization, dtype: str = "BF16") -> Source:
     """Write a random checkpoint of :data:`MODELS` to ``folder/original``; quantized, to ``folder/stored``."""
     config = tiny_config(**MODELS[model])
     original = load_source(write_checkpoint(folder / "original", config, dtype=dtype))

@@ -175,8 +175,8 @@ def test_quantized_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str
     q2export.repack(PUBLISHED / "gptqmodel-act-order", tmp_path / "stored")
     assert main(["inspect", str(tmp_path / "stored")]) == 0
     assert "7 matrices: int4, blocks of 32, with zero points, gptq" in capsys.readouterr().out
-    published, stored = inspect(PUBLISHED / "gptqmodel-act-order"), inspect(tmp_path / "stored")
-    for found in (published, stored):
+    published, packed = inspect(PUBLISHED / "gptqmodel-act-order"), inspect(tmp_path / "stored")
+    for found in (published, packed):
         assert found.checkpoint is not None and found.memory is not None
         assert (found.checkpoint.parameters, found.checkpoint.quantized) == (67_904, 7)
         assert found.memory.weight_bytes == sum(found.checkpoint.bytes_by_dtype.values())

@@ -19,7 +19,7 @@ from q2export.exporter.checkpoint.parameter_values import ParameterValues
 from q2export.exporter.checkpoint.source import load_source
 from q2export.package.reader import read_package
 from tests.helpers.checkpoints import split_file, tiny_config, write_checkpoint
-from tests.helpers.quantized import MODELS, TOKENS, tracing_once, write_stored
+from tests.helpers.quantized import MODELS, TOKENS, tracing_once, write_packed
 from tests.helpers.transformers_models import MODELS as TRANSFORMERS
 from tests.helpers.transformers_models import load_model, reference_logits
 
@@ -84,12 +84,12 @@ def test_experts_equal_transformers_over_dequantized_weights(
 ) -> None:
     """float32 activations: QMoE with the full softmax as router weights, or single experts for 8 bits."""
     model = "moe-norm-tied" if norm_topk_prob else "moe"
-    source = write_stored(tmp_path, model, Quantization(weights=weights))  # type: ignore[arg-type]
+    source = write_packed(tmp_path, model, Quantization(weights=weights))  # type: ignore[arg-type]
     package = api.build(source.folder, tmp_path / "package", overrides=SETTINGS, parity=False).package
     oracle = load_model(tmp_path / "original")
-    values = ParameterValues(source.checkpoint, source.stored)
+    values = ParameterValues(source.checkpoint, source.packed)
     state = oracle.state_dict()
-    for name in source.stored:
+    for name in source.packed:
         if ".experts." not in name:
             state[name].copy_(torch.from_numpy(values.read(name)))
     for layer in range(2):
@@ -113,7 +113,7 @@ def test_published_checkpoints_are_repacked_and_equal_pytorch(name: str, tmp_pat
 
 
 def test_a_quantized_checkpoint_is_linked_not_copied(tmp_path: Path) -> None:
-    source = write_stored(tmp_path, "dense", Quantization(weights="int4", symmetric=False))
+    source = write_packed(tmp_path, "dense", Quantization(weights="int4", symmetric=False))
     result = api.build(source.folder, tmp_path / "package", overrides=SETTINGS, weights="link")
     (placed,) = [one for one in result.manifest.weights.files if one.placement != "converted"]
     assert placed.placement in ("hardlink", "reflink")
@@ -121,7 +121,7 @@ def test_a_quantized_checkpoint_is_linked_not_copied(tmp_path: Path) -> None:
 
 
 def test_scales_are_scanned(tmp_path: Path) -> None:
-    source = write_stored(tmp_path, "dense", Quantization(weights="int4"))
+    source = write_packed(tmp_path, "dense", Quantization(weights="int4"))
     ref = source.checkpoint.tensors["model.layers.1.mlp.up_proj.weight_scale"]
     with ref.file.open("r+b") as file:
         file.seek(ref.offset + 4 * (2 * ref.shape[1] + 1))
@@ -144,7 +144,7 @@ def test_a_damaged_quantized_checkpoint_is_refused(tmp_path: Path, damage: str, 
     from safetensors.numpy import save_file
     from safetensors.torch import load_file
 
-    folder = write_stored(tmp_path, "dense", Quantization(weights="int4"), dtype="F32").folder
+    folder = write_packed(tmp_path, "dense", Quantization(weights="int4"), dtype="F32").folder
     tensors = {name: value.numpy() for name, value in load_file(folder / "model.safetensors").items()}
     if damage == "missing":
         del tensors["model.norm.weight"]
@@ -187,18 +187,18 @@ def test_what_cannot_be_honoured_is_refused(
 
 
 def test_a_quantized_checkpoint_stays_as_it_is(tmp_path: Path) -> None:
-    stored = write_stored(tmp_path, "dense", Quantization(weights="int4", block_size=64)).folder
+    packed = write_packed(tmp_path, "dense", Quantization(weights="int4", block_size=64)).folder
     for overrides, message in (
         ({"quantization.weights": "int8"}, "weights is 'int8', but .* already, with 'int4'"),
         ({"quantization.weights": "none"}, "weights is 'none', but .* already, with 'int4'"),
         ({"quantization.block_size": 32}, "block_size is 32, but .* already, with 64"),
     ):
         with pytest.raises(ProfileError, match=message):
-            api.plan(stored, overrides=overrides)
-    planned = api.plan(stored, profile="cpu-int4")
+            api.plan(packed, overrides=overrides)
+    planned = api.plan(packed, profile="cpu-int4")
     assert planned["quantization"]["scheme"]["block_size"] == 64, "the profile's 32 is for other checkpoints"
     assert planned["weights"]["quantized_bytes"] == sum(
-        weight.nbytes for weight in load_source(stored).stored.values()
+        weight.nbytes for weight in load_source(packed).packed.values()
     )
 
 
@@ -212,7 +212,7 @@ def test_sizes_are_planned_before_anything_is_quantized(tmp_path: Path) -> None:
 
 
 def test_another_quantization_is_not_compared(tmp_path: Path) -> None:
-    source = write_stored(tmp_path, "dense", Quantization(weights="int4"))
+    source = write_packed(tmp_path, "dense", Quantization(weights="int4"))
     package = api.build(tmp_path / "original", tmp_path / "p", overrides=SETTINGS, parity=False).package
     with pytest.raises(PackageError, match="quantization bits is 4, the package has None"):
         api.verify(package, source.folder)

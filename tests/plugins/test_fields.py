@@ -58,9 +58,9 @@ def trt() -> ModuleType:
 def test_fields_round_trip(trt: ModuleType, data: st.DataObject) -> None:
     spec = data.draw(st.sampled_from(opspec.ALL))
     values = data.draw(valid_attributes(spec))
-    stored = SerializedFields(trt, spec, values)
-    assert attributes_from_fields(spec, stored.collection, "n") == values
-    assert [field.name for field in stored.collection] == list(spec.attribute_names())
+    packed = SerializedFields(trt, spec, values)
+    assert attributes_from_fields(spec, packed.collection, "n") == values
+    assert [field.name for field in packed.collection] == list(spec.attribute_names())
 
 
 @settings(max_examples=20)

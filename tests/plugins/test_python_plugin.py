@@ -269,9 +269,9 @@ def test_exported_checkpoints_become_engines_of_plugins(
     weights = (checkpoints / model / "model.safetensors").stat().st_size
     assert engine.nbytes > weights
     assert called == []  # nothing runs a kernel while building
-    stored = bytes(engine)
+    packed = bytes(engine)
     for spec in (opspec.ROTARY_ATTENTION, *((opspec.MOE,) if moe else ())):
-        assert all(name.encode() in stored for name in (spec.name, *spec.attribute_names()))
+        assert all(name.encode() in packed for name in (spec.name, *spec.attribute_names()))
 
 
 def test_the_cache_is_aliased_as_far_as_the_builder_is_concerned(trt: ModuleType) -> None:

@@ -37,7 +37,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, EngineInfo]:
 
 
 @pytest.fixture
-def exact_products(monkeypatch: pytest.MonkeyPatch) -> None:
+def exact_int8_matmul(monkeypatch: pytest.MonkeyPatch) -> None:
     """Needed wherever the graph is to be used."""
     if not has_exact_int8_products():
         pytest.skip("int8 products are not exact on this processor, so the prefill graph is not used")
@@ -71,7 +71,7 @@ def test_the_graph_has_no_head_and_no_rest_of_the_last_layer(built: tuple[Path, 
     assert all(location != "prefill.safetensors" for location, _ in places.values())
 
 
-@pytest.mark.usefixtures("exact_products")
+@pytest.mark.usefixtures("exact_int8_matmul")
 def test_a_prompt_fills_the_cache_as_the_first_graph_does(built: tuple[Path, EngineInfo]) -> None:
     with_graph, without = backend(built, prefill_from=4), backend(built, prefill=False)
     assert with_graph.has_prefill_graph and not without.has_prefill_graph
@@ -89,7 +89,7 @@ def test_a_prompt_fills_the_cache_as_the_first_graph_does(built: tuple[Path, Eng
         assert 0 < np.abs(one - other).max() < 0.05 * np.abs(other).max()
 
 
-@pytest.mark.usefixtures("exact_products")
+@pytest.mark.usefixtures("exact_int8_matmul")
 @pytest.mark.parametrize(
     ("lengths", "wanted", "graphs"),
     [
@@ -118,7 +118,7 @@ def test_which_graph_takes_a_step(
     assert engine.calls == graphs
 
 
-@pytest.mark.usefixtures("exact_products")
+@pytest.mark.usefixtures("exact_int8_matmul")
 def test_generation_and_profile_use_both_graphs(built: tuple[Path, EngineInfo]) -> None:
     folder, _ = built
     engine = runtime.load(folder, threads=1)

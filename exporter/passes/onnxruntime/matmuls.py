@@ -1,6 +1,6 @@
-"""How products with quantized weights are written for ONNX Runtime on the CPU.
+"""How matmuls with quantized weights are written for ONNX Runtime on the CPU.
 
-:class:`NBitsProduct` multiplies with the codes as they are stored. :class:`RowScaledProduct` multiplies with
+:class:`NBitsMatMul` multiplies with the codes as they are stored. :class:`RowScaledMatMul` multiplies with
 an int8 copy of one scale per output, more than twice as fast where there are many rows
 (``benchmarks/results/ort_quantized.md``): made for prefill.
 """
@@ -13,10 +13,10 @@ from typing import Protocol
 import numpy as np
 import onnx_ir as ir
 
-from q2export.exporter.checkpoint.packed import StoredWeight
+from q2export.exporter.checkpoint.packed import PackedWeight
 from q2export.exporter.passes.base import constant, insert
 from q2export.exporter.passes.onnxruntime.attention import MICROSOFT
-from q2export.exporter.passes.stored_operands import kernel_operands, view
+from q2export.exporter.passes.packed_operands import kernel_operands, view
 from q2export.exporter.weights.stack import Form
 
 FLOAT32_ACTIVATIONS, INT8_ACTIVATIONS = 1, 4
@@ -28,7 +28,7 @@ _SMALLEST_SCALE = np.float32(1e-30)
 """Of a row; it keeps a row of zeros from being divided by zero."""
 
 
-class Product(Protocol):
+class MatMul(Protocol):
     """Writes ``x @ weight.T + bias``."""
 
     def __call__(
@@ -36,7 +36,7 @@ class Product(Protocol):
         graph: ir.Graph,
         before: ir.Node,
         x: ir.Value,
-        weights: Sequence[StoredWeight],
+        weights: Sequence[PackedWeight],
         bias: ir.Value | None,
         path: str,
     ) -> ir.Value:
@@ -51,7 +51,7 @@ class Product(Protocol):
         """
 
 
-class NBitsProduct:
+class NBitsMatMul:
     """One ``MatMulNBits``; ``accuracy_level`` says how activations are multiplied."""
 
     def __init__(self, accuracy_level: int) -> None:
@@ -62,16 +62,16 @@ class NBitsProduct:
         graph: ir.Graph,
         before: ir.Node,
         x: ir.Value,
-        weights: Sequence[StoredWeight],
+        weights: Sequence[PackedWeight],
         bias: ir.Value | None,
         path: str,
     ) -> ir.Value:
-        """See :class:`Product`."""
+        """See :class:`MatMul`."""
         first = weights[0]
         name = first.tensor if len(weights) == 1 else f"{path}.weight"
         matrix = kernel_operands(graph, name, weights, by_block=True)
         last = [] if bias is None else [None, bias]  # before it, a deprecated input
-        product = insert(
+        matmul = insert(
             graph,
             before,
             "MatMulNBits",
@@ -86,14 +86,14 @@ class NBitsProduct:
                 "accuracy_level": self.accuracy_level,
             },
         )
-        return product.outputs[0]
+        return matmul.outputs[0]
 
 
-class RowScaledProduct:
+class RowScaledMatMul:
     """``MatMulIntegerToFloat`` of int8 weights and activations rounded to uint8, each row with its own scale.
 
     The op takes one scale for all activations only, so it is given 1, and its result is multiplied by the
-    scales of the rows. A value that several products read is rounded once.
+    scales of the rows. A value that several matmuls read is rounded once.
     """
 
     def __init__(self) -> None:
@@ -105,11 +105,11 @@ class RowScaledProduct:
         graph: ir.Graph,
         before: ir.Node,
         x: ir.Value,
-        weights: Sequence[StoredWeight],
+        weights: Sequence[PackedWeight],
         bias: ir.Value | None,
         path: str,
     ) -> ir.Value:
-        """See :class:`Product`."""
+        """See :class:`MatMul`."""
         if x not in self._rounded:
             self._rounded[x] = self._round(graph, before, x, path)
         codes, row_scales = self._rounded[x]
@@ -126,7 +126,7 @@ class RowScaledProduct:
             _scalar(graph, "activation_scale", np.float32(1)),
             _scalar(graph, "zero_point", np.uint8(_ZERO_POINT)),
         )
-        product = insert(
+        matmul = insert(
             graph,
             before,
             "MatMulIntegerToFloat",
@@ -134,7 +134,7 @@ class RowScaledProduct:
             name=f"{path}/MatMulIntegerToFloat",
             domain=MICROSOFT,
         ).outputs[0]
-        scaled = insert(graph, before, "Mul", [product, row_scales], name=f"{path}/scaled").outputs[0]
+        scaled = insert(graph, before, "Mul", [matmul, row_scales], name=f"{path}/scaled").outputs[0]
         if bias is None:
             return scaled
         return insert(graph, before, "Add", [scaled, bias], name=f"{path}/biased").outputs[0]

@@ -23,7 +23,7 @@ from q2export.exporter.passes.base import (
     replace,
 )
 from q2export.exporter.passes.onnxruntime.attention import MICROSOFT
-from q2export.exporter.passes.stored_operands import StoredWeights, stored_operand
+from q2export.exporter.passes.packed_operands import PackedWeights, packed_operand
 from q2export.exporter.weights.stack import META_KEY, Form, Stack
 
 _FIXED_INPUTS = len(opspec.MOE.inputs)
@@ -31,17 +31,17 @@ _FIXED_INPUTS = len(opspec.MOE.inputs)
 
 class StackExperts(Pass):
     """Attributes:
-    stored: quantized weights; mixtures with such experts are left alone.
+    packed: quantized weights; mixtures with such experts are left alone.
     """
 
-    def __init__(self, stored: StoredWeights | None = None) -> None:
-        self.stored = stored or {}
+    def __init__(self, packed: PackedWeights | None = None) -> None:
+        self.packed = packed or {}
 
     def rewrite(self, model: ir.Model, result: PassResult) -> None:
         """Replace every mixture of experts; the weights of single experts are no longer read."""
         graph = model.graph
         for node in nodes_of(graph, opspec.MOE.name, opspec.DOMAIN):
-            if any(stored_operand(self.stored, node, index) for index in range(len(node.inputs))):
+            if any(packed_operand(self.packed, node, index) for index in range(len(node.inputs))):
                 result.refused.append(f"{node.name}: experts are quantized")
                 continue
             self._lower(graph, node)

@@ -1,9 +1,9 @@
-"""Quantized query, key and value projections of a layer -> one product and a packed attention input.
+"""Quantized query, key and value projections of a layer -> one matmul and a packed attention input.
 
-One product starts one parallel loop and rounds its input once instead of three times, and
-``GroupQueryAttention`` takes the joined result as it is. The three matrices lie next to each other in a
-quantized checkpoint, so the joined one is read in place. Gate and up stay apart: joined they would need a
-``Split``, which costs what the product saves (``benchmarks/results/ort_quantized.md``).
+One matmul starts one parallel loop and rounds its input once instead of three times, and
+``GroupQueryAttention`` takes the fused result as it is. The three matrices lie next to each other in a
+quantized checkpoint, so the fused one is read in place. Gate and up stay apart: fused they would need a
+``Split``, which costs what the matmul saves (``benchmarks/results/ort_quantized.md``).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from q2export.exporter.checkpoint.packed import StoredWeight
+from q2export.exporter.checkpoint.packed import PackedWeight
 from q2export.exporter.passes.base import (
     Pass,
     PassResult,
@@ -24,9 +24,9 @@ from q2export.exporter.passes.base import (
     only_consumer,
 )
 from q2export.exporter.passes.onnxruntime.attention import MICROSOFT
-from q2export.exporter.passes.onnxruntime.matmuls import Product
+from q2export.exporter.passes.onnxruntime.matmuls import MatMul
 from q2export.exporter.passes.onnxruntime.quantized_matmuls import bias_of
-from q2export.exporter.passes.stored_operands import StoredWeights, stored_operand, view
+from q2export.exporter.passes.packed_operands import PackedWeights, packed_operand, view
 from q2export.exporter.weights.stack import Form
 
 _PROJECTIONS = 3
@@ -38,7 +38,7 @@ class _Projection:
 
     reshape: ir.Node
     gemm: ir.Node
-    weight: StoredWeight
+    weight: PackedWeight
 
     @property
     def bias(self) -> ir.Value | None:
@@ -47,13 +47,13 @@ class _Projection:
 
 class PackQueryKeyValue(Pass):
     """Attributes:
-    stored: the quantized weights.
-    product: how they are multiplied.
+    packed: the quantized weights.
+    matmul: how they are multiplied.
     """
 
-    def __init__(self, stored: StoredWeights, product: Product) -> None:
-        self.stored = stored
-        self.product = product
+    def __init__(self, packed: PackedWeights, matmul: MatMul) -> None:
+        self.packed = packed
+        self.matmul = matmul
 
     def rewrite(self, model: ir.Model, result: PassResult) -> None:
         """Join the projections of every attention where all three are quantized alike."""
@@ -76,7 +76,7 @@ class PackQueryKeyValue(Pass):
         gemm = input_of(reshape, 0).producer()
         if gemm is None or gemm.op_type != "Gemm" or only_consumer(gemm.outputs[0]) is None:
             return None
-        weight = stored_operand(self.stored, gemm, 1)
+        weight = packed_operand(self.packed, gemm, 1)
         if weight is None or weight.row_step != 1 or not attribute_int(gemm, "transB"):
             return None
         return _Projection(reshape, gemm, weight)
@@ -88,19 +88,19 @@ class PackQueryKeyValue(Pass):
         rows = sum(weight.rows for weight in weights)
         biases = [projection.bias.name or "" for projection in projections if projection.bias is not None]
         bias = view(graph, f"{path}.bias", ir.DataType.FLOAT, [rows], biases, Form.VALUES) if biases else None
-        product = self.product(graph, first.gemm, input_of(first.gemm, 0), weights, bias, path)
-        product.name = path
+        matmul = self.matmul(graph, first.gemm, input_of(first.gemm, 0), weights, bias, path)
+        matmul.name = path
         old = first.gemm.outputs[0]
-        product.type = old.type
-        product.shape = ir.Shape([old.shape[0], rows]) if old.shape is not None else None
+        matmul.type = old.type
+        matmul.shape = ir.Shape([old.shape[0], rows]) if old.shape is not None else None
         packed = insert(
             graph,
             first.reshape,
             "Reshape",
-            [product, input_of(first.reshape, 1)],
+            [matmul, input_of(first.reshape, 1)],
             name=f"{path}/packed",
         ).outputs[0]
-        packed.type = product.type
+        packed.type = matmul.type
         flat = first.reshape.outputs[0].shape
         packed.shape = ir.Shape([flat[0], flat[1], rows]) if flat is not None else None
         attention.replace_input_with(0, packed)
@@ -111,7 +111,7 @@ class PackQueryKeyValue(Pass):
 
 
 def _alike(projections: Sequence[_Projection]) -> bool:
-    """Whether one product can do the work of all: same input, same blocks, biases all or none."""
+    """Whether one matmul can do the work of all: same input, same blocks, biases all or none."""
     first = projections[0]
     return all(
         input_of(one.gemm, 0) is input_of(first.gemm, 0)

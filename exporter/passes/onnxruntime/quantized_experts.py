@@ -15,23 +15,23 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from q2export.contracts import opspec
-from q2export.exporter.checkpoint.packed import StoredWeight
+from q2export.exporter.checkpoint.packed import PackedWeight
 from q2export.exporter.passes.base import Pass, PassResult, attribute_int, input_of, insert, nodes_of, replace
 from q2export.exporter.passes.onnxruntime.attention import MICROSOFT
 from q2export.exporter.passes.onnxruntime.matmuls import INT8_ACTIVATIONS
-from q2export.exporter.passes.stored_operands import StoredWeights, kernel_operands, stored_operand
+from q2export.exporter.passes.packed_operands import PackedWeights, kernel_operands, packed_operand
 
 _FIXED_INPUTS = len(opspec.MOE.inputs)
 
 
 class LowerQuantizedExperts(Pass):
     """Attributes:
-    stored: the quantized weights.
+    packed: the quantized weights.
     accuracy_level: how activations are multiplied, as for ``MatMulNBits``.
     """
 
-    def __init__(self, stored: StoredWeights, accuracy_level: int) -> None:
-        self.stored = stored
+    def __init__(self, packed: PackedWeights, accuracy_level: int) -> None:
+        self.packed = packed
         self.accuracy_level = accuracy_level
 
     def rewrite(self, model: ir.Model, result: PassResult) -> None:
@@ -39,7 +39,7 @@ class LowerQuantizedExperts(Pass):
         graph = model.graph
         for node in nodes_of(graph, opspec.MOE.name, opspec.DOMAIN):
             found = [
-                stored_operand(self.stored, node, index) for index in range(_FIXED_INPUTS, len(node.inputs))
+                packed_operand(self.packed, node, index) for index in range(_FIXED_INPUTS, len(node.inputs))
             ]
             weights = [weight for weight in found if weight is not None]
             if not weights:
@@ -52,14 +52,14 @@ class LowerQuantizedExperts(Pass):
         if result.matched:
             graph.opset_imports[MICROSOFT] = 1
 
-    def _refusal(self, weights: Sequence[StoredWeight], expected: int) -> str | None:
+    def _refusal(self, weights: Sequence[PackedWeight], expected: int) -> str | None:
         if len(weights) != expected:
             return f"{expected - len(weights)} of its {expected} matrices are not quantized"
         if weights[0].scheme.bits == 8 and self.accuracy_level != INT8_ACTIVATIONS:
             return "the kernel of 8-bit experts rounds activations to int8"
         return None
 
-    def _lower(self, graph: ir.Graph, node: ir.Node, weights: Sequence[StoredWeight]) -> None:
+    def _lower(self, graph: ir.Graph, node: ir.Node, weights: Sequence[PackedWeight]) -> None:
         path = (node.name or "").rsplit("/", 1)[0]
         hidden, router_logits = input_of(node, 0), input_of(node, 1)
         gates, downs = weights[0::3], weights[2::3]  # a gate stands for the pair: up is in the same tensor
@@ -76,7 +76,7 @@ class LowerQuantizedExperts(Pass):
                 *(hidden, router_logits),
                 *(first.codes, first.scales, None),
                 *(second.codes, second.scales, None),
-                *(None, None, None),  # a third matrix, which is joined with the first
+                *(None, None, None),  # a third matrix, which is fused with the first
                 *(first.zero_points, second.zero_points, None),
                 probability,
             ],

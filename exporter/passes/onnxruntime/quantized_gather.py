@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from q2export.exporter.passes.base import Pass, PassResult, input_of, insert, nodes_of, replace
 from q2export.exporter.passes.onnxruntime.attention import MICROSOFT
-from q2export.exporter.passes.stored_operands import StoredWeights, kernel_operands, stored_operand
+from q2export.exporter.passes.packed_operands import PackedWeights, kernel_operands, packed_operand
 
 
 class LowerQuantizedGather(Pass):
@@ -16,17 +16,17 @@ class LowerQuantizedGather(Pass):
     uint4 to be zero.
 
     Attributes:
-        stored: the quantized weights.
+        packed: the quantized weights.
     """
 
-    def __init__(self, stored: StoredWeights) -> None:
-        self.stored = stored
+    def __init__(self, packed: PackedWeights) -> None:
+        self.packed = packed
 
     def rewrite(self, model: ir.Model, result: PassResult) -> None:
         """Replace every gather of a quantized weight."""
         graph = model.graph
         for gather in nodes_of(graph, "Gather"):
-            weight = stored_operand(self.stored, gather, 0)
+            weight = packed_operand(self.packed, gather, 0)
             if weight is None:
                 continue
             table = kernel_operands(graph, weight.name, [weight])

@@ -15,15 +15,15 @@ class FuseSilu(Pass):
         """Rewrite every such pair whose sigmoid is read once."""
         graph = model.graph
         for sigmoid in nodes_of(graph, "Sigmoid"):
-            product = only_consumer(sigmoid.outputs[0])
+            matmul = only_consumer(sigmoid.outputs[0])
             x = input_of(sigmoid, 0)
-            if product is None or product.op_type != "Mul" or x not in product.inputs:
+            if matmul is None or matmul.op_type != "Mul" or x not in matmul.inputs:
                 continue
             fused = insert(
-                graph, product, "QuickGelu", [x], name=product.name or "silu", domain=MICROSOFT,
+                graph, matmul, "QuickGelu", [x], name=matmul.name or "silu", domain=MICROSOFT,
                 attributes={"alpha": 1.0}
             )  # fmt: skip
-            replace(graph, product, fused.outputs)
+            replace(graph, matmul, fused.outputs)
             graph.remove(sigmoid, safe=True)
             result.matched += 1
         if result.matched:

@@ -1,7 +1,7 @@
 """``Add`` and the ``RMSNormalization`` of its sum -> ``com.microsoft.SkipSimplifiedLayerNormalization``.
 
-At one token per step the two ops cost more to start than to compute: joined, a decoding step of a 0.5B model
-with int4 weights becomes 5 % shorter. With many tokens the joined kernel is the slower one, for it sums on
+At one token per step the two ops cost more to start than to compute: fused, a decoding step of a 0.5B model
+with int4 weights becomes 5 % shorter. With many tokens the fused kernel is the slower one, for it sums on
 one thread (``benchmarks/results/ort_ops.md``); so it is for graphs whose decoding matters most.
 """
 

@@ -13,7 +13,7 @@ from torch.nn import functional
 from q2export.exporter.checkpoint.config import ModelConfig
 from q2export.exporter.checkpoint.folder import TensorRef
 from q2export.exporter.checkpoint.pack import Float32Array
-from q2export.exporter.checkpoint.packed import StoredWeight
+from q2export.exporter.checkpoint.packed import PackedWeight
 from q2export.exporter.checkpoint.parameters import EMBEDDING, LM_HEAD
 from q2export.exporter.checkpoint.rope import inverse_frequencies
 from q2export.exporter.graph.model.decoder import DecoderLayer
@@ -39,7 +39,7 @@ class ModelInputs:
         self,
         config: ModelConfig,
         refs: Mapping[str, TensorRef],
-        quantized: Mapping[str, StoredWeight],
+        quantized: Mapping[str, PackedWeight],
         sequences: Sequence[Sequence[int]],
     ) -> None:
         self._config, self._refs, self._quantized, self._sequences = config, refs, quantized, sequences

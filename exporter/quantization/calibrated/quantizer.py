@@ -9,7 +9,7 @@ from q2export.contracts.quantization import Method, Quantization
 from q2export.errors import CalibrationError
 from q2export.exporter.checkpoint.config import ModelConfig
 from q2export.exporter.checkpoint.pack import Float32Array, QuantizedRows
-from q2export.exporter.checkpoint.packed import StoredQuantization, StoredWeight
+from q2export.exporter.checkpoint.packed import PackedQuantization, PackedWeight
 from q2export.exporter.checkpoint.parameters import EMBEDDING
 from q2export.exporter.checkpoint.selection import select_weights
 from q2export.exporter.checkpoint.source import Source
@@ -51,16 +51,16 @@ class Calibrated:
         Raises:
             CalibrationError: there are too few tokens for any weight, or one the model does not have.
         """
-        stored = StoredQuantization.of(quantization)
-        config = pad_intermediate(source.config, stored).config
+        packed = PackedQuantization.of(quantization)
+        config = pad_intermediate(source.config, packed).config
         _check_tokens(sequences, config)
-        weights = select_weights(config, stored)
+        weights = select_weights(config, packed)
         self._inputs = ModelInputs(config, source.checkpoint.tensors, weights, sequences)
         self._factor: tuple[str, Float32Array | None] = ("", None)
         self._lock = threading.Lock()
         self._rounded: set[str] = set()
 
-    def quantize(self, weight: StoredWeight, first_row: int, rows: Float32Array) -> QuantizedRows:
+    def quantize(self, weight: PackedWeight, first_row: int, rows: Float32Array) -> QuantizedRows:
         """Quantize some rows and let the weights after it read what they have become."""
         with self._lock:  # matrix products use all cores already
             factor = self._factor_of(weight)
@@ -72,11 +72,11 @@ class Calibrated:
             self._inputs.fill(weight.name, first_row, quantized.dequantized(weight.scheme))
         return quantized
 
-    def method(self, weight: StoredWeight) -> Method:
+    def method(self, weight: PackedWeight) -> Method:
         """How the rows of a weight were quantized."""
         return "round-to-nearest" if weight.name in self._rounded else "gptq"
 
-    def _factor_of(self, weight: StoredWeight) -> Float32Array | None:
+    def _factor_of(self, weight: PackedWeight) -> Float32Array | None:
         """For :func:`gptq`; None where there is too little to go by. That of the last input is kept."""
         found = self._inputs.of(weight.name)
         if found is None:

@@ -1,1 +1,1 @@
-"""Checkpoints that others quantized (GPTQ, AWQ): read, checked and repacked into the stored form."""
+"""Checkpoints that others quantized (GPTQ, AWQ): read, checked and repacked into the packed form."""

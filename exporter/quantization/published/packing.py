@@ -1,4 +1,4 @@
-"""How GPTQ and AWQ pack codes and zero points into 32-bit words, and the same bits in the stored form.
+"""How GPTQ and AWQ pack codes and zero points into 32-bit words, and the same bits in the packed form.
 
 Both hold a weight ``[out, in]`` transposed. GPTQ packs codes along ``in`` and zero points along ``out``, the
 first in the lowest bits (AutoGPTQ 0.7.1, ``nn_modules/qlinear/qlinear_cuda.py``, method ``pack``). AWQ in its
@@ -84,7 +84,7 @@ class GptqPacking:
         return groups, outputs // self._per_word
 
     def codes(self, qweight: Words, order: Int32Array | None = None) -> UInt8Array:
-        """Transpose the words: the bytes of one, lowest first, are those of the stored form."""
+        """Transpose the words: the bytes of one, lowest first, are those of the packed form."""
         if order is None:
             codes: UInt8Array = np.ascontiguousarray(qweight.T).astype("<u4", copy=False).view(np.uint8)
             return codes
@@ -120,7 +120,7 @@ class AwqPacking:
     zero_point_offset: int = 0
 
     def fits(self, shape: tuple[int, int]) -> bool:
-        """Whether the outputs fill whole words; inputs are paired into bytes, in the stored form."""
+        """Whether the outputs fill whole words; inputs are paired into bytes, in the packed form."""
         return shape[0] % self.outputs_per_word == 0 and shape[1] % 2 == 0
 
     def qweight_shape(self, shape: tuple[int, int]) -> tuple[int, int]:

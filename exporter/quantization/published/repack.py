@@ -1,4 +1,4 @@
-"""Repacking a published quantized checkpoint into the stored form, in a stream, without dequantizing it."""
+"""Repacking a published quantized checkpoint into the packed form, in a stream, without dequantizing it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import numpy as np
 
 from q2export.contracts.progress import Advance, silent
 from q2export.exporter.checkpoint.folder import read_blocks
-from q2export.exporter.checkpoint.packed import StoredQuantization, StoredWeight
+from q2export.exporter.checkpoint.packed import PackedQuantization, PackedWeight
 from q2export.exporter.checkpoint.packed_layout import Layout, plan_layout
 from q2export.exporter.checkpoint.values import check_block
 from q2export.exporter.quantization.folder import WEIGHTS_FILE, staged_checkpoint, write_texts
 from q2export.exporter.quantization.published.rows import WeightRows
 from q2export.exporter.quantization.published.source import PublishedSource
 from q2export.exporter.quantization.published.tensor_files import TensorFiles
-from q2export.exporter.quantization.writer import StoredWriter
+from q2export.exporter.quantization.writer import PackedWriter
 from q2export.package.placement import require_free_space
 
 TILE_BYTES = 4 << 20
@@ -33,14 +33,14 @@ class RepackResult:
     """What was done.
 
     Attributes:
-        stored: what the new checkpoint says of itself.
+        packed: what the new checkpoint says of itself.
         weights: how many are quantized.
         source_bytes: of all tensors, before.
         stored_bytes: of the file.
         seconds: it took.
     """
 
-    stored: StoredQuantization
+    packed: PackedQuantization
     weights: int
     source_bytes: int
     stored_bytes: int
@@ -50,12 +50,12 @@ class RepackResult:
 def repack_checkpoint(
     source: PublishedSource, output: Path, *, overwrite: bool = False, advance: Advance = silent
 ) -> RepackResult:
-    """Write a checkpoint folder in the stored form, all of it or nothing.
+    """Write a checkpoint folder in the packed form, all of it or nothing.
 
     Args:
         source: the checkpoint.
         output: folder to make; missing parents are made, too.
-        overwrite: replace ``output`` if it is a checkpoint in the stored form with nothing else in it.
+        overwrite: replace ``output`` if it is a checkpoint in the packed form with nothing else in it.
         advance: as in :func:`repack_weights`.
 
     Raises:
@@ -64,14 +64,14 @@ def repack_checkpoint(
     """
     with staged_checkpoint(output, overwrite) as folder:
         result = repack_weights(source, folder / WEIGHTS_FILE, advance=advance)
-        write_texts(source.checkpoint.folder, folder, source.stored)
+        write_texts(source.checkpoint.folder, folder, source.packed)
     return result
 
 
 def repack_weights(
     source: PublishedSource, path: Path, *, tile_bytes: int = TILE_BYTES, advance: Advance = silent
 ) -> RepackResult:
-    """Write the weights of a published checkpoint as one safetensors file in the stored form.
+    """Write the weights of a published checkpoint as one safetensors file in the packed form.
 
     Memory is bounded by two tiles and the scales and zero points of one weight (under act-order also by the
     codes of one gate or up). One tile is read while the one before it is written.
@@ -88,12 +88,12 @@ def repack_weights(
     """
     start = time.perf_counter()
     layout = plan_layout(
-        source.config, source.stored, {name: ref.dtype for name, ref in source.tensors.plain.items()}
+        source.config, source.packed, {name: ref.dtype for name, ref in source.tensors.plain.items()}
     )
     require_free_space(path.parent, layout.file_bytes, "repacked weights")
     done = 0
     with (
-        StoredWriter(path, layout) as writer,
+        PackedWriter(path, layout) as writer,
         TensorFiles(source.checkpoint.files) as files,
         ThreadPoolExecutor(max_workers=1) as ahead,
     ):
@@ -106,7 +106,7 @@ def repack_weights(
             advance(piece.nbytes)
     advance(source.nbytes - done)  # what was only read to be checked
     return RepackResult(
-        source.stored,
+        source.packed,
         len(source.tensors.packed),
         source.nbytes,
         layout.file_bytes,
@@ -119,7 +119,7 @@ class _Piece:
     """Something to write, made of ``nbytes`` of the source."""
 
     nbytes: int
-    write: Callable[[StoredWriter], None]
+    write: Callable[[PackedWriter], None]
 
 
 def _pieces(source: PublishedSource, layout: Layout, files: TensorFiles, tile_bytes: int) -> Iterator[_Piece]:
@@ -132,7 +132,7 @@ def _pieces(source: PublishedSource, layout: Layout, files: TensorFiles, tile_by
 
 
 def _rows(
-    source: PublishedSource, files: TensorFiles, weights: Sequence[StoredWeight], tile_bytes: int
+    source: PublishedSource, files: TensorFiles, weights: Sequence[PackedWeight], tile_bytes: int
 ) -> Iterator[_Piece]:
     """The rows of all weights that one tensor holds."""
     packed = [source.tensors.packed[weight.name] for weight in weights]
@@ -143,12 +143,12 @@ def _rows(
         parts = [one.read(files, first, count) for one in opened]
         yield _Piece(
             nbytes + count * row_bytes,
-            partial(StoredWriter.write_rows, weights=weights, first_row=first, parts=parts),
+            partial(PackedWriter.write_rows, weights=weights, first_row=first, parts=parts),
         )
         nbytes = 0
 
 
-def _input_orders(source: PublishedSource, weights: Sequence[StoredWeight]) -> Iterator[_Piece]:
+def _input_orders(source: PublishedSource, weights: Sequence[PackedWeight]) -> Iterator[_Piece]:
     for weight in weights:
         if weight.input_order is not None and weight.holds_input_order:
             order = source.groups[weight.name].order
@@ -156,7 +156,7 @@ def _input_orders(source: PublishedSource, weights: Sequence[StoredWeight]) -> I
                 order = np.arange(weight.shape[1], dtype=np.int32)
             data = order.astype("<i4", copy=False)
             yield _Piece(
-                0, partial(StoredWriter.write_plain, name=weight.input_order, first_byte=0, data=data)
+                0, partial(PackedWriter.write_plain, name=weight.input_order, first_byte=0, data=data)
             )
 
 
@@ -167,5 +167,5 @@ def _copied(source: PublishedSource, name: str, tile_bytes: int) -> Iterator[_Pi
         check_block(raw, ref.dtype, ref.dtype, ref, first)
         yield _Piece(
             raw.nbytes,
-            partial(StoredWriter.write_plain, name=name, first_byte=first * raw.itemsize, data=raw),
+            partial(PackedWriter.write_plain, name=name, first_byte=first * raw.itemsize, data=raw),
         )

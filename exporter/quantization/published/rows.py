@@ -1,4 +1,4 @@
-"""Rows of a published weight in the stored form."""
+"""Rows of a published weight in the packed form."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class WeightRows:
         Raises:
             CheckpointError: a scale is not finite, or the file changed since its header was read.
         """
-        scheme = source.stored.scheme
+        scheme = source.packed.scheme
         scales = files.read(weight.scales)
         check_block(scales.reshape(-1), weight.scales.dtype, "F32", weight.scales, 0)
         zero_points = None
@@ -89,7 +89,7 @@ class WeightRows:
         return self.weight.scales.nbytes + self.weight.qzeros.nbytes
 
     def read(self, files: TensorFiles, first: int, count: int) -> PackedRows:
-        """Stored rows ``first`` to ``first + count - 1``; both fill whole words of ``qweight``."""
+        """Packed rows ``first`` to ``first + count - 1``; both fill whole words of ``qweight``."""
         outputs: slice | Int32Array = slice(first, first + count)
         if self.codes is not None and self.row_order is not None:
             outputs = self.row_order[outputs]

@@ -17,7 +17,7 @@ from q2export.contracts.quantization import BLOCK_SIZES, Scheme
 from q2export.errors import CheckpointError, ConfigError
 from q2export.exporter.checkpoint.config import ModelConfig, load_config
 from q2export.exporter.checkpoint.folder import Checkpoint, open_checkpoint
-from q2export.exporter.checkpoint.packed import StoredQuantization
+from q2export.exporter.checkpoint.packed import PackedQuantization
 from q2export.exporter.checkpoint.parameters import LM_HEAD, expected_parameters
 from q2export.exporter.checkpoint.published_config import PublishedQuantization
 from q2export.exporter.checkpoint.safetensors_header import QUANTIZED_DTYPES
@@ -41,7 +41,7 @@ class PublishedSource:
         checkpoint: the folder.
         tensors: which tensors hold which parameter.
         packing: of codes and zero points.
-        stored: what the repacked checkpoint will be.
+        packed: what the repacked checkpoint will be.
         groups: of the inputs of every quantized weight.
         row_orders: permutations of the rows of gate and up, in place of one of the columns of down.
     """
@@ -50,7 +50,7 @@ class PublishedSource:
     checkpoint: Checkpoint
     tensors: MatchedTensors
     packing: Packing
-    stored: StoredQuantization
+    packed: PackedQuantization
     groups: Mapping[str, InputGroups]
     row_orders: Mapping[str, Int32Array]
 
@@ -73,7 +73,7 @@ def load_published(folder: Path) -> PublishedSource:
     if not isinstance(quantization, PublishedQuantization):
         raise ConfigError(
             f"{folder / 'config.json'}: quantization_config: expected that of a GPTQ or AWQ checkpoint, "
-            f"found {'the stored form of q2export' if quantization else 'none'}"
+            f"found {'the packed form of q2export' if quantization else 'none'}"
         )
     checkpoint = open_checkpoint(folder, QUANTIZED_DTYPES)
     tensors = match_tensors(checkpoint, config, quantization)
@@ -89,7 +89,7 @@ def load_published(folder: Path) -> PublishedSource:
     _check_shared_inputs(tensors.packed, groups)
     row_orders = dict(_row_orders(tensors.packed, groups))
     embedding = LM_HEAD in tensors.packed
-    stored = StoredQuantization(
+    packed = PackedQuantization(
         scheme=Scheme(quantization.bits, block_size, symmetric=all(defaults)),
         method=quantization.method,
         embedding=embedding,
@@ -102,7 +102,7 @@ def load_published(folder: Path) -> PublishedSource:
             group.order is not None for name, group in groups.items() if ordered_input(name) is not None
         ),
     )
-    return PublishedSource(config, checkpoint, tensors, packing, stored, groups, row_orders)
+    return PublishedSource(config, checkpoint, tensors, packing, packed, groups, row_orders)
 
 
 def _block_size(tensors: MatchedTensors, quantization: PublishedQuantization) -> int:
@@ -119,7 +119,7 @@ def _block_size(tensors: MatchedTensors, quantization: PublishedQuantization) ->
     length, weight = next(item for item in lengths.items() if item[0] % smallest)
     raise CheckpointError(
         f"{weight.qweight.file}: {weight.name!r} has rows of {length} values, expected a multiple of "
-        f"{smallest}: the stored form has no shorter block at the end of a row; use the unquantized model"
+        f"{smallest}: the packed form has no shorter block at the end of a row; use the unquantized model"
     )
 
 

@@ -95,7 +95,7 @@ def measure_quality(
 
     Args:
         original: the unquantized checkpoint.
-        quantized: the same model in the stored form.
+        quantized: the same model in the packed form.
         text: what to compare on.
         names: of the original and of what is compared with it, for the report.
         command: that repeats the comparison.
@@ -152,11 +152,11 @@ def _form(original: Source, quantized: Source) -> QuantizedForm:
         ParityError: it is not, or is another model than the first.
     """
     from q2export.compare.quality.results import QuantizedForm
-    from q2export.exporter.checkpoint.packed import StoredQuantization
+    from q2export.exporter.checkpoint.packed import PackedQuantization
 
-    stored = quantized.config.quantization
-    if not isinstance(stored, StoredQuantization):
-        raise ParityError(f"{quantized.folder}: is not a quantized checkpoint in the stored form")
+    packed = quantized.config.quantization
+    if not isinstance(packed, PackedQuantization):
+        raise ParityError(f"{quantized.folder}: is not a quantized checkpoint in the packed form")
     for name in ("model_type", "num_hidden_layers", "hidden_size", "vocab_size", "num_attention_heads"):
         ours, theirs = getattr(original.config, name), getattr(quantized.config, name)
         if ours != theirs:
@@ -164,8 +164,8 @@ def _form(original: Source, quantized: Source) -> QuantizedForm:
                 f"{quantized.folder}: not a quantized form of {original.folder}: {name} is {theirs}, "
                 f"there {ours}"
             )
-    scheme = stored.scheme
-    return QuantizedForm(scheme.bits, scheme.block_size, scheme.symmetric, stored.method)
+    scheme = packed.scheme
+    return QuantizedForm(scheme.bits, scheme.block_size, scheme.symmetric, packed.method)
 
 
 def weight_qualities(statistics: Iterable[WeightStatistics]) -> list[WeightQuality]:

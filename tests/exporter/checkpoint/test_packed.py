@@ -14,7 +14,7 @@ from q2export.contracts.quantization import Quantization, Scheme
 from q2export.errors import ExportError
 from q2export.exporter.checkpoint.folder import SINGLE_FILE, open_checkpoint
 from q2export.exporter.checkpoint.pack import pack
-from q2export.exporter.checkpoint.packed import StoredWeight
+from q2export.exporter.checkpoint.packed import PackedWeight
 from q2export.exporter.checkpoint.parameter_values import ParameterValues
 from q2export.exporter.checkpoint.safetensors_header import QUANTIZED_DTYPES
 from q2export.exporter.passes.gather_codes import GatherCodes
@@ -23,7 +23,7 @@ from q2export.exporter.weights.convert import write_converted
 from q2export.exporter.weights.stack import META_KEY, Form, Stack
 from tests.exporter.quantization.models import dequantize, read_tensors
 from tests.helpers.onnx_graphs import fill, parse, run
-from tests.helpers.quantized import write_stored
+from tests.helpers.quantized import write_packed
 
 RNG = np.random.default_rng(5)
 CODES = RNG.integers(0, 256, (4, 6), dtype=np.uint8)
@@ -93,12 +93,12 @@ def test_a_view_of_another_size_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_values_of_parameters_are_those_the_format_says(tmp_path: Path, symmetric: bool) -> None:
-    source = write_stored(tmp_path, "moe", Quantization(weights="int4", symmetric=symmetric))
+    source = write_packed(tmp_path, "moe", Quantization(weights="int4", symmetric=symmetric))
     values, tensors = (
-        ParameterValues(source.checkpoint, source.stored),
+        ParameterValues(source.checkpoint, source.packed),
         read_tensors(source.folder / SINGLE_FILE),
     )
-    for name, weight in source.stored.items():
+    for name, weight in source.packed.items():
         expected = dequantize(tensors, weight)
         assert values.shape(name) == expected.shape
         np.testing.assert_array_equal(values.read(name), expected)
@@ -114,7 +114,7 @@ def test_gathered_codes_of_every_value(bits: int) -> None:
     """Every byte in every place of a word, words that are negative as int32 among them."""
     rows, columns = 256, 32 if bits == 8 else 64
     packed = np.arange(256, dtype=np.uint8)[:, None] + 37 * np.arange(32, dtype=np.uint8)[None]
-    weight = StoredWeight("table", (rows, columns), Scheme(bits, 32, symmetric=True))
+    weight = PackedWeight("table", (rows, columns), Scheme(bits, 32, symmetric=True))
     scales = np.linspace(0.5, 2, weight.rows * weight.blocks, dtype=np.float32).reshape(weight.scale_shape)
     text = GATHER.replace("V, C", f"{rows}, {columns}").replace("S, C", f"S, {columns}")
     model = parse(text)

@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 from q2export.contracts.quantization import Scheme
 from q2export.exporter.checkpoint.config import ModelConfig, parse_config
-from q2export.exporter.checkpoint.packed import StoredQuantization
+from q2export.exporter.checkpoint.packed import PackedQuantization
 from q2export.exporter.checkpoint.packed_layout import (
     ALIGNMENT,
     PADDING_PREFIX,
@@ -26,22 +26,22 @@ from q2export.exporter.checkpoint.selection import select_weights
 from tests.exporter.quantization.models import MOE, model_config
 
 PUBLISHED = ("qwen2-0.5b", "qwen2-57b-a14b", "qwen2-72b")
-SYMMETRIC, ASYMMETRIC = StoredQuantization(Scheme(4, 32, True)), StoredQuantization(Scheme(4, 32, False))
-MODELS: list[tuple[dict[str, object], StoredQuantization]] = [
+SYMMETRIC, ASYMMETRIC = PackedQuantization(Scheme(4, 32, True)), PackedQuantization(Scheme(4, 32, False))
+MODELS: list[tuple[dict[str, object], PackedQuantization]] = [
     ({}, SYMMETRIC),
     ({"tie_word_embeddings": True}, ASYMMETRIC),
     (MOE, ASYMMETRIC),
     (
         MOE,
-        StoredQuantization(Scheme(8, 32, False), keep=("model.layers.0.*", "*.experts.1.gate_proj.weight")),
+        PackedQuantization(Scheme(8, 32, False), keep=("model.layers.0.*", "*.experts.1.gate_proj.weight")),
     ),
-    (MOE, StoredQuantization(Scheme(4, 32, True), embedding=False, input_order=True)),
+    (MOE, PackedQuantization(Scheme(4, 32, True), embedding=False, input_order=True)),
 ]
 BY_MODEL = pytest.mark.parametrize(("config", "stored"), MODELS, ids=[str(i) for i in range(len(MODELS))])
 
 
-def layout_of(config: ModelConfig, stored: StoredQuantization, dtype: str = "BF16") -> Layout:
-    return plan_layout(config, stored, dict.fromkeys(expected_parameters(config), dtype))
+def layout_of(config: ModelConfig, packed: PackedQuantization, dtype: str = "BF16") -> Layout:
+    return plan_layout(config, packed, dict.fromkeys(expected_parameters(config), dtype))
 
 
 def published(repository: Path, name: str) -> ModelConfig:
@@ -57,9 +57,9 @@ def check_run(layout: Layout, names: Sequence[str | None]) -> None:
         assert before.offset + before.nbytes == after.offset
 
 
-def check_layout(layout: Layout, config: ModelConfig, stored: StoredQuantization) -> None:
+def check_layout(layout: Layout, config: ModelConfig, packed: PackedQuantization) -> None:
     """What must hold of any layout."""
-    weights = select_weights(config, stored)
+    weights = select_weights(config, packed)
     placed = list(layout.tensors.values())
     assert placed[0].offset == len(layout.header) and len(layout.header) % ALIGNMENT == 0
     for before, after in pairwise(placed):
@@ -79,7 +79,7 @@ def check_layout(layout: Layout, config: ModelConfig, stored: StoredQuantization
     for group in layout.groups:
         check_run(layout, list(dict.fromkeys(weight.tensor for weight in group)))
         check_run(layout, list(dict.fromkeys(weight.scale_name for weight in group)))
-        if not stored.scheme.symmetric:
+        if not packed.scheme.symmetric:
             check_run(layout, list(dict.fromkeys(weight.zero_point_name for weight in group)))
     assert list(layout.plain) == [one.name for one in placed if one.name in layout.plain]
     assert set(layout.plain) == expected & set(expected_parameters(config)) - set(weights)
@@ -87,17 +87,17 @@ def check_layout(layout: Layout, config: ModelConfig, stored: StoredQuantization
 
 @BY_MODEL
 @pytest.mark.parametrize("vocab_size", [128, 131])
-def test_small_models(config: dict[str, object], stored: StoredQuantization, vocab_size: int) -> None:
+def test_small_models(config: dict[str, object], packed: PackedQuantization, vocab_size: int) -> None:
     model = model_config(**{**config, "vocab_size": vocab_size})
     for dtype in ("BF16", "F32"):
-        check_layout(layout_of(model, stored, dtype), model, stored)
+        check_layout(layout_of(model, packed, dtype), model, packed)
 
 
 @BY_MODEL
 def test_the_safetensors_library_sees_the_same_tensors(
-    config: dict[str, object], stored: StoredQuantization, tmp_path: Path
+    config: dict[str, object], packed: PackedQuantization, tmp_path: Path
 ) -> None:
-    layout = layout_of(model_config(**config), stored)
+    layout = layout_of(model_config(**config), packed)
     with (tmp_path / "zeros.safetensors").open("wb") as file:
         file.write(layout.header)
         file.truncate(layout.file_bytes)
@@ -113,11 +113,11 @@ def test_the_safetensors_library_sees_the_same_tensors(
 def test_published_models_are_planned_at_once_and_need_no_padding(
     name: str, scheme: Scheme, repository: Path
 ) -> None:
-    config, stored = published(repository, name), StoredQuantization(scheme)
+    config, packed = published(repository, name), PackedQuantization(scheme)
     start = time.perf_counter()
-    layout = layout_of(config, stored)
+    layout = layout_of(config, packed)
     assert time.perf_counter() - start < 5  # a 57B model has 11,000 tensors
-    check_layout(layout, config, stored)
+    check_layout(layout, config, packed)
     assert not any(one.startswith(PADDING_PREFIX) for one in layout.tensors)
     assert len(layout.header) < 4 << 20
 
@@ -142,10 +142,10 @@ def test_the_experts_of_a_layer_are_one_region() -> None:
 def test_what_is_kept_is_joined_too_if_its_types_agree() -> None:
     config = model_config()
     names = [f"model.layers.0.self_attn.{name}_proj.weight" for name in "qkv"]
-    stored = StoredQuantization(Scheme(4, 32, True), keep=("model.layers.0.*",))
-    check_run(layout_of(config, stored), names)
+    packed = PackedQuantization(Scheme(4, 32, True), keep=("model.layers.0.*",))
+    check_run(layout_of(config, packed), names)
     dtypes = dict.fromkeys(expected_parameters(config), "BF16") | {names[1]: "F32"}
-    layout = plan_layout(config, stored, dtypes)
+    layout = plan_layout(config, packed, dtypes)
     for name in names:
         check_run(layout, [name])
     assert layout.tensors[names[1]].dtype == "F32"

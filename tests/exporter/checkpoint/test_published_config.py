@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from q2export.contracts.quantization import Scheme
 from q2export.errors import ConfigError
 from q2export.exporter.checkpoint.config import parse_config
-from q2export.exporter.checkpoint.packed import StoredQuantization
+from q2export.exporter.checkpoint.packed import PackedQuantization
 from q2export.exporter.checkpoint.packed_config import config_section
 from q2export.exporter.checkpoint.published_config import PublishedQuantization, parse_published
 from tests.exporter.quantization.published.checkpoints import AWQ, GPTQ
@@ -136,9 +136,9 @@ def test_names_that_older_tools_use() -> None:
 
 
 def test_the_stored_form() -> None:
-    stored = StoredQuantization(Scheme(8, 64, False), "gptq", True, ("a", "b"), True)
-    config = parse_config({**tiny_config(), "quantization_config": config_section(stored)}, "config.json")
-    assert config.quantization == stored
+    packed = PackedQuantization(Scheme(8, 64, False), "gptq", True, ("a", "b"), True)
+    config = parse_config({**tiny_config(), "quantization_config": config_section(packed)}, "config.json")
+    assert config.quantization == packed
 
 
 def test_unknown_fields_are_warned_about() -> None:

@@ -18,7 +18,7 @@ from q2export.exporter.export import Graph, build_graph
 from q2export.exporter.weights.sizes import planned_bytes
 from q2export.exporter.weights.stack import Form
 from q2export.runtime.backends.onnxruntime import step_inputs
-from tests.helpers.quantized import TOKENS, export, reference, run_export, tracing_once, write_stored
+from tests.helpers.quantized import TOKENS, export, reference, run_export, tracing_once, write_packed
 
 # float32 arithmetic on both sides; logits reach 7
 MAX_ERROR = 2e-5
@@ -53,7 +53,7 @@ def traced() -> Iterator[None]:
 @pytest.fixture(scope="module", params=CASES, ids="-".join)
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Source:
     model, scheme = request.param
-    return write_stored(tmp_path_factory.mktemp(f"{model}-{scheme}"), model, SCHEMES[scheme])
+    return write_packed(tmp_path_factory.mktemp(f"{model}-{scheme}"), model, SCHEMES[scheme])
 
 
 @pytest.mark.parametrize("target", ["onnxruntime", "portable"])
@@ -67,7 +67,7 @@ def test_the_graph_equals_pytorch_over_dequantized_weights(case: Source, tmp_pat
 @pytest.mark.parametrize("keep", KEPT)
 @pytest.mark.parametrize("target", ["onnxruntime", "portable"])
 def test_weights_kept_in_high_precision(tmp_path: Path, keep: str, target: str) -> None:
-    source = write_stored(tmp_path, "moe", Quantization(weights="int4", keep=KEPT[keep]))
+    source = write_packed(tmp_path, "moe", Quantization(weights="int4", keep=KEPT[keep]))
     result = export(source, tmp_path / "out", target)
     assert np.abs(run_export(result) - reference(source)).max() <= MAX_ERROR
     operators = Counter(node.op_type for node in onnx.load(result.onnx, load_external_data=False).graph.node)
@@ -82,7 +82,7 @@ def test_weights_kept_in_high_precision(tmp_path: Path, keep: str, target: str) 
 @pytest.mark.parametrize("model", ["dense", "dense-tied"])
 def test_the_tensorrt_graph_in_float16(tmp_path: Path, model: str, weights: str) -> None:
     """Signed codes and float16 scales; the same file without TensorRT, through the function bodies."""
-    source = write_stored(tmp_path, model, Quantization(weights=weights), dtype="F16")
+    source = write_packed(tmp_path, model, Quantization(weights=weights), dtype="F16")
     result = export(source, tmp_path / "out", "tensorrt", dtype="float16")
     assert np.abs(run_export(result) - reference(source)).max() <= 0.03
     nodes = onnx.load(result.onnx, load_external_data=False).graph.node
@@ -91,7 +91,7 @@ def test_the_tensorrt_graph_in_float16(tmp_path: Path, model: str, weights: str)
 
 
 def test_the_portable_graph_in_the_reference_evaluator(tmp_path: Path) -> None:
-    source = write_stored(tmp_path, "dense-tied", SCHEMES["int4-asymmetric-64"])
+    source = write_packed(tmp_path, "dense-tied", SCHEMES["int4-asymmetric-64"])
     result = export(source, tmp_path / "out", "portable", weights="copy")
     model = onnx.load(result.onnx)
     onnx.checker.check_model(model, full_check=True)
@@ -109,27 +109,27 @@ def graph_of(source: Source, target: str) -> Graph:
 def test_all_quantized_weights_are_read_in_place_and_all_bytes_are_planned(case: Source) -> None:
     for target in ("onnxruntime", "portable"):
         plan = graph_of(case, target).plan
-        held = {weight.tensor for weight in case.stored.values()}
-        held |= {weight.scale_name for weight in case.stored.values()}
+        held = {weight.tensor for weight in case.packed.values()}
+        held |= {weight.scale_name for weight in case.packed.values()}
         anew = [binding for binding in plan.converted if {ref.name for ref in binding.sources} & held]
         assert anew == [], "codes and scales are not written a second time"
         for binding in plan.in_place:
             for one, other in zip(binding.sources, binding.sources[1:], strict=False):
                 assert one.offset + one.nbytes == other.offset
             assert sum(ref.nbytes for ref in binding.sources) == binding.nbytes
-        planned = planned_bytes(case.config, case.checkpoint.tensors, case.stored, target, "float32")
+        planned = planned_bytes(case.config, case.checkpoint.tensors, case.packed, target, "float32")
         assert (planned.in_place, planned.converted) == (plan.in_place_bytes, plan.converted_bytes)
         read = {ref.name for binding in plan.bindings for ref in binding.sources}
         assert read == set(case.tensor_names)
 
 
 def test_planned_bytes_of_a_tensorrt_graph(tmp_path: Path) -> None:
-    source = write_stored(tmp_path, "dense-tied", SCHEMES["int4"])
+    source = write_packed(tmp_path, "dense-tied", SCHEMES["int4"])
     plan = graph_of(source, "tensorrt").plan
-    planned = planned_bytes(source.config, source.checkpoint.tensors, source.stored, "tensorrt", "float16")
+    planned = planned_bytes(source.config, source.checkpoint.tensors, source.packed, "tensorrt", "float16")
     assert (planned.in_place, planned.converted) == (plan.in_place_bytes, plan.converted_bytes)
     signed = [binding for binding in plan.converted if binding.form is Form.SIGNED_CODES]
-    assert len(signed) == len(source.stored)
+    assert len(signed) == len(source.packed)
 
 
 def test_the_package_holds_the_codes_once(case: Source, tmp_path: Path) -> None:
@@ -147,5 +147,5 @@ def test_the_package_holds_the_codes_once(case: Source, tmp_path: Path) -> None:
     inside = [entry for entry in located if entry["location"] == "weights/model.safetensors"]
     spans = {(int(entry["offset"]), int(entry["length"])) for entry in inside}
     read = sum(length for _, length in spans)
-    stored = sum(weight.nbytes for weight in case.stored.values())
-    assert read == stored == result.manifest.weights.in_place_bytes
+    packed = sum(weight.nbytes for weight in case.packed.values())
+    assert read == packed == result.manifest.weights.in_place_bytes

@@ -81,9 +81,9 @@ def test_plugin_nodes_carry_attributes_and_function_bodies(lowered: tuple[str, G
 
 def test_weights_keep_their_layout_and_exist_once(lowered: tuple[str, Graph], case: Case) -> None:
     graph = lowered[1].model.graph
-    stored = {name: ref.shape for name, ref in case.source.checkpoint.tensors.items()}
+    packed = {name: ref.shape for name, ref in case.source.checkpoint.tensors.items()}
     bound = {binding.name: binding.source.shape for binding in lowered[1].plan.bindings}
-    assert bound == stored
+    assert bound == packed
     for gemm in nodes_of(graph, "Gemm"):
         assert gemm.attributes["transB"].as_int() == 1
 
@@ -98,7 +98,7 @@ def test_float16_products_are_summed_in_float32(lowered: tuple[str, Graph]) -> N
         return
     assert matched == len(gemms) > 8
     for gemm in gemms:
-        assert len(gemm.inputs) == 2, "a bias inside the product would keep TensorRT from fusing"
+        assert len(gemm.inputs) == 2, "a bias inside the matmul would keep TensorRT from fusing"
         for index in (0, 1):
             cast = input_of(gemm, index).producer()
             assert cast is not None and cast.op_type == "Cast"
@@ -120,7 +120,7 @@ def test_values_keep_the_names_of_their_modules(case: Case) -> None:
 
 GEMM = """<ir_version: 11, opset_import: ["" : 23]>
 agraph (float16[N, 7] x, float16[5, 7] w, float16[5] b) => (float16[N, 5] y)
-{ [product] y = Gemm <transB = 1> (x, w, b) }
+{ [matmul] y = Gemm <transB = 1> (x, w, b) }
 """
 
 
@@ -148,7 +148,7 @@ def test_a_float16_product_it_does_not_know_is_refused() -> None:
         "w, float16[5] b", "w, float16[7, 5] v"
     )
     model = ir.from_proto(onnx.parser.parse_model(text))
-    with pytest.raises(ExportError, match="product: a float16 product whose sums"):
+    with pytest.raises(ExportError, match="matmul: a float16 matmul whose sums"):
         AccumulateInFloat32()(model)
 
 
@@ -162,8 +162,8 @@ def test_a_float16_product_it_does_not_know_is_refused() -> None:
         ("BF16", "float16", "float16"),
     ],
 )
-def test_dtype_follows_the_checkpoint(tmp_path: Path, stored: str, asked: str | None, expected: str) -> None:
-    source = load_source(write_checkpoint(tmp_path / "model", DENSE, dtype=stored))
+def test_dtype_follows_the_checkpoint(tmp_path: Path, packed: str, asked: str | None, expected: str) -> None:
+    source = load_source(write_checkpoint(tmp_path / "model", DENSE, dtype=packed))
     assert target_dtype(source.dtype, "tensorrt", asked) == expected
 
 

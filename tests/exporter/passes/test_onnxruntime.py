@@ -94,9 +94,9 @@ def test_the_lowered_graph_computes_what_the_portable_one_does(name: str, tmp_pa
     assert ops["GroupQueryAttention"] == layers
     packed = [node for node in lowered.model.graph if node.op_type == "GroupQueryAttention"]
     assert all(node.inputs[1] is None and node.inputs[2] is None for node in packed)
-    joined = [binding for binding in lowered.plan.bindings if ".qkv_proj.weight" in binding.name]
-    assert len(joined) >= 2 * layers
-    assert all(len(binding.sources) == 3 and binding.in_place for binding in joined)
+    fused = [binding for binding in lowered.plan.bindings if ".qkv_proj.weight" in binding.name]
+    assert len(fused) >= 2 * layers
+    assert all(len(binding.sources) == 3 and binding.in_place for binding in fused)
     steps = [7, 1, 1, 5]
     expected = logits(folder, portable, steps)
     assert np.abs(expected).max() > 1

@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 from q2export.exporter.checkpoint.config import ModelConfig, parse_config
 from q2export.exporter.checkpoint.pack import unpack
-from q2export.exporter.checkpoint.packed import StoredWeight
+from q2export.exporter.checkpoint.packed import PackedWeight
 from tests.helpers.checkpoints import tiny_config
 
 MOE = {"model_type": "qwen2_moe", "moe_intermediate_size": 32, "shared_expert_intermediate_size": 64}
@@ -47,8 +47,8 @@ def _bits() -> dict[str, Any]:
 _BITS = _bits()
 
 
-def dequantize(tensors: dict[str, npt.NDArray[Any]], weight: StoredWeight) -> npt.NDArray[np.float32]:
-    """The values of a weight, block by block, from what the docstring of ``stored.py`` says."""
+def dequantize(tensors: dict[str, npt.NDArray[Any]], weight: PackedWeight) -> npt.NDArray[np.float32]:
+    """The values of a weight, block by block, from what the docstring of ``packed.py`` says."""
     scheme = weight.scheme
     rows = slice(weight.first_row, None, weight.row_step)
     codes = unpack(tensors[weight.tensor][rows], scheme.bits, weight.shape[1]).astype(np.float32)

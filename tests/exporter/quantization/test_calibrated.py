@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from q2export.contracts.quantization import Quantization
 from q2export.errors import CalibrationError
 from q2export.exporter.checkpoint.folder import TensorRef
-from q2export.exporter.checkpoint.packed import StoredQuantization
+from q2export.exporter.checkpoint.packed import PackedQuantization
 from q2export.exporter.checkpoint.parameter_values import ParameterValues
 from q2export.exporter.checkpoint.selection import select_weights
 from q2export.exporter.checkpoint.source import Source, load_source
@@ -31,7 +31,7 @@ HOW = Quantization("int4", method="gptq", symmetric=False)
 
 
 def values_of(source: Source) -> ParameterValues:
-    return ParameterValues(source.checkpoint, source.stored)
+    return ParameterValues(source.checkpoint, source.packed)
 
 
 def inputs_by_hooks(source: Source, weights: ParameterValues) -> dict[str, Tensor]:
@@ -78,7 +78,7 @@ def test_a_weight_reads_what_the_quantized_weights_before_it_give(
     original = load_source(write_checkpoint(tmp_path / "model", blocks_config(**config)))
     quantize_checkpoint(original, tmp_path / "out", how)
     rounded = load_source(tmp_path / "out")
-    weights, values = select_weights(original.config, StoredQuantization.of(how)), values_of(rounded)
+    weights, values = select_weights(original.config, PackedQuantization.of(how)), values_of(rounded)
     expected = inputs_by_hooks(rounded, values)
     inputs = ModelInputs(original.config, original.checkpoint.tensors, weights, SEQUENCES)
     keys: dict[str, str] = {}
@@ -104,7 +104,7 @@ def calibrate(source: Source, output: Path, how: Quantization = HOW) -> Quantize
 
 def test_a_tied_embedding_is_calibrated_as_the_head_of_the_unquantized_model(tmp_path: Path) -> None:
     source = load_source(write_checkpoint(tmp_path, blocks_config(tie_word_embeddings=True)))
-    weights = select_weights(source.config, StoredQuantization.of(HOW))
+    weights = select_weights(source.config, PackedQuantization.of(HOW))
     inputs = ModelInputs(source.config, source.checkpoint.tensors, weights, SEQUENCES)
     read = inputs.of("model.embed_tokens.weight")
     assert read is not None

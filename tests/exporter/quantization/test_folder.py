@@ -11,7 +11,7 @@ import pytest
 
 from q2export.contracts.quantization import Quantization
 from q2export.errors import CheckpointError, PackageError
-from q2export.exporter.checkpoint.packed import StoredQuantization
+from q2export.exporter.checkpoint.packed import PackedQuantization
 from q2export.exporter.checkpoint.source import Source, load_source
 from q2export.exporter.quantization.folder import quantize_checkpoint
 from q2export.exporter.quantization.quantize import QuantizeResult
@@ -62,8 +62,8 @@ def test_the_folder_is_a_checkpoint_that_says_how_it_was_quantized(source: Sourc
 def test_it_is_loaded_again_as_what_it_is(source: Source, tmp_path: Path) -> None:
     write(source, tmp_path / "out")
     again = load_source(tmp_path / "out")
-    assert again.config.quantization == StoredQuantization.of(HOW)
-    assert sorted(again.stored) == sorted(one.name for one in write(source, tmp_path / "out2").weights)
+    assert again.config.quantization == PackedQuantization.of(HOW)
+    assert sorted(again.packed) == sorted(one.name for one in write(source, tmp_path / "out2").weights)
     with pytest.raises(CheckpointError, match="is quantized already"):
         write(again, tmp_path / "out3")
     assert not (tmp_path / "out3").exists()

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from q2export.contracts.quantization import Quantization, Scheme
-from q2export.exporter.checkpoint.packed import StoredQuantization
+from q2export.exporter.checkpoint.packed import PackedQuantization
 from q2export.exporter.checkpoint.parameter_values import ParameterValues
 from q2export.exporter.checkpoint.parameters import expected_parameters
 from q2export.exporter.checkpoint.selection import select_weights
@@ -28,7 +28,7 @@ ODD = {**MOE, "moe_intermediate_size": 40, "shared_expert_intermediate_size": 72
 
 
 def test_every_intermediate_size_is_rounded_up() -> None:
-    padded = pad_intermediate(model_config(**ODD), StoredQuantization(SCHEME))
+    padded = pad_intermediate(model_config(**ODD), PackedQuantization(SCHEME))
     assert padded.sizes == {
         "moe_intermediate_size": (40, 64),
         "shared_expert_intermediate_size": (72, 96),
@@ -38,16 +38,16 @@ def test_every_intermediate_size_is_rounded_up() -> None:
     assert moe is not None
     found = moe.moe_intermediate_size, moe.shared_expert_intermediate_size, padded.config.intermediate_size
     assert found == (64, 96, 128)
-    assert select_weights(padded.config, StoredQuantization(SCHEME))
+    assert select_weights(padded.config, PackedQuantization(SCHEME))
 
 
 def test_sizes_that_fit_or_need_not_fit_stay() -> None:
     config = model_config(**ODD)
     kept = ("*.experts.*.down_proj.weight", "model.layers.1.*")
-    padded = pad_intermediate(config, StoredQuantization(SCHEME, keep=kept))
+    padded = pad_intermediate(config, PackedQuantization(SCHEME, keep=kept))
     assert padded.sizes == {"shared_expert_intermediate_size": (72, 96)}
     fitting = model_config(**MOE)
-    padded = pad_intermediate(fitting, StoredQuantization(SCHEME))
+    padded = pad_intermediate(fitting, PackedQuantization(SCHEME))
     assert padded.config is fitting and padded.sizes == {}
 
 
@@ -71,7 +71,7 @@ def test_zeros_fill_what_is_quantized_and_what_is_kept(tmp_path: Path) -> None:
         values = random_weights(config)
         assert np.array_equal(tensors[kept], padded_to(values[kept], shape))
         expected = round_to_nearest(padded_to(values[quantized], shape), SCHEME).dequantized(SCHEME)
-        found = dequantize(tensors, again.stored[quantized])
+        found = dequantize(tensors, again.packed[quantized])
         assert np.array_equal(found, expected)
         assert (
             not found[values[quantized].shape[0] :].any() and not found[:, values[quantized].shape[1] :].any()
@@ -84,7 +84,7 @@ def test_the_function_is_the_same(tmp_path: Path) -> None:
     source = load_source(write_checkpoint(tmp_path / "model", config))
     quantize_checkpoint(source, tmp_path / "padded", Quantization("int8", block_size=64))
     padded = load_source(tmp_path / "padded")
-    values = ParameterValues(padded.checkpoint, padded.stored)
+    values = ParameterValues(padded.checkpoint, padded.packed)
     parameters = list(expected_parameters(source.config).items())
     (tmp_path / "cut").mkdir()
     write_json(tmp_path / "cut" / "config.json", config)

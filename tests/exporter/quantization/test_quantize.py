@@ -14,7 +14,7 @@ import pytest
 from q2export.contracts.quantization import Quantization
 from q2export.errors import CheckpointError, PackageError, ProfileError
 from q2export.exporter.checkpoint.folder import read_blocks
-from q2export.exporter.checkpoint.packed import StoredQuantization
+from q2export.exporter.checkpoint.packed import PackedQuantization
 from q2export.exporter.checkpoint.selection import select_weights
 from q2export.exporter.checkpoint.source import Source, load_source
 from q2export.exporter.checkpoint.values import convert_block
@@ -47,7 +47,7 @@ def test_the_file_holds_each_weight_rounded_to_nearest_and_all_else_unchanged(
     source = load_source(write_checkpoint(tmp_path, blocks_config(**config), dtype=dtype, shards=2))
     result = quantized(source, tmp_path / "out", how)
     tensors = read_tensors(tmp_path / "out")
-    weights = select_weights(source.config, StoredQuantization.of(how))
+    weights = select_weights(source.config, PackedQuantization.of(how))
     for weight in weights.values():
         values = float32(source, weight.name)
         expected = round_to_nearest(values, how.scheme).dequantized(how.scheme)
@@ -64,7 +64,7 @@ def test_the_statistics_are_those_of_the_file(tmp_path: Path) -> None:
     source = load_source(write_checkpoint(tmp_path, blocks_config(**MOE), dtype="BF16"))
     result = quantized(source, tmp_path / "out", chunk_values=200)
     tensors = read_tensors(tmp_path / "out")
-    weights = select_weights(source.config, StoredQuantization.of(INT4))
+    weights = select_weights(source.config, PackedQuantization.of(INT4))
     squares = [0.0, 0.0]
     for one in result.weights:
         values = float32(source, one.name).astype(np.float64)
@@ -119,9 +119,9 @@ def test_a_value_that_is_not_finite_is_named(
 
 def test_a_quantized_checkpoint_is_refused(tmp_path: Path) -> None:
     source = load_source(write_checkpoint(tmp_path, blocks_config()))
-    stored = replace(source.config, quantization=StoredQuantization.of(INT4))
+    packed = replace(source.config, quantization=PackedQuantization.of(INT4))
     with pytest.raises(CheckpointError, match=r"config\.json: the checkpoint is quantized already"):
-        quantized(replace(source, config=stored), tmp_path / "out")
+        quantized(replace(source, config=packed), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

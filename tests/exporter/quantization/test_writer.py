@@ -10,21 +10,21 @@ import pytest
 from q2export.contracts.quantization import Scheme
 from q2export.errors import ExportError
 from q2export.exporter.checkpoint.pack import PackedRows
-from q2export.exporter.checkpoint.packed import StoredQuantization, StoredWeight
+from q2export.exporter.checkpoint.packed import PackedQuantization, PackedWeight
 from q2export.exporter.checkpoint.packed_layout import Layout, plan_layout
 from q2export.exporter.checkpoint.parameters import expected_parameters
-from q2export.exporter.quantization.writer import StoredWriter
+from q2export.exporter.quantization.writer import PackedWriter
 from tests.exporter.quantization.models import MOE, model_config, read_tensors
 
 CONFIG = model_config(**MOE, vocab_size=128, num_hidden_layers=1)
 LAYOUT: Layout = plan_layout(
     CONFIG,
-    StoredQuantization(Scheme(4, 32, False)),
+    PackedQuantization(Scheme(4, 32, False)),
     dict.fromkeys(expected_parameters(CONFIG), "F32"),
 )
 
 
-def random_rows(weight: StoredWeight, rng: np.random.Generator) -> PackedRows:
+def random_rows(weight: PackedWeight, rng: np.random.Generator) -> PackedRows:
     """All rows of one weight."""
     out = weight.shape[0]
     codes = rng.integers(0, 256, (out, weight.codes_shape[1])).astype(np.uint8)
@@ -37,16 +37,16 @@ def part(rows: PackedRows, where: slice) -> PackedRows:
     return PackedRows(rows.codes[where], rows.scales[where], rows.zero_points[where])
 
 
-def units() -> list[list[StoredWeight]]:
+def units() -> list[list[PackedWeight]]:
     """Weights, those of one tensor together."""
-    found: dict[str, list[StoredWeight]] = {}
+    found: dict[str, list[PackedWeight]] = {}
     for group in LAYOUT.groups:
         for weight in group:
             found.setdefault(weight.tensor, []).append(weight)
     return list(found.values())
 
 
-def write_plain(writer: StoredWriter) -> None:
+def write_plain(writer: PackedWriter) -> None:
     for name in LAYOUT.plain:
         writer.write_plain(name, 0, np.ones(LAYOUT.tensors[name].shape, np.float32))
 
@@ -58,7 +58,7 @@ def test_rows_arrive_where_they_belong_in_whatever_order_they_come(tmp_path: Pat
     for unit in units():
         cut = int(rng.integers(1, unit[0].shape[0]))
         pieces += [(unit, slice(0, cut)), (unit, slice(cut, unit[0].shape[0]))]
-    with StoredWriter(tmp_path / "file", LAYOUT) as writer:
+    with PackedWriter(tmp_path / "file", LAYOUT) as writer:
         write_plain(writer)
         for index in rng.permutation(len(pieces)):
             unit, where = pieces[index]
@@ -76,7 +76,7 @@ def test_rows_arrive_where_they_belong_in_whatever_order_they_come(tmp_path: Pat
 def test_what_is_missing_is_an_error(tmp_path: Path) -> None:
     with (
         pytest.raises(ExportError, match=r"'model\.embed_tokens\.weight': 4096 bytes are missing"),
-        StoredWriter(tmp_path / "file", LAYOUT) as writer,
+        PackedWriter(tmp_path / "file", LAYOUT) as writer,
     ):
         write_plain(writer)
 
@@ -84,7 +84,7 @@ def test_what_is_missing_is_an_error(tmp_path: Path) -> None:
 def test_what_is_written_twice_is_an_error(tmp_path: Path) -> None:
     with (
         pytest.raises(ExportError, match=r"first 'model\.norm\.weight': -256 bytes are missing"),
-        StoredWriter(tmp_path / "file", LAYOUT) as writer,
+        PackedWriter(tmp_path / "file", LAYOUT) as writer,
     ):
         for unit in units():
             writer.write_rows(unit, 0, [random_rows(weight, np.random.default_rng(0)) for weight in unit])
@@ -95,7 +95,7 @@ def test_what_is_written_twice_is_an_error(tmp_path: Path) -> None:
 def test_rows_of_another_shape_are_refused(tmp_path: Path) -> None:
     embedding, gate_up = units()[0], next(unit for unit in units() if len(unit) == 2)
     rows = random_rows(embedding[0], np.random.default_rng(0))
-    with pytest.raises(RuntimeError, match="enough"), StoredWriter(tmp_path / "file", LAYOUT) as writer:
+    with pytest.raises(RuntimeError, match="enough"), PackedWriter(tmp_path / "file", LAYOUT) as writer:
         with pytest.raises(ExportError, match="expected packed codes, scales and zero points"):
             writer.write_rows(embedding, 0, [PackedRows(rows.codes[:, :-1], rows.scales, rows.zero_points)])
         with pytest.raises(ExportError, match="expected packed codes, scales and zero points"):
@@ -114,5 +114,5 @@ def test_rows_of_another_shape_are_refused(tmp_path: Path) -> None:
 def test_a_file_that_is_there_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"mine")
     with pytest.raises(FileExistsError):
-        StoredWriter(tmp_path / "file", LAYOUT)
+        PackedWriter(tmp_path / "file", LAYOUT)
     assert (tmp_path / "file").read_bytes() == b"mine"

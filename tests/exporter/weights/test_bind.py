@@ -275,9 +275,9 @@ def test_places_need_the_converted_file(tmp_path: Path) -> None:
         places_of(plan, {tmp_path / SINGLE_FILE: "w"}, None)
 
 
-def stored_bits(file: Path) -> dict[str, tuple[int, tuple[int, ...], bytes]]:
+def packed_bits(file: Path) -> dict[str, tuple[int, tuple[int, ...], bytes]]:
     """(type, shape, bytes) of every external initializer of an ONNX file, read where it says they are."""
-    stored = {}
+    packed = {}
     for tensor in onnx.load(file, load_external_data=False).graph.initializer:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             entry = {item.key: item.value for item in tensor.external_data}
@@ -288,17 +288,17 @@ def stored_bits(file: Path) -> dict[str, tuple[int, tuple[int, ...], bytes]]:
                 stream.seek(int(entry["offset"]))
                 raw = stream.read(int(entry["length"]))
             assert len(raw) == int(entry["length"])
-            stored[tensor.name] = (tensor.data_type, tuple(tensor.dims), raw)
-    return stored
+            packed[tensor.name] = (tensor.data_type, tuple(tensor.dims), raw)
+    return packed
 
 
 def check_export(checkpoint: Path, output: Path, tensors: Tensors, dtype: torch.dtype) -> Path:
     """Export and compare the bytes of every weight; return the folder."""
     name = str(dtype).removeprefix("torch.")
     result = q2export.export(checkpoint, output, target="portable", dtype=name)
-    stored = stored_bits(result.onnx)
-    assert stored.keys() == tensors.keys()
-    for parameter, (kind, shape, raw) in stored.items():
+    packed = packed_bits(result.onnx)
+    assert packed.keys() == tensors.keys()
+    for parameter, (kind, shape, raw) in packed.items():
         assert (kind, shape) == (IR_TYPES[dtype], tuple(tensors[parameter].shape))
         assert raw == bits(tensors[parameter].to(dtype))
     return result.folder

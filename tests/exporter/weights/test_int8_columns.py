@@ -26,7 +26,7 @@ def test_codes_times_scales_are_the_dequantized_weights(tmp_path: Path, quantiza
     quantize_checkpoint(load_source(checkpoint), tmp_path / "quantized", quantization)
     source = load_source(tmp_path / "quantized")
     path = "model.layers.1.self_attn"
-    weights = tuple(source.stored[f"{path}.{name}_proj.weight"] for name in "qkv")
+    weights = tuple(source.packed[f"{path}.{name}_proj.weight"] for name in "qkv")
     rows, columns = sum(weight.shape[0] for weight in weights), weights[0].shape[1]
     made = Int8Columns(source.checkpoint)
 
@@ -38,7 +38,7 @@ def test_codes_times_scales_are_the_dequantized_weights(tmp_path: Path, quantiza
     scales = np.frombuffer(data(Form.INT8_COLUMN_SCALES), np.float32)
     codes = np.frombuffer(data(Form.INT8_COLUMNS), np.int8).reshape(columns, rows)
     assert np.array_equal(scales, np.frombuffer(data(Form.INT8_COLUMN_SCALES), np.float32))
-    values = ParameterValues(source.checkpoint, source.stored)
+    values = ParameterValues(source.checkpoint, source.packed)
     expected = np.concatenate([values.read(weight.name) for weight in weights])
     assert np.abs(codes.astype(np.int16)).max(axis=0).tolist() == [127] * rows
     assert scales == pytest.approx(np.abs(expected).max(axis=1) / 127)

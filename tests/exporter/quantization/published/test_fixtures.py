@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from q2export.contracts.quantization import Scheme
-from q2export.exporter.checkpoint.packed import StoredQuantization
+from q2export.exporter.checkpoint.packed import PackedQuantization
 from q2export.exporter.checkpoint.selection import select_weights
 from q2export.exporter.quantization.published.repack import repack_weights
 from q2export.exporter.quantization.published.source import PublishedSource, load_published
@@ -20,14 +20,14 @@ FOLDER = Path(__file__).parents[3] / "data" / "published"
 
 EMBEDDING = "model.embed_tokens.weight"
 STORED = {
-    "autogptq-int4": StoredQuantization(Scheme(4, 32, True), "gptq", False),
-    "autogptq-int8": StoredQuantization(Scheme(8, 32, False), "gptq", True, (EMBEDDING,)),
-    "autogptq-int8-act-order": StoredQuantization(Scheme(8, 32, True), "gptq", False, (), True),
-    "autoawq": StoredQuantization(Scheme(4, 32, False), "awq", False),
-    "gptqmodel-act-order": StoredQuantization(Scheme(4, 32, False), "gptq", False, (), True),
-    "gptqmodel-v2": StoredQuantization(Scheme(4, 32, False), "gptq", False),
-    "gptqmodel-awq": StoredQuantization(Scheme(4, 64, False), "awq", False),
-    "gptqmodel-moe": StoredQuantization(Scheme(4, 32, True), "gptq", False),
+    "autogptq-int4": PackedQuantization(Scheme(4, 32, True), "gptq", False),
+    "autogptq-int8": PackedQuantization(Scheme(8, 32, False), "gptq", True, (EMBEDDING,)),
+    "autogptq-int8-act-order": PackedQuantization(Scheme(8, 32, True), "gptq", False, (), True),
+    "autoawq": PackedQuantization(Scheme(4, 32, False), "awq", False),
+    "gptqmodel-act-order": PackedQuantization(Scheme(4, 32, False), "gptq", False, (), True),
+    "gptqmodel-v2": PackedQuantization(Scheme(4, 32, False), "gptq", False),
+    "gptqmodel-awq": PackedQuantization(Scheme(4, 64, False), "awq", False),
+    "gptqmodel-moe": PackedQuantization(Scheme(4, 32, True), "gptq", False),
 }
 
 
@@ -39,13 +39,13 @@ def repacked(
     repack_weights(source, path, **options)
     tensors = read_tensors(path)
     values = {}
-    for weight in select_weights(source.config, source.stored).values():
-        stored = dequantize(tensors, weight)
+    for weight in select_weights(source.config, source.packed).values():
+        packed = dequantize(tensors, weight)
         if weight.input_order is not None:
-            straight = np.empty_like(stored)
-            straight[:, tensors[weight.input_order]] = stored
-            stored = straight
-        values[weight.name] = stored
+            straight = np.empty_like(packed)
+            straight[:, tensors[weight.input_order]] = packed
+            packed = straight
+        values[weight.name] = packed
     return source, values
 
 
@@ -57,7 +57,7 @@ def dequantized(name: str) -> dict[str, npt.NDArray[np.float32]]:
 @pytest.mark.parametrize("name", STORED)
 def test_values_are_those_of_the_package_that_wrote_them(name: str, tmp_path: Path) -> None:
     source, values = repacked(name, tmp_path / "out.safetensors")
-    assert source.stored == STORED[name]
+    assert source.packed == STORED[name]
     expected = dequantized(name)
     assert values.keys() == expected.keys()
     original = read_tensors(FOLDER / name / "model.safetensors") if "act-order" in name else {}
@@ -105,17 +105,17 @@ def test_all_else_is_copied(name: str, tmp_path: Path) -> None:
     source = load_published(FOLDER / name)
     seen: list[int] = []
     result = repack_weights(source, tmp_path / "out.safetensors", advance=seen.append)
-    stored, original = (
+    packed, original = (
         read_tensors(tmp_path / "out.safetensors"),
         read_tensors(FOLDER / name / "model.safetensors"),
     )
-    copied = [key for key in original if key.endswith(".weight") or (key.endswith(".bias") and key in stored)]
+    copied = [key for key in original if key.endswith(".weight") or (key.endswith(".bias") and key in packed)]
     assert {"model.norm.weight", EMBEDDING, "model.layers.0.self_attn.k_proj.bias"} <= set(copied)
     for key in copied:
-        assert stored[key].dtype == original[key].dtype
-        assert stored[key].tobytes() == original[key].tobytes()
+        assert packed[key].dtype == original[key].dtype
+        assert packed[key].tobytes() == original[key].tobytes()
     zeros = "model.layers.0.self_attn.o_proj.bias"
-    assert zeros not in stored
+    assert zeros not in packed
     assert (zeros in original) == name.startswith("autogptq")
     assert sum(seen) == source.nbytes == result.source_bytes
     assert result.stored_bytes == (tmp_path / "out.safetensors").stat().st_size

@@ -54,9 +54,9 @@ def test_gptq_codes_and_zero_points(bits: int, sizes: tuple[int, int], seed: int
     assert packing.fits((outputs, inputs))
     packed = gptq_words(codes, bits)
     assert packed.shape == packing.qweight_shape((outputs, inputs))
-    stored = packing.codes(packed.view(np.uint32))
+    ours = packing.codes(packed.view(np.uint32))
     for i, o in np.ndindex(inputs, outputs):
-        found = stored[o, i] if bits == 8 else stored[o, i // 2] >> 4 * (i % 2) & 15
+        found = ours[o, i] if bits == 8 else ours[o, i // 2] >> 4 * (i % 2) & 15
         assert found == codes[i, o]
     qzeros = np.ascontiguousarray(gptq_words(codes, bits).T)  # the same codes as zero points [groups, out]
     assert qzeros.shape == packing.qzeros_shape(inputs, outputs)
@@ -70,10 +70,10 @@ def test_awq_codes_and_zero_points(sizes: tuple[int, int], seed: int) -> None:
     packing = AwqPacking()
     packed = awq_words(codes)
     assert packed.shape == packing.qweight_shape((outputs, inputs)) == packing.qzeros_shape(outputs, inputs)
-    stored = packing.codes(packed.view(np.uint32))
-    assert stored.shape == (outputs, inputs // 2)
+    ours = packing.codes(packed.view(np.uint32))
+    assert ours.shape == (outputs, inputs // 2)
     for i, o in np.ndindex(inputs, outputs):
-        assert stored[o, i // 2] >> 4 * (i % 2) & 15 == codes[i, o]
+        assert ours[o, i // 2] >> 4 * (i % 2) & 15 == codes[i, o]
     assert np.array_equal(packing.zero_points(packed.view(np.uint32)), codes)
 
 

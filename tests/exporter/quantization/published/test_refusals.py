@@ -244,7 +244,7 @@ def test_checkpoints_that_are_not_published_ones(tmp_path: Path) -> None:
     folder = write_published(tmp_path / "published", config, tensors)
     repack_checkpoint(load_published(folder), tmp_path / "stored")
     with pytest.raises(
-        ConfigError, match=r"expected that of a GPTQ or AWQ checkpoint, found the stored form"
+        ConfigError, match=r"expected that of a GPTQ or AWQ checkpoint, found the packed form"
     ):
         load_published(tmp_path / "stored")
     del config["quantization_config"]

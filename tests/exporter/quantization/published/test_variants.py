@@ -12,7 +12,7 @@ import pytest
 
 from q2export.contracts.quantization import Scheme
 from q2export.errors import CheckpointError, PackageError
-from q2export.exporter.checkpoint.packed import StoredQuantization
+from q2export.exporter.checkpoint.packed import PackedQuantization
 from q2export.exporter.checkpoint.source import load_source
 from q2export.exporter.quantization.published.repack import repack_checkpoint
 from q2export.exporter.quantization.published.source import load_published
@@ -34,15 +34,15 @@ SMALL, MEDIUM, LARGE = (
 )
 
 
-def check_values(folder: Path, tmp_path: Path, weights: dict[str, np.ndarray]) -> StoredQuantization:
-    """Repack, load the result as any checkpoint in the stored form, and compare bit for bit."""
+def check_values(folder: Path, tmp_path: Path, weights: dict[str, np.ndarray]) -> PackedQuantization:
+    """Repack, load the result as any checkpoint in the packed form, and compare bit for bit."""
     source = load_published(folder)
     repack_checkpoint(source, tmp_path / "stored")
-    stored = load_source(tmp_path / "stored")
-    assert stored.config.quantization == source.stored
-    assert stored.stored.keys() == weights.keys()
+    packed = load_source(tmp_path / "stored")
+    assert packed.config.quantization == source.packed
+    assert packed.packed.keys() == weights.keys()
     tensors = read_tensors(tmp_path / "stored" / "model.safetensors")
-    for name, weight in stored.stored.items():
+    for name, weight in packed.packed.items():
         values, wanted = dequantize(tensors, weight), weights[name]
         if weight.input_order is not None:
             wanted = wanted[:, tensors[weight.input_order]]
@@ -52,7 +52,7 @@ def check_values(folder: Path, tmp_path: Path, weights: dict[str, np.ndarray]) -
             if order is not None:
                 wanted = wanted[:, order] if name == down else wanted[order]
         assert np.array_equal(values, wanted), name
-    return source.stored
+    return source.packed
 
 
 @pytest.mark.parametrize(
@@ -83,9 +83,9 @@ def check_values(folder: Path, tmp_path: Path, weights: dict[str, np.ndarray]) -
 def test_variants(section: dict[str, Any], sizes: dict[str, int], scheme: Scheme, tmp_path: Path) -> None:
     config = published_config(section, **sizes)
     tensors, weights = tensors_of(config)
-    stored = check_values(write_published(tmp_path / "published", config, tensors), tmp_path, weights)
+    packed = check_values(write_published(tmp_path / "published", config, tensors), tmp_path, weights)
     ordered = section.get("desc_act", False) and 0 < section["group_size"] < sizes["hidden_size"]
-    assert stored == StoredQuantization(scheme, section["quant_method"], False, (), ordered)
+    assert packed == PackedQuantization(scheme, section["quant_method"], False, (), ordered)
 
 
 @pytest.mark.parametrize("section", [GPTQ | {"sym": True}, AWQ], ids=str)
@@ -119,8 +119,8 @@ def test_act_order_of_experts_that_agree(tmp_path: Path) -> None:
 def test_modules_left_in_floating_point(tmp_path: Path) -> None:
     config = published_config(GPTQ | {"dynamic": {"-:.*q_proj": {}}})
     tensors, weights = tensors_of(config, skip=lambda name: name.startswith((Q_PROJ, UP_PROJ)))
-    stored = check_values(write_published(tmp_path / "published", config, tensors), tmp_path, weights)
-    assert stored.keep == (f"{Q_PROJ}.weight", f"{UP_PROJ}.weight")
+    packed = check_values(write_published(tmp_path / "published", config, tensors), tmp_path, weights)
+    assert packed.keep == (f"{Q_PROJ}.weight", f"{UP_PROJ}.weight")
 
 
 def test_act_order_without_the_first_of_three(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_one_module_with_zero_points_makes_all_store_them(tmp_path: Path) -> Non
     tensors, weights = tensors_of(config)
     config["quantization_config"]["sym"] = False
     folder = write_published(tmp_path / "published", config, tensors)
-    assert load_published(folder).stored.scheme.symmetric
+    assert load_published(folder).packed.scheme.symmetric
     tensors[f"{DOWN_PROJ}.qzeros"][1, 2] = 0x77776777  # output 19: 6 + 1
     scale = np.float32(tensors[f"{DOWN_PROJ}.scales"][1, 19])
     weights[f"{DOWN_PROJ}.weight"][19, 32:64] += scale

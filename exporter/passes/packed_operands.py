@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from q2export.errors import ExportError
-from q2export.exporter.checkpoint.packed import StoredWeight
+from q2export.exporter.checkpoint.packed import PackedWeight
 from q2export.exporter.weights.stack import META_KEY, Form, Stack
 
-StoredWeights = Mapping[str, StoredWeight]
+PackedWeights = Mapping[str, PackedWeight]
 """Quantized weights by Hugging Face name, which is also that of their initializer in the traced graph."""
 
 
@@ -26,7 +26,7 @@ def view(
     shape: Sequence[int],
     tensors: Sequence[str],
     form: Form = Form.BYTES,
-    weights: Sequence[StoredWeight] = (),
+    weights: Sequence[PackedWeight] = (),
 ) -> ir.Value:
     """Return the initializer ``name``, adding it at first use as made of tensors of the checkpoint."""
     existing = graph.initializers.get(name)
@@ -53,7 +53,7 @@ class KernelOperands:
 
 
 def kernel_operands(
-    graph: ir.Graph, name: str, weights: Sequence[StoredWeight], *, experts: int = 0, by_block: bool = False
+    graph: ir.Graph, name: str, weights: Sequence[PackedWeight], *, experts: int = 0, by_block: bool = False
 ) -> KernelOperands:
     """Make the operands of rows that follow each other.
 
@@ -81,19 +81,19 @@ def kernel_operands(
     return KernelOperands(codes, scales, view(graph, f"{name}/zero_point", ir.DataType.UINT8, shape, tensors))
 
 
-def stored_operand(stored: StoredWeights, node: ir.Node, index: int) -> StoredWeight | None:
+def packed_operand(packed: PackedWeights, node: ir.Node, index: int) -> PackedWeight | None:
     """The quantized weight that ``node`` reads as its input ``index``; None if that is no such weight."""
     value = node.inputs[index] if index < len(node.inputs) else None
     if value is None or not value.is_initializer() or META_KEY in value.meta:
         return None
-    return stored.get(value.name or "")
+    return packed.get(value.name or "")
 
 
-def require_all_lowered(graph: ir.Graph, stored: StoredWeights) -> None:
+def require_all_lowered(graph: ir.Graph, packed: PackedWeights) -> None:
     """Raise ExportError where a node still reads a quantized weight as if it were floating point."""
     for node in graph:
         for index, _ in enumerate(node.inputs):
-            weight = stored_operand(stored, node, index)
+            weight = packed_operand(packed, node, index)
             if weight is not None:
                 raise ExportError(
                     f"{node.name}: {node.op_type} reads the quantized weight {weight.name!r} in a way that "
