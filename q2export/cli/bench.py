@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from q2export.cli import options
+from q2export.cli.input import random_prompts
 from q2export.cli.output import aligned, format_seconds, print_json
 
 if TYPE_CHECKING:
@@ -116,12 +116,6 @@ def command(
         ("load", format_seconds(load_seconds)),
     ]
     click.echo(aligned(rows, right=(1, 2, 3)))
-
-
-def random_prompts(vocab_size: int, batch: int, tokens: int) -> list[list[int]]:
-    """``batch`` prompts of random ids, the same at every call."""
-    draw = random.Random(0)
-    return [[draw.randrange(vocab_size) for _ in range(tokens)] for _ in range(batch)]
 
 
 def _run(engine: Engine, prompts: list[list[int]], new_tokens: int) -> Measurement:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from q2export import runtime
-from q2export.cli.bench import random_prompts
+from q2export.cli.input import random_prompts
 from q2export.cli.output import aligned, print_json
 from q2export.package.reader import read_package
 from q2export.runtime.op_trace import PhaseProfile
