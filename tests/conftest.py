@@ -9,6 +9,8 @@ import pytest
 
 # Before anything imports torch: the workers of pytest-xdist share the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Before anything imports ONNX Runtime, in this process or one it starts.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 from hypothesis import settings
 

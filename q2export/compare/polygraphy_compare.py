@@ -27,6 +27,7 @@ def main(arguments: list[str]) -> int:
     """Run the asked runners on the inputs and compare each with the reference; the exit code."""
     settings = json.loads((HERE / "comparison.json").read_text(encoding="utf-8"))
     options = _options(settings, arguments)
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when onnxruntime is imported
     if settings["builder"] == "rtx":
         os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = "1"  # read when polygraphy is imported
     from polygraphy.comparator import Comparator, CompareFunc, IterationResult, RunResults
@@ -76,8 +77,9 @@ def _trt_runner(package: Path, settings: dict[str, Any], plugins: Path | None) -
 
         trt = import_tensorrt(settings["builder"])
         register(trt)
-        if settings["builder"] == "rtx":
-            sys.modules["tensorrt_rtx"] = trt  # the name polygraphy looks for; the wheel has another
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when onnxruntime is imported
+    if settings["builder"] == "rtx":
+        sys.modules["tensorrt_rtx"] = trt  # the name polygraphy looks for; the wheel has another
     from polygraphy.backend.common import BytesFromPath
     from polygraphy.backend.trt import EngineFromBytes, LoadPlugins, TrtRunner
 

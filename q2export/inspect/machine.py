@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from q2export.package.manifest import installed_versions
+from q2export.runtime.onnxruntime_import import import_onnxruntime
 from q2export.version import __version__
 
 _PACKAGES = (
@@ -138,7 +139,7 @@ def _conflicts(packages: Mapping[str, str]) -> Iterator[str]:
 def _providers() -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Execution providers of ONNX Runtime, and what is wrong with it."""
     try:
-        import onnxruntime
+        onnxruntime = import_onnxruntime()
     except ImportError as error:
         return (), (f"onnxruntime cannot be imported: {error}",)
     return tuple(onnxruntime.get_available_providers()), ()

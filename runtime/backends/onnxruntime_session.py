@@ -10,6 +10,7 @@ import numpy as np
 
 from q2export.errors import PackageError
 from q2export.runtime.backends.base import Float32Array, Int64Array
+from q2export.runtime.onnxruntime_import import import_onnxruntime
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -46,8 +47,7 @@ def open_session(
     Raises:
         PackageError: ONNX Runtime refuses the file; its own message is part of ours.
     """
-    import onnxruntime as ort
-
+    ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = _WARNING_SEVERITY
