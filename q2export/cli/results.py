@@ -99,8 +99,9 @@ def _quality_text(manifest: Manifest) -> str:
     if found is None:
         return f"not measured: {manifest.quality_skipped or 'not asked for'}"
     increase = found.quantized_perplexity / found.reference_perplexity - 1
+    whose = "of the engine" if found.measured == "engine" else "of PyTorch with these weights"
     return (
         f"{'passed' if found.passed else 'BEYOND THE LIMITS'}, perplexity {increase:+.2%}, "
         f"mean KL {found.mean_kl:.3g} nats, top-1 agreement {found.top1_agreement:.2%} "
-        f"of {found.tokens} tokens"
+        f"of {found.tokens} tokens; logits {whose}"
     )

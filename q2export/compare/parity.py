@@ -217,8 +217,10 @@ def check_engine(
     Raises:
         ParityError: they differ by more than the profile allows.
     """
-    if job.engine is not None and (reason := engine_build.why_not_run(job.profile)):
-        return None, reason
+    if job.engine is not None:
+        reason = engine_build.why_not_run(job.profile)
+        if reason is not None:
+            return None, reason
     command = f"q2export verify PACKAGE --model {shlex.quote(job.model.id)}"
     comparison = Comparison(
         writer.folder, engine, source, job.profile, prepack, job.model.id, command, command

@@ -64,7 +64,7 @@ __all__ = [
 MANIFEST_NAME = "manifest.json"
 GRAPH_FILE = "model.onnx"
 """The ONNX file of every package: the engine, or what a TensorRT engine was built from."""
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 TOOL_NAME = "q2export"
 _TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 

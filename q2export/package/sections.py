@@ -16,6 +16,7 @@ ALWAYS_HASHED_BYTES = 64 << 20
 """Files up to this size are hashed whole whenever a package is opened."""
 
 Placement = Literal["converted", "quantized", "ancestor", "reflink", "hardlink", "copy"]
+Measured = Literal["engine", "pytorch"]
 _HEX = re.compile(r"[0-9a-f]{64}")
 
 
@@ -218,9 +219,11 @@ class QuantizationInfo:
 
 @dataclass(frozen=True)
 class QualitySummary:
-    """What quantization costs, measured while building on a text, engine against unquantized model.
+    """What quantization costs, measured while building on a text, against the unquantized model.
 
     Attributes:
+        measured: whose logits: those of the ``engine``, or, where this machine cannot run it, those that
+            ``pytorch`` computes from the quantized weights.
         passed: whether the limits of the profile held; a package is only made where they did not if that was
             asked for (``--allow-quality-loss``).
         text: its name. tokens: compared positions.
@@ -228,6 +231,7 @@ class QualitySummary:
             :class:`q2export.compare.quality.results.TextQuality`.
     """
 
+    measured: Measured
     passed: bool
     text: str
     tokens: int

@@ -112,12 +112,12 @@ def announce(plan: EnginePlan) -> None:
         _log.log(NOTICE, "building needs about %.1f GiB of RAM", needed / (1 << 30))
 
 
-def why_not_run(profile: Profile) -> str:
-    """Why this machine cannot run an engine of the profile; empty where it can."""
+def why_not_run(profile: Profile) -> str | None:
+    """Why this machine cannot run an engine of the profile; None where it can."""
     present = [gpu.compute_capability for gpu in gpus()]
     wanted = profile.compute_capability
     if wanted in present:
-        return ""
+        return None
     found = f"only {', '.join(present)}" if present else "no GPU"
     return (
         f"needs a GPU of compute capability {wanted}, {found} here; run 'q2export verify' on such a machine"

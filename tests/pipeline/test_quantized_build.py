@@ -17,6 +17,7 @@ from q2export.contracts.quantization import Quantization
 from q2export.errors import CheckpointError, ExportError, PackageError, ProfileError, Q2ExportError
 from q2export.exporter.checkpoint.parameter_values import ParameterValues
 from q2export.exporter.checkpoint.source import load_source
+from q2export.package.manifest import SCHEMA_VERSION
 from q2export.package.reader import read_package
 from tests.helpers.checkpoints import split_file, tiny_config, write_checkpoint
 from tests.helpers.quantized import MODELS, TOKENS, tracing_once, write_packed
@@ -50,7 +51,7 @@ def test_from_a_checkpoint_to_text_on_the_command_line(
     manifest = json.loads(capsys.readouterr().out)["manifest"]
     quantization = manifest["quantization"]
     assert (quantization["bits"], quantization["activations"]) == (int(weights[3:]), "int8")
-    assert quantization["kept_weights"] == 0 and manifest["schema_version"] == 3
+    assert quantization["kept_weights"] == 0 and manifest["schema_version"] == SCHEMA_VERSION
     (weights_file,) = [one for one in manifest["weights"]["files"] if one["placement"] == "quantized"]
     assert weights_file["path"] == "weights/model.safetensors"
     assert weights_file["sources"] == ["model.safetensors"]
@@ -226,6 +227,8 @@ def test_a_tensorrt_engine_without_a_gpu(tmp_path: Path, weights: str) -> None:
     assert result.manifest.engine.tensorrt is not None
     assert result.manifest.files["rank0.engine"].bytes > 0
     assert result.manifest.parity is None and "compute capability 8.0" in str(result.manifest.parity_skipped)
+    quality = result.manifest.quality
+    assert quality is not None and quality.measured == "pytorch", "the engine cannot run here"
     graph = onnx.load(result.package / "model.onnx", load_external_data=False).graph
     types = {tensor.name: tensor.data_type for tensor in graph.initializer}
     wanted = onnx.TensorProto.INT4 if weights == "int4" else onnx.TensorProto.INT8

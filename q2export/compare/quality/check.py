@@ -58,9 +58,8 @@ def check_quality(
         return None, "the checkpoint is quantized already, so there is nothing to compare with"
     if not (writer.folder / TOKENIZER_FILE).exists():
         return None, f"the checkpoint holds no {TOKENIZER_FILE}, and quality is measured on text"
-    runs = job.engine is None or engine_build.why_not_run(job.profile) is None
     probe = None
-    if runs:
+    if job.engine is None or engine_build.why_not_run(job.profile) is None:
         probe = engine_probe(
             writer.folder, engine, threads=job.profile.threads, prepack=made.prepacks, rebuild_command=""
         )
@@ -89,6 +88,7 @@ def summary_of(report: QualityReport) -> QualitySummary:
     """The figures that go into the manifest."""
     text = report.text
     return QualitySummary(
+        measured=report.measured,
         passed=report.passed,
         text=text.name,
         tokens=text.tokens,

@@ -131,6 +131,7 @@ def measure_quality(
     return QualityReport(
         model=names[0],
         quantized=names[1],
+        measured="pytorch" if score is None else "engine",
         form=form,
         thresholds=thresholds,
         text=comparison.result(text.name),

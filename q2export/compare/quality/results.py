@@ -9,9 +9,10 @@ from typing import Any
 
 from q2export.contracts.quantization import QualityThresholds
 from q2export.errors import ParityError
+from q2export.package.sections import Measured
 from q2export.strict.codec import Source, from_plain, to_plain
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,8 @@ class QualityReport:
 
     Attributes:
         model: the unquantized model. quantized: what is compared with it.
+        measured: whose logits: those of the ``engine``, or those that ``pytorch`` computes from the quantized
+            weights.
         form: how it is quantized.
         thresholds: what is allowed; None judges nothing.
         text: logits on a text. layers: in order. weights: in order; empty where they were not compared.
@@ -103,6 +106,7 @@ class QualityReport:
 
     model: str
     quantized: str
+    measured: Measured
     form: QuantizedForm
     thresholds: QualityThresholds | None
     text: TextQuality
@@ -117,6 +121,11 @@ class QualityReport:
     def failures(self) -> tuple[str, ...]:
         """One sentence per limit that is broken."""
         return tuple(_failures(self.text, self.thresholds)) if self.thresholds else ()
+
+    @property
+    def logits_of(self) -> str:
+        """:attr:`measured` for people."""
+        return "the engine" if self.measured == "engine" else "PyTorch, from the quantized weights"
 
     @property
     def passed(self) -> bool:

@@ -45,7 +45,7 @@ def quality_rows(report: QualityReport) -> Iterator[Row]:
         f"{agreement:.2%}",
         f"≥ {limits.min_top1_agreement:.2%}" if limits else "",
         agreement >= limits.min_top1_agreement if limits else None,
-        f"of {text.tokens:,} tokens of {text.name}",
+        f"of {text.tokens:,} tokens of {text.name}; logits of {report.logits_of}",
     )
     ratio = report.quantized_bytes / max(1, report.reference_bytes)
     sizes = f"{report.reference_bytes / 1e6:,.1f} to {report.quantized_bytes / 1e6:,.1f} MB"

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 
 import q2export
 from q2export.cli.main import main
+from q2export.compare.quality import check
 from q2export.compare.quality.models import quality_windows
 from q2export.compare.quality.results import QualityReport
 from q2export.compare.quality.text import TEXT
-from q2export.errors import ParityError
+from q2export.contracts.profile_loading import load_profile
+from q2export.errors import PackageError, ParityError
+from q2export.exporter.checkpoint.source import load_source
+from q2export.inspect.machine import Gpu
 from q2export.package.manifest import Manifest
+from q2export.package.writer import PackageWriter
+from q2export.pipeline import engine as engine_build
+from q2export.pipeline.job import resolve_job
 from tests.helpers.checkpoints import tiny_config, write_checkpoint
 
 DATA = Path(__file__).resolve().parents[2] / "data" / "checkpoints"
@@ -37,7 +49,7 @@ def package(tmp_path_factory: pytest.TempPathFactory, text: Path) -> Path:
 def test_a_build_measures_and_records_quality(package: Path) -> None:
     manifest = Manifest.from_json((package / "manifest.json").read_text())
     found = manifest.quality
-    assert found is not None and manifest.quality_skipped is None
+    assert found is not None and manifest.quality_skipped is None and found.measured == "engine"
     assert found.passed and found.text == "held_out.txt" and 256 < found.tokens <= 512
     report = QualityReport.from_json((package / "quality.json").read_text(encoding="utf-8"))
     assert report.passed and report.text.mean_kl == found.mean_kl > 0
@@ -60,6 +72,36 @@ def test_a_broken_limit_stops_the_build_and_leaves_nothing(
     assert "BEYOND THE LIMITS" in capsys.readouterr().out
     manifest = Manifest.from_json((tmp_path / "out" / "manifest.json").read_text())
     assert manifest.quality is not None and not manifest.quality.passed
+
+
+class Flat:
+    """An engine to which every token is as likely as any other."""
+
+    def score(self, tokens: Sequence[int]) -> np.ndarray:
+        return np.zeros((len(tokens), 1536), dtype=np.float32)
+
+
+@pytest.mark.parametrize("present", ["8.0", "8.9", None])
+def test_a_tensorrt_engine_is_measured_itself_where_its_gpu_is(
+    package: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, present: str | None
+) -> None:
+    """On an A100; on a machine with another GPU; on one without."""
+    gpus = () if present is None else (Gpu("a GPU", present, 40_000, "580"),)
+    monkeypatch.setattr(engine_build, "gpus", lambda: gpus)
+    monkeypatch.setattr(check, "engine_probe", lambda *_, **__: Flat())
+    job: Any = replace(
+        resolve_job(MODEL, "cpu", INT4, None), profile=load_profile("a100"), engine=SimpleNamespace()
+    )
+    made: Any = SimpleNamespace(quantization="int4", prepacks=True, source=load_source(package / "weights"))
+    engine = Manifest.from_json((package / "manifest.json").read_text()).engine
+    with (
+        pytest.raises(PackageError, match="was not written"),
+        PackageWriter(tmp_path / "out", False) as writer,
+    ):
+        writer.add_file("tokenizer.json", MODEL / "tokenizer.json")
+        found, _ = check.check_quality(writer, job, made, engine, text=text, allow_loss=True)
+    assert found is not None and found.measured == ("engine" if present == "8.0" else "pytorch")
+    assert (found.quantized_perplexity == pytest.approx(1536)) is (present == "8.0")
 
 
 def test_verify_against_the_original_is_about_quality(

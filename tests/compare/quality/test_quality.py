@@ -28,6 +28,7 @@ TEXT = TextQuality("held_out.txt", 2, 500, 10.0, 10.3, 0.01, 0.4, 0.95)
 REPORT = QualityReport(
     model="m",
     quantized="m <int4>",
+    measured="engine",
     form=QuantizedForm(4, 32, True, "round-to-nearest"),
     thresholds=LIMITS,
     text=TEXT,
@@ -113,9 +114,9 @@ def test_an_increase_that_is_not_a_number_fails() -> None:
 def test_json_round_trip() -> None:
     again = QualityReport.from_json(REPORT.to_json())
     assert again == REPORT
-    with pytest.raises(ParityError, match=r"quality\.json: expected schema_version 1, found 7"):
+    with pytest.raises(ParityError, match=r"quality\.json: expected schema_version 2, found 7"):
         QualityReport.from_json(
-            REPORT.to_json().replace('"schema_version": 1', '"schema_version": 7'), "quality.json"
+            REPORT.to_json().replace('"schema_version": 2', '"schema_version": 7'), "quality.json"
         )
     with pytest.raises(ParityError, match="not JSON"):
         QualityReport.from_json("{")
