@@ -75,7 +75,7 @@ def build_graph(
     source: Source,
     target: Target,
     dtype: str,
-    max_positions: int,
+    max_capacity: int,
     activations: Activations = "float32",
 ) -> Graph:
     """Trace, emit and lower.
@@ -84,22 +84,22 @@ def build_graph(
         source: the checked checkpoint.
         target: ``portable`` is the canonical graph itself.
         dtype: from :func:`target_dtype`.
-        max_positions: largest capacity the engine will be asked for, in tokens.
+        max_capacity: tokens a sequence may hold.
         activations: see :class:`q2export.contracts.quantization.Quantization`.
 
     Raises:
         ExportError: a part of the model has no translation.
     """
-    passes = _lowering(source, target, dtype, max_positions, activations)
+    passes = _lowering(source, target, dtype, max_capacity, activations)
     return _lower(source, canonical_graph(source.config, dtype), passes, source.tensor_names)
 
 
-def build_graph_pair(source: Source, max_positions: int, activations: Activations) -> tuple[Graph, Graph]:
+def build_graph_pair(source: Source, max_capacity: int, activations: Activations) -> tuple[Graph, Graph]:
     """The graph of an ONNX Runtime engine, and one that fills its cache with int8 copies of the weights.
 
     Args:
         source: the checked checkpoint, a quantized one.
-        max_positions, activations: as in :func:`build_graph`.
+        max_capacity, activations: as in :func:`build_graph`.
 
     Raises:
         ExportError: a part of the model has no translation.
@@ -108,10 +108,10 @@ def build_graph_pair(source: Source, max_positions: int, activations: Activation
 
     model = canonical_graph(source.config, "float32")
     prefill = model.clone()
-    passes = _lowering(source, "onnxruntime", "float32", max_positions, activations)
+    passes = _lowering(source, "onnxruntime", "float32", max_capacity, activations)
     return (
         _lower(source, model, passes, source.tensor_names),
-        _lower(source, prefill, prefill_passes(max_positions, source.packed), ()),
+        _lower(source, prefill, prefill_passes(max_capacity, source.packed), ()),
     )
 
 
@@ -125,7 +125,7 @@ def _lower(source: Source, model: ir.Model, passes: Sequence[Pass], parameters: 
 
 
 def _lowering(
-    source: Source, target: Target, dtype: str, max_positions: int, activations: Activations
+    source: Source, target: Target, dtype: str, max_capacity: int, activations: Activations
 ) -> list[Pass]:
     from q2export.exporter.lowering import onnxruntime, portable, tensorrt
 
@@ -135,7 +135,7 @@ def _lowering(
     if target == "tensorrt":
         return tensorrt.passes(source.packed, graph_type)
     return onnxruntime.passes(
-        max_positions,
+        max_capacity,
         stack_experts=dtype != source.dtype,
         packed=source.packed,
         activations=activations,

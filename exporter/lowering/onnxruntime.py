@@ -37,7 +37,7 @@ _ACCURACY_LEVELS: dict[Activations, int] = {"float32": FLOAT32_ACTIVATIONS, "int
 
 
 def passes(
-    max_positions: int,
+    max_capacity: int,
     *,
     stack_experts: bool = False,
     packed: PackedWeights | None = None,
@@ -46,7 +46,7 @@ def passes(
     """Return the passes, in order.
 
     Args:
-        max_positions: the engine's largest capacity in tokens.
+        max_capacity: tokens a sequence may hold.
         stack_experts: the experts' weights are written anew in any case, so their layout is free.
         packed: the quantized weights, by Hugging Face name.
         activations: the type they have in matmuls with quantized weights.
@@ -55,7 +55,7 @@ def passes(
     matmul = NBitsMatMul(level)
     return [
         FuseRotaryAttention(),
-        LowerAttentionToOnnxRuntime(max_positions),
+        LowerAttentionToOnnxRuntime(max_capacity),
         MergeReshapes(),
         *([OrderInputs(weights), LowerQuantizedExperts(weights, level)] if weights else []),
         *([PackQueryKeyValue(weights, matmul)] if weights else []),
@@ -69,19 +69,19 @@ def passes(
     ]
 
 
-def prefill_passes(max_positions: int, packed: PackedWeights) -> list[Pass]:
+def prefill_passes(max_capacity: int, packed: PackedWeights) -> list[Pass]:
     """Return the passes, in order, for a graph that fills the cache with many tokens and gives no logits.
 
     Its matmuls are with int8 copies of the quantized weights.
 
     Args:
-        max_positions, stored: as in :func:`passes`.
+        max_capacity, packed: as in :func:`passes`.
     """
     matmul = RowScaledMatMul()
     return [
         DropLogits(),
         FuseRotaryAttention(),
-        LowerAttentionToOnnxRuntime(max_positions),
+        LowerAttentionToOnnxRuntime(max_capacity),
         MergeReshapes(),
         PackQueryKeyValue(packed, matmul),
         InlineFunctions(),

@@ -77,7 +77,7 @@ def select_builder(profile: Profile) -> ModuleType:
 
 
 def plan_engine(
-    trt: ModuleType, config: ModelConfig, weights: int, profile: Profile, dtype: str, capacity: int
+    trt: ModuleType, config: ModelConfig, weights: int, profile: Profile, dtype: str, max_capacity: int
 ) -> EnginePlan:
     """Check that the model fits the GPU, and compute what building it takes. Nothing is written or read.
 
@@ -87,14 +87,14 @@ def plan_engine(
         weights: their bytes in the graph.
         profile: what to build for.
         dtype: of the graph.
-        capacity: largest capacity of the engine, in tokens.
+        max_capacity: tokens a sequence may hold.
 
     Raises:
         ProfileError: it does not fit; names the largest batch and capacity that would.
     """
     from q2export.plugins.tensorrt.loader import is_rtx
 
-    need = check_gpu_memory(budget(config, dtype, weights, profile), profile, capacity)
+    need = check_gpu_memory(budget(config, dtype, weights, profile), profile, max_capacity)
     builder = "rtx" if is_rtx(trt) else "tensorrt"
     return EnginePlan(trt, builder, need, host_bytes_to_build(weights), available_memory_bytes())
 

@@ -30,7 +30,7 @@ class Job:
         target: of the graph.
         profile: what to build for.
         dtype: of the graph.
-        capacity: largest capacity of the engine, in tokens.
+        max_capacity: tokens a sequence may hold: of the profile, or of the model where that is less.
         engine: of a TensorRT build; None for others.
     """
 
@@ -39,7 +39,7 @@ class Job:
     target: Target
     profile: Profile
     dtype: str
-    capacity: int
+    max_capacity: int
     engine: EnginePlan | None = None
 
     @property
@@ -80,7 +80,7 @@ class Job:
             },
             "target": self.target,
             "dtype": self.dtype,
-            "max_capacity": self.capacity,
+            "max_capacity": self.max_capacity,
             "weights": {
                 "in_place_bytes": planned.in_place,
                 "converted_bytes": planned.converted,
@@ -116,7 +116,7 @@ def resolve_job(
     if trt is None:
         return job
     weights = job.weights.planned_bytes("tensorrt", job.dtype).total
-    plan = engine_build.plan_engine(trt, job.weights.config, weights, resolved, job.dtype, job.capacity)
+    plan = engine_build.plan_engine(trt, job.weights.config, weights, resolved, job.dtype, job.max_capacity)
     return replace(job, engine=plan)
 
 

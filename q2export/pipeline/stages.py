@@ -81,9 +81,9 @@ def assemble(
     activations, prefill = job.profile.quantization.activations, None
     with watch.stage("trace and lower"):
         if job.has_prefill_graph:
-            graph, prefill = build_graph_pair(source, job.capacity, activations)
+            graph, prefill = build_graph_pair(source, job.max_capacity, activations)
         else:
-            graph = build_graph(source, job.target, job.dtype, job.capacity, activations)
+            graph = build_graph(source, job.target, job.dtype, job.max_capacity, activations)
     written = write_graph(
         writer, graph, prefill, scan=scan, placement=placement, watch=watch, quantized_from=job.weights.files
     )
@@ -138,8 +138,8 @@ def _engine_info(config: ModelConfig, job: Job) -> EngineInfo:
         head_dim=config.head_dim,
         vocab_size=config.vocab_size,
         max_batch=job.profile.batch.max,
-        max_capacity=job.capacity,
-        prefill_chunk=min(job.profile.prefill_chunk, job.capacity),
+        max_capacity=job.max_capacity,
+        prefill_chunk=min(job.profile.prefill_chunk, job.max_capacity),
         context_length=config.context_length,
         prefill_file=PREFILL_GRAPH_FILE if job.has_prefill_graph else None,
     )

@@ -85,7 +85,7 @@ def test_passes_are_reported(folder: Path) -> None:
     assert counts["FuseRotaryAttention"] == counts["LowerAttentionToOnnxRuntime"] == (2, ())
 
 
-def test_max_positions_is_the_size_of_the_rotary_tables(folder: Path) -> None:
+def test_max_capacity_is_the_size_of_the_rotary_tables(folder: Path) -> None:
     graph = build_graph(load_source(folder), "onnxruntime", "float32", 77).model.graph
     assert graph.initializers["rotary/cos_cache"].const_value.shape == (77, 8)
 

@@ -32,11 +32,11 @@ _HEAD_DIM_MULTIPLE = 16
 
 class LowerAttentionToOnnxRuntime(Pass):
     """Attributes:
-    max_positions: rows of the cos and sin tables, the engine's largest capacity.
+    max_capacity: tokens a sequence may hold, the rows of the cos and sin tables.
     """
 
-    def __init__(self, max_positions: int) -> None:
-        self.max_positions = max_positions
+    def __init__(self, max_capacity: int) -> None:
+        self.max_capacity = max_capacity
 
     def requires(self, model: ir.Model) -> None:
         """Rotation and attention must have been fused."""
@@ -73,7 +73,7 @@ class LowerAttentionToOnnxRuntime(Pass):
         frequencies = input_of(node, 7).const_value
         if frequencies is None:
             raise ExportError(f"{node.name}: inv_freq is not a constant")
-        positions = np.arange(self.max_positions, dtype=np.float32)
+        positions = np.arange(self.max_capacity, dtype=np.float32)
         angle = positions[:, None] * frequencies.numpy()[None, :]
         factor = np.float32(attribute_float(node, "attention_factor"))
         dtype = input_of(node, 0).dtype or ir.DataType.FLOAT

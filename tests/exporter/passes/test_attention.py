@@ -112,10 +112,10 @@ def test_fuse_rotary_attention_refusals(changes: dict[str, str], reason: str) ->
 # Lowering of attention to ONNX Runtime
 
 
-def lowered_attention(max_positions: int = 32) -> ir.Model:
+def lowered_attention(max_capacity: int = 32) -> ir.Model:
     model = attention_model()
     run_passes(model, [FuseRotaryAttention()])
-    result = LowerAttentionToOnnxRuntime(max_positions)(model)
+    result = LowerAttentionToOnnxRuntime(max_capacity)(model)
     assert (result.matched, result.refused) == (1, [])
     return model
 
@@ -135,7 +135,7 @@ def test_lower_attention(past: int) -> None:
 
 
 def test_lower_attention_tables() -> None:
-    model = lowered_attention(max_positions=50)
+    model = lowered_attention(max_capacity=50)
     initializers = model.graph.initializers
     cos, sin = (initializers[f"rotary/{name}_cache"].const_value.numpy() for name in ("cos", "sin"))
     inv_freq = initializers["inv_freq"].const_value.numpy()
