@@ -16,9 +16,10 @@ from q2export.contracts.profile_loading import load_profile
 from q2export.contracts.quantization import Quantization
 from q2export.errors import ExportError, PackageError, ParityError
 from q2export.package.manifest import GRAPH_FILE, ParitySummary, QualitySummary
+from q2export.package.output import check_output
 from q2export.package.placement import PlacementMode
 from q2export.package.reader import Check, read_package
-from q2export.package.writer import PackageWriter, check_output
+from q2export.package.writer import PackageWriter, written_files
 from q2export.pipeline import engine as engine_build
 from q2export.pipeline import stages as pipeline
 from q2export.pipeline.files import Scan
@@ -91,13 +92,13 @@ def build(
         Q2ExportError: one of its family; the message says what to do.
     """
     watch = Stopwatch()
-    check_output(Path(output).absolute(), overwrite)
+    check_output(Path(output).absolute(), overwrite, written_files)
     with watch.stage("load"):
         job = resolve_job(model, profile, overrides, revision)
     if job.target == "portable":
         raise ExportError("target 'portable' has no engine; use 'q2export export --target portable'")
     job.announce()
-    with PackageWriter(Path(output), overwrite) as writer:
+    with PackageWriter.open(Path(output), overwrite) as writer:
         scan: Scan = "all" if value_scan else "none"
         made = pipeline.assemble(job, writer, scan=scan, placement=weights, watch=watch)
         engine = made.engine
@@ -177,14 +178,14 @@ def export(
     from q2export.exporter.checkpoint.config import load_config
 
     watch = Stopwatch()
-    check_output(Path(output).absolute(), overwrite)
+    check_output(Path(output).absolute(), overwrite, written_files)
     with watch.stage("load"):
         found = resolve_model(model, revision)
         capacity = max_capacity or load_config(found.folder).context_length
         profile = _export_profile(capacity, quantization or Quantization())
         job = resolve_graph(found, target, profile, dtype)
     job.announce()
-    with PackageWriter(Path(output), overwrite) as writer:
+    with PackageWriter.open(Path(output), overwrite) as writer:
         made = pipeline.assemble(job, writer, scan="converted", placement=weights, watch=watch)
         if golden:
             _write_golden(writer, made, watch)

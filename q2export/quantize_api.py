@@ -12,6 +12,7 @@ from q2export.compare.calibration import MAX_TOKENS, calibration_sequences
 from q2export.contracts.progress import progress_bar
 from q2export.contracts.quantization import Method, QualityThresholds, Quantization, WeightType
 from q2export.errors import CalibrationError, ConfigError
+from q2export.package.output import check_output
 from q2export.pipeline.model_source import resolve_model
 from q2export.pipeline.stopwatch import peak_rss_bytes
 
@@ -78,7 +79,7 @@ def quantize(
         Q2ExportError: one of its family; the message says what to do.
     """
     from q2export.exporter.checkpoint.source import load_source
-    from q2export.exporter.quantization.folder import check_output, quantize_checkpoint
+    from q2export.exporter.quantization.folder import quantize_checkpoint, written_files
     from q2export.exporter.quantization.quantize import check_not_quantized, source_bytes
 
     quantization = Quantization(
@@ -89,7 +90,7 @@ def quantize(
         embedding=embedding,
         keep=tuple(keep),
     )
-    check_output(Path(output), overwrite)
+    check_output(Path(output).absolute(), overwrite, written_files)
     source = load_source(resolve_model(model, revision).folder)
     check_not_quantized(source)
     quantizer = None

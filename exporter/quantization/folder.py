@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,8 +20,8 @@ from q2export.exporter.quantization.quantize import (
 )
 from q2export.exporter.quantization.quantizer import Quantizer
 from q2export.package.hashing import HashingWriter
-from q2export.package.placement import copy_file, describe_filesystem
-from q2export.package.staging import Staging, exit_on_termination
+from q2export.package.output import staged_output
+from q2export.package.placement import copy_file
 from q2export.strict.json import read_object
 
 if TYPE_CHECKING:
@@ -44,7 +42,6 @@ COPIED_FILES = (
 """What a checkpoint holds besides weights and configuration; copied where it is there."""
 
 _MAX_CONFIG_BYTES = 16 << 20
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 def quantize_checkpoint(
@@ -71,13 +68,13 @@ def quantize_checkpoint(
         PackageError: the output is in the way, cannot be written, or does not fit.
     """
     check_not_quantized(source)
-    with staged_checkpoint(output, overwrite) as folder:
-        path = folder / WEIGHTS_FILE
+    with staged_output(output, overwrite, written_files) as staging:
+        path = staging.folder / WEIGHTS_FILE
         result = quantize_weights(
             source, path, quantization, quantizer=quantizer, threads=threads, advance=advance
         )
         sizes = {name: after for name, (_, after) in result.padded.items()}
-        write_texts(source.folder, folder, PackedQuantization.of(quantization), sizes)
+        write_texts(source.folder, staging.folder, PackedQuantization.of(quantization), sizes)
     return result
 
 
@@ -108,54 +105,16 @@ def write_config(
         file.write((json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-@contextmanager
-def staged_checkpoint(output: Path, overwrite: bool) -> Iterator[Path]:
-    """A temporary folder that becomes ``output`` when the block ends normally, and disappears otherwise.
+def written_files(output: Path) -> set[str]:
+    """Files of a checkpoint in the packed form, which alone may be replaced.
 
     Raises:
-        PackageError: the output is in the way, or cannot be written.
+        PackageError: ``output`` is no such checkpoint.
     """
-    staging = Staging(output)
-    check_output(staging.output, overwrite)
-    with exit_on_termination():
-        try:
-            staging.create()
-            yield staging.folder
-            staging.commit(replace=overwrite)
-        except FileExistsError as error:
-            raise PackageError(f"{output} was made by someone else meanwhile; nothing was changed") from error
-        except OSError as error:
-            where = f"{staging.output.parent} ({describe_filesystem(staging.output.parent)})"
-            if error.errno in _NO_SPACE:
-                raise PackageError(
-                    f"no space left in {where} writing {output.name}; nothing was kept. Free some or write "
-                    "elsewhere"
-                ) from error
-            raise PackageError(f"cannot write to {where}: {error.strerror}") from error
-        finally:
-            staging.discard()
-
-
-def check_output(output: Path, overwrite: bool) -> None:
-    """Refuse an output that exists, unless it may be replaced and is a checkpoint written here.
-
-    Cheap: call it before any work is done.
-
-    Raises:
-        PackageError: naming what is in the way and what to do.
-    """
-    if not output.exists() or (overwrite and output.is_dir() and not any(output.iterdir())):
-        return
-    if not overwrite:
-        raise PackageError(f"{output} exists already; choose another output, or replace it with --overwrite")
-    keep = f"{output} is not replaced: "
     try:
         config = read_object(output / CONFIG_FILE, _MAX_CONFIG_BYTES, PackageError)
     except PackageError as error:
-        raise PackageError(f"{keep}it is no checkpoint ({error}); remove it yourself") from None
+        raise PackageError(f"it is no checkpoint ({error})") from None
     if not is_packed(config.get(CONFIG_KEY)):
-        raise PackageError(f"{keep}it is no checkpoint that q2export quantized; remove it yourself")
-    known = {WEIGHTS_FILE, CONFIG_FILE, *COPIED_FILES}
-    if surplus := sorted(path.name for path in output.iterdir() if path.name not in known):
-        more = f" and {len(surplus) - 1} more" if surplus[1:] else ""
-        raise PackageError(f"{keep}it holds {surplus[0]!r}{more}; move it away first")
+        raise PackageError("it is no checkpoint that q2export quantized")
+    return {WEIGHTS_FILE, CONFIG_FILE, *COPIED_FILES}

@@ -16,6 +16,7 @@ from q2export.errors import ExportError
 from q2export.exporter.checkpoint.pack import PackedRows
 from q2export.exporter.checkpoint.packed import PackedWeight
 from q2export.exporter.checkpoint.packed_layout import PADDING_PREFIX, Layout, PlacedTensor
+from q2export.package.hashing import naming
 
 _T = TypeVar("_T", bound=np.generic)
 
@@ -42,7 +43,8 @@ class PackedWriter:
             name: one.nbytes for name, one in layout.tensors.items() if not name.startswith(PADDING_PREFIX)
         }
         try:
-            os.truncate(self._descriptor, layout.file_bytes)
+            with naming(path):
+                os.truncate(self._descriptor, layout.file_bytes)
             self._write(layout.header, 0)
         except BaseException:
             os.close(self._descriptor)
@@ -92,9 +94,10 @@ class PackedWriter:
 
     def _write(self, data: bytes | memoryview, offset: int) -> None:
         view = memoryview(data)
-        while view:
-            count = os.pwrite(self._descriptor, view, offset)
-            view, offset = view[count:], offset + count
+        with naming(self._path):
+            while view:
+                count = os.pwrite(self._descriptor, view, offset)
+                view, offset = view[count:], offset + count
 
     def close(self) -> None:
         """Bring the file to stable storage.

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -57,6 +59,16 @@ def hash_file(path: Path, advance: Advance = silent) -> str:
     return digest.hexdigest()
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name the file in errors of the system that do not: those of writing to a descriptor."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
 class HashingWriter:
     """A new binary file that is hashed while it is written.
 
@@ -75,15 +87,16 @@ class HashingWriter:
     def write(self, data: bytes | bytearray | memoryview) -> int:
         """Append ``data`` (C-contiguous) and return its length in bytes."""
         count = memoryview(data).nbytes
-        if count < _OVERLAP_BYTES:
-            self._sha256.update(data)
-            self._file.write(data)
-        else:  # hashing and writing take about as long and both release the GIL
-            hashed = self._hasher.submit(self._sha256.update, data)
-            try:
+        with naming(self._path):
+            if count < _OVERLAP_BYTES:
+                self._sha256.update(data)
                 self._file.write(data)
-            finally:
-                hashed.result()
+            else:  # hashing and writing take about as long and both release the GIL
+                hashed = self._hasher.submit(self._sha256.update, data)
+                try:
+                    self._file.write(data)
+                finally:
+                    hashed.result()
         self._bytes += count
         return count
 
@@ -95,7 +108,7 @@ class HashingWriter:
         """Flush to stable storage and compute the digest."""
         if self._file.closed:
             return
-        with self._file, self._hasher:
+        with naming(self._path), self._file, self._hasher:
             self._file.flush()
             os.fsync(self._file.fileno())
         self._digest = FileDigest(self._bytes, self._sha256.hexdigest(), fingerprint_file(self._path))
@@ -121,5 +134,6 @@ class HashingWriter:
         if kind is None:
             self.close()
         else:
-            self._file.close()
+            with suppress(OSError):  # of what is still buffered: the first error is the one to report
+                self._file.close()
             self._hasher.shutdown()

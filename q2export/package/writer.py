@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 
 from q2export.contracts.progress import progress_bar
 from q2export.errors import PackageError
@@ -22,6 +22,7 @@ from q2export.package.manifest import (
     WeightFile,
     check_relative_path,
 )
+from q2export.package.output import NO_SPACE, list_files, staged_output
 from q2export.package.placement import (
     PlacementMode,
     copy_file,
@@ -29,22 +30,18 @@ from q2export.package.placement import (
     link_file,
     require_free_space,
 )
-from q2export.package.staging import Staging, exit_on_termination
+from q2export.package.staging import Staging
 from q2export.strict.json import read_object
 
 _MAX_MANIFEST_BYTES = 64 << 20
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 class PackageWriter:
-    """Writes a package under a temporary name and renames it when complete.
+    """Writes a package under a temporary name; it is renamed when complete.
 
-    A context manager. Leaving the block normally puts the package in place, provided :meth:`write_manifest`
-    has described every file. An exception, Ctrl-C, SIGTERM or SIGHUP removes all traces; what a killed
-    process leaves is removed by the next writer of the same output. The final path never holds an incomplete
-    package::
+    The final path never holds an incomplete package, see :func:`~q2export.package.output.staged_output`::
 
-        with PackageWriter(Path("qwen2-0.5b.q2"), overwrite=False) as writer:
+        with PackageWriter.open(Path("qwen2-0.5b.q2"), overwrite=False) as writer:
             writer.add_text("config.json", text)
             weights = writer.place_weights(shard, "weights/model.safetensors")
             writer.write_manifest(Manifest(..., files=writer.files))
@@ -54,75 +51,43 @@ class PackageWriter:
         folder: absolute temporary folder; other programs may write files here, see :meth:`add_written`.
     """
 
-    def __init__(self, output: Path, overwrite: bool = False) -> None:
-        """Nothing is touched before the block is entered.
+    def __init__(self, staging: Staging) -> None:
+        self.output = staging.output
+        self.folder = staging.folder
+        self._files: dict[str, FileRecord] = {}
+        self._described: Mapping[str, FileRecord] | None = None
+
+    @classmethod
+    @contextmanager
+    def open(cls, output: Path, overwrite: bool = False) -> Iterator[PackageWriter]:
+        """Begin a package; it is put in place when the block ends normally.
 
         Args:
             output: where the package goes; missing parents are made.
             overwrite: whether an existing package there may be replaced.
+
+        Raises:
+            PackageError: the output is in the way, cannot be written, or :meth:`write_manifest` has not
+                described every file.
         """
-        self._staging = Staging(output)
-        self._overwrite = overwrite
-        self._files: dict[str, FileRecord] = {}
-        self._described: Mapping[str, FileRecord] | None = None
-        self._signals = ExitStack()
-        self.output = self._staging.output
-        self.folder = self._staging.folder
+        with staged_output(output, overwrite, written_files) as staging:
+            writer = cls(staging)
+            yield writer
+            writer._check_complete()
 
     @property
     def files(self) -> Mapping[str, FileRecord]:
         """Records of the files written so far, for ``Manifest.files``."""
         return MappingProxyType(dict(self._files))
 
-    def __enter__(self) -> PackageWriter:
-        """Create the temporary folder.
-
-        Raises:
-            PackageError: the output exists and may not be replaced, or the folder cannot be made.
-        """
-        check_output(self.output, self._overwrite)
-        self._signals.enter_context(exit_on_termination())
-        try:
-            self._staging.create()
-        except BaseException as error:
-            self._staging.discard()
-            self._signals.close()
-            if isinstance(error, OSError):
-                raise PackageError(f"cannot write to {self.output.parent}: {error.strerror}") from error
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Put the package in place, or remove everything after an exception."""
-        with self._signals:
-            try:
-                if kind is None:
-                    self._commit()
-            except FileExistsError as problem:
-                raise PackageError(
-                    f"{self.output} was made by someone else meanwhile; nothing was changed"
-                ) from problem
-            finally:
-                self._staging.discard()
-        if isinstance(error, OSError) and error.errno in _NO_SPACE:
-            parent = self.output.parent
-            raise PackageError(
-                f"no space left in {parent} ({describe_filesystem(parent)}) writing {self.output.name}; "
-                "nothing was kept. Free some or write elsewhere"
-            ) from error
-
-    def _commit(self) -> None:
+    def _check_complete(self) -> None:
         if self._described is None:
             raise PackageError(f"{self.output}: {MANIFEST_NAME} was not written")
-        present = _listing(self.folder)
+        present = list_files(self.folder) - {MANIFEST_NAME}
         differing = present.symmetric_difference(self._described) | present.symmetric_difference(self._files)
         if differing or self._described != self._files:
             names = ", ".join(sorted(differing)) or "changed after it was written"
             raise PackageError(f"{self.output}: {MANIFEST_NAME} does not describe the files written: {names}")
-        check_output(self.output, self._overwrite)
-        self._staging.commit(replace=self._overwrite)
 
     def _target(self, name: str) -> Path:
         check_relative_path(name)
@@ -241,19 +206,13 @@ class PackageWriter:
         self._described = dict(manifest.files)
 
 
-def _listing(folder: Path) -> set[str]:
-    """Relative paths of all files in ``folder`` but the manifest."""
-    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
-    return files - {MANIFEST_NAME}
-
-
 @contextmanager
 def _reading(source: Path) -> Iterator[None]:
     """Report a failure to read ``source`` as an error of the user's; a full disk is reported at the end."""
     try:
         yield
     except OSError as error:
-        if error.errno in _NO_SPACE:
+        if error.errno in NO_SPACE:
             raise
         raise PackageError(f"{source}: cannot be put into the package: {error.strerror}") from error
 
@@ -285,29 +244,17 @@ def _linked_record(path: Path, sha256: str | None) -> FileRecord:
     return FileRecord(size, sha256, fingerprint, reason)
 
 
-def check_output(output: Path, overwrite: bool) -> None:
-    """Refuse an output that exists, unless it is a q2export package, with nothing of the user's in it, to be
-    replaced.
-
-    Cheap: call it before any work is done.
+def written_files(output: Path) -> set[str]:
+    """Files of a package, which alone may be replaced.
 
     Raises:
-        PackageError: naming what is in the way and what to do.
+        PackageError: ``output`` is no package.
     """
-    if not output.exists() or (overwrite and output.is_dir() and not any(output.iterdir())):
-        return
-    if not overwrite:
-        raise PackageError(f"{output} exists already; choose another output, or replace it with --overwrite")
-    keep = f"{output} is not replaced: "
     try:
         data = read_object(output / MANIFEST_NAME, _MAX_MANIFEST_BYTES, PackageError)
     except PackageError as error:
-        raise PackageError(f"{keep}it is not a {TOOL_NAME} package ({error}); remove it yourself") from None
+        raise PackageError(f"it is not a {TOOL_NAME} package ({error})") from None
     tool, files = data.get("tool"), data.get("files")
     if not isinstance(tool, dict) or tool.get("name") != TOOL_NAME or not isinstance(files, dict):
-        raise PackageError(f"{keep}its {MANIFEST_NAME} was not written by {TOOL_NAME}; remove it yourself")
-    if surplus := sorted(_listing(output) - set(files)):
-        more = f" and {len(surplus) - 1} more" if surplus[1:] else ""
-        raise PackageError(
-            f"{keep}it holds {surplus[0]!r}{more}, which {MANIFEST_NAME} does not list; move it away first"
-        )
+        raise PackageError(f"its {MANIFEST_NAME} was not written by {TOOL_NAME}")
+    return {MANIFEST_NAME, *files}

@@ -52,7 +52,7 @@ def write_package(
     output: Path, *, text: str = "graph", overwrite: bool = False, shard: Path | None = None
 ) -> Path:
     """A package of two files, and of ``shard`` if one is given."""
-    with PackageWriter(output, overwrite=overwrite) as writer:
+    with PackageWriter.open(output, overwrite=overwrite) as writer:
         writer.add_text("model.onnx", text)
         writer.add_text("tokenizer/tokenizer.json", "{}")
         weights = (writer.place_weights(shard, f"weights/{shard.name}"),) if shard else ()

@@ -94,7 +94,7 @@ def test_hub_cache_symlinks_lead_to_the_real_file(tmp_path: Path) -> None:
     link = tmp_path / "cache/snapshots/main/model.safetensors"
     link.parent.mkdir(parents=True)
     link.symlink_to("../../blobs/0123")
-    with PackageWriter(tmp_path / "out") as writer:
+    with PackageWriter.open(tmp_path / "out") as writer:
         weight = writer.place_weights(link, "weights/model.safetensors")
         placed = writer.folder / weight.path
         assert not placed.is_symlink()
@@ -107,7 +107,7 @@ def test_hub_cache_symlinks_lead_to_the_real_file(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("no_links")
 def test_copied_where_linking_is_impossible(tmp_path: Path, shard: Path) -> None:
-    with pytest.raises(KeyError), PackageWriter(tmp_path / "out") as writer:
+    with pytest.raises(KeyError), PackageWriter.open(tmp_path / "out") as writer:
         assert writer.place_weights(shard, "a").placement == "copy"
         with pytest.raises(PackageError, match=r"cannot be linked into .*put the package on the file system"):
             writer.place_weights(shard, "b", mode="link")
@@ -116,7 +116,7 @@ def test_copied_where_linking_is_impossible(tmp_path: Path, shard: Path) -> None
 
 
 def test_copy_on_request(tmp_path: Path, shard: Path) -> None:
-    with pytest.raises(KeyError), PackageWriter(tmp_path / "out") as writer:
+    with pytest.raises(KeyError), PackageWriter.open(tmp_path / "out") as writer:
         assert writer.place_weights(shard, "a", mode="copy").placement == "copy"
         assert shard.stat().st_nlink == 1
         raise KeyError
@@ -126,7 +126,7 @@ def test_large_links_are_not_read(tmp_path: Path) -> None:
     shard = tmp_path / "big.safetensors"
     with shard.open("wb") as file:
         file.truncate((64 << 20) + 1)
-    with pytest.raises(KeyError), PackageWriter(tmp_path / "out") as writer:
+    with pytest.raises(KeyError), PackageWriter.open(tmp_path / "out") as writer:
         writer.place_weights(shard, "a")
         assert writer.files["a"].sha256 is None
         assert "without reading" in (writer.files["a"].unhashed_reason or "")
@@ -140,7 +140,7 @@ def test_large_links_are_not_read(tmp_path: Path) -> None:
 def test_copy_needs_space(tmp_path: Path, shard: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 6999))
     with pytest.raises(PackageError, match=r"not enough space in .* for a copy of model-00001"):  # noqa: SIM117
-        with PackageWriter(tmp_path / "out") as writer:
+        with PackageWriter.open(tmp_path / "out") as writer:
             writer.place_weights(shard, "a")
     assert [path.name for path in tmp_path.iterdir()] == [shard.name]
 
@@ -152,7 +152,7 @@ def test_what_is_no_shard(tmp_path: Path, kind: str) -> None:
         path.mkdir()
     elif kind != "missing":
         path.symlink_to("loop" if kind == "loop" else "nowhere")
-    with PackageWriter(tmp_path / "out") as writer:
+    with PackageWriter.open(tmp_path / "out") as writer:
         for place in (lambda: writer.place_weights(path, "a"), lambda: writer.add_file("b", path)):
             with pytest.raises(PackageError, match=rf"{kind}: (cannot be put|expected a regular file)"):
                 place()
@@ -179,7 +179,7 @@ def other_filesystem(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_across_file_systems_for_real(other_filesystem: Path, shard: Path) -> None:
-    with pytest.raises(KeyError), PackageWriter(other_filesystem / "out") as writer:
+    with pytest.raises(KeyError), PackageWriter.open(other_filesystem / "out") as writer:
         with pytest.raises(PackageError, match=r"cannot be linked into /dev/shm/.*\(/dev/shm, tmpfs\)"):
             writer.place_weights(shard, "a", mode="link")
         assert writer.place_weights(shard, "a").placement == "copy"

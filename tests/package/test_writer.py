@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable
@@ -11,14 +12,15 @@ import pytest
 
 from q2export.errors import PackageError
 from q2export.package.manifest import MANIFEST_NAME
+from q2export.package.output import check_output
 from q2export.package.reader import read_package
-from q2export.package.writer import PackageWriter, check_output
+from q2export.package.writer import PackageWriter, written_files
 from tests.package.packages import make_manifest, write_package
 
 
 def test_round_trip(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes(b'{"a": 1}\r\n')
-    with PackageWriter(tmp_path / "out") as writer:
+    with PackageWriter.open(tmp_path / "out") as writer:
         assert writer.folder.parent == tmp_path
         assert not writer.output.exists()
         writer.add_bytes("model.onnx", b"\x00\x01")
@@ -38,7 +40,7 @@ def test_round_trip(tmp_path: Path) -> None:
 
 
 def test_manifest_can_be_written_again(tmp_path: Path) -> None:
-    with PackageWriter(tmp_path / "out") as writer:
+    with PackageWriter.open(tmp_path / "out") as writer:
         writer.add_text("model.onnx", "graph")
         writer.write_manifest(make_manifest(writer.files))
         assert read_package(writer.folder).has("model.onnx")  # the parity check opens it in place
@@ -49,7 +51,7 @@ def test_manifest_can_be_written_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit, MemoryError])
 def test_any_exception_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
-    with pytest.raises(error), PackageWriter(tmp_path / "new/out") as writer:
+    with pytest.raises(error), PackageWriter.open(tmp_path / "new/out") as writer:
         writer.add_text("model.onnx", "graph")
         with writer.open_hashed("weights") as file:
             file.write(b"abc")
@@ -58,7 +60,7 @@ def test_any_exception_leaves_nothing(tmp_path: Path, error: type[BaseException]
 
 
 def test_interrupted_file_is_not_recorded(tmp_path: Path) -> None:
-    with pytest.raises(KeyError), PackageWriter(tmp_path / "out") as writer:
+    with pytest.raises(KeyError), PackageWriter.open(tmp_path / "out") as writer:
         try:
             with writer.open_hashed("weights"):
                 raise ValueError
@@ -105,7 +107,7 @@ def drop_a_stray_file(writer: PackageWriter) -> None:
 def test_incomplete_packages_are_refused(
     tmp_path: Path, work: Callable[[PackageWriter], None], message: str
 ) -> None:
-    with pytest.raises(PackageError, match=message), PackageWriter(tmp_path / "out") as writer:
+    with pytest.raises(PackageError, match=message), PackageWriter.open(tmp_path / "out") as writer:
         work(writer)
     assert os.listdir(tmp_path) == []
 
@@ -123,9 +125,9 @@ def test_existing_output(tmp_path: Path) -> None:
 def test_overwrite_spares_what_is_not_a_package(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    check_output(out, overwrite=True)  # empty: nothing to lose
+    check_output(out, True, written_files)  # empty: nothing to lose
     with pytest.raises(PackageError, match="exists already"):
-        check_output(out, overwrite=False)
+        check_output(out, False, written_files)
     (out / "thesis.txt").write_text("years of work")
     with pytest.raises(PackageError, match=r"/out is not replaced: it is not a q2export package"):
         write_package(out, overwrite=True)
@@ -134,7 +136,7 @@ def test_overwrite_spares_what_is_not_a_package(tmp_path: Path) -> None:
         with pytest.raises(PackageError, match="is not replaced"):
             write_package(out, overwrite=True)
     (out / MANIFEST_NAME).write_text('{"tool": {"name": "q2export"}, "files": {}, "schema_version": 0}')
-    with pytest.raises(PackageError, match=r"it holds 'thesis\.txt', which manifest\.json does not list"):
+    with pytest.raises(PackageError, match=r"it holds 'thesis\.txt', not made by q2export"):
         write_package(out, overwrite=True)
     assert (out / "thesis.txt").read_text() == "years of work"
     (out / "thesis.txt").unlink()
@@ -145,7 +147,7 @@ def test_overwrite_spares_what_is_not_a_package(tmp_path: Path) -> None:
 
 
 def test_output_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
-    with pytest.raises(PackageError, match="exists already"), PackageWriter(tmp_path / "out") as writer:
+    with pytest.raises(PackageError, match="exists already"), PackageWriter.open(tmp_path / "out") as writer:
         writer.add_text("model.onnx", "late")
         writer.write_manifest(make_manifest(writer.files))
         write_package(tmp_path / "out", text="early")
@@ -155,8 +157,22 @@ def test_output_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
 
 def test_full_disk_is_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(PackageError, match=r"no space left in .* writing out; nothing was kept"):  # noqa: SIM117
-        with PackageWriter(tmp_path / "new/out"):
+        with PackageWriter.open(tmp_path / "new/out"):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_file_beyond_the_limit_is_named(tmp_path: Path) -> None:
+    """``ulimit -f``: the system answers EFBIG, naming no file; a limit cannot be raised again."""
+
+    def work() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+        with pytest.raises(PackageError, match=r"^out/weights is larger than a file may be in .*ulimit -f"):  # noqa: SIM117
+            with PackageWriter.open(tmp_path / "new/out") as writer, writer.open_hashed("weights") as file:
+                for _ in range(3):
+                    file.write(bytes(1 << 19))
+
+    assert run_until(1 << 30, signal.SIGTERM, work) == (False, 0)
     assert os.listdir(tmp_path) == []
 
 
@@ -233,7 +249,7 @@ def test_killed_at_any_moment(
 
 def test_termination_while_writing_cleans_up(tmp_path: Path) -> None:
     def work() -> None:
-        with PackageWriter(tmp_path / "new/out") as writer:
+        with PackageWriter.open(tmp_path / "new/out") as writer:
             writer.add_text("model.onnx", "graph")
             os.kill(os.getpid(), signal.SIGTERM)
             signal.pause()

@@ -17,11 +17,12 @@ from q2export.exporter.checkpoint.folder import read_blocks
 from q2export.exporter.checkpoint.packed import PackedQuantization, PackedWeight
 from q2export.exporter.checkpoint.packed_layout import Layout, plan_layout
 from q2export.exporter.checkpoint.values import check_block
-from q2export.exporter.quantization.folder import WEIGHTS_FILE, staged_checkpoint, write_texts
+from q2export.exporter.quantization.folder import WEIGHTS_FILE, write_texts, written_files
 from q2export.exporter.quantization.published.rows import WeightRows
 from q2export.exporter.quantization.published.source import PublishedSource
 from q2export.exporter.quantization.published.tensor_files import TensorFiles
 from q2export.exporter.quantization.writer import PackedWriter
+from q2export.package.output import staged_output
 from q2export.package.placement import require_free_space
 
 TILE_BYTES = 4 << 20
@@ -62,9 +63,9 @@ def repack_checkpoint(
         CheckpointError: as in :func:`repack_weights`.
         PackageError: the output is in the way, cannot be written, or does not fit.
     """
-    with staged_checkpoint(output, overwrite) as folder:
-        result = repack_weights(source, folder / WEIGHTS_FILE, advance=advance)
-        write_texts(source.checkpoint.folder, folder, source.packed)
+    with staged_output(output, overwrite, written_files) as staging:
+        result = repack_weights(source, staging.folder / WEIGHTS_FILE, advance=advance)
+        write_texts(source.checkpoint.folder, staging.folder, source.packed)
     return result
 
 

@@ -96,7 +96,10 @@ def test_only_a_checkpoint_of_ours_is_replaced(source: Source, tmp_path: Path) -
     (output / "thesis.tex").unlink()
     write(source, output, overwrite=True)
     (output / "notes.txt").write_text("mine")
-    with pytest.raises(PackageError, match=r"is not replaced: it holds 'notes\.txt'; move it away first"):
+    with pytest.raises(
+        PackageError,
+        match=r"it holds 'notes\.txt', not made by q2export; move it away first",
+    ):
         write(source, output, overwrite=True)
     (output / "notes.txt").unlink()
     before = (output / "model.safetensors").stat().st_ino
@@ -118,7 +121,9 @@ def test_a_failing_disk_leaves_nothing(
 
     monkeypatch.setattr(os, "pwrite", fail_later)
     expected = (
-        "no space left in .*nothing was kept" if code == errno.ENOSPC else "cannot write to .*Input/output"
+        "no space left in .*nothing was kept"
+        if code == errno.ENOSPC
+        else r"cannot write to .*model\.safetensors: Input/output"
     )
     with pytest.raises(PackageError, match=expected):
         write(source, tmp_path / "new" / "out")
