@@ -8,10 +8,11 @@ from typing import Literal, get_args
 
 import onnx_ir as ir
 
+from q2export.contracts.dtypes import BY_NAME, FLOAT_NAMES
 from q2export.contracts.quantization import Activations
 from q2export.errors import ExportError
 from q2export.exporter.checkpoint.config import ModelConfig
-from q2export.exporter.checkpoint.source import DTYPE_NAMES, Source, load_source
+from q2export.exporter.checkpoint.source import Source, load_source
 from q2export.exporter.passes.base import Pass
 from q2export.exporter.weights.bind import BindingPlan, plan_binding
 from q2export.strict.suggest import nearest
@@ -49,7 +50,7 @@ def target_dtype(own: str, target: Target, dtype: str | None) -> str:
     Raises:
         ExportError: there is no such target or type, or the target does not run in the type.
     """
-    for name, value, valid in (("target", target, get_args(Target)), ("dtype", dtype, DTYPE_NAMES.values())):
+    for name, value, valid in (("target", target, get_args(Target)), ("dtype", dtype, FLOAT_NAMES)):
         if value is not None and value not in valid:
             raise ExportError(f"{name} {value!r} is not implemented{nearest(value, valid)}")
     if target == "onnxruntime":
@@ -129,7 +130,7 @@ def _lowering(
 ) -> list[Pass]:
     from q2export.exporter.lowering import onnxruntime, portable, tensorrt
 
-    graph_type = ir.DataType[{"float32": "FLOAT"}.get(dtype, dtype.upper())]
+    graph_type = ir.DataType[BY_NAME[dtype].onnx]
     if target == "portable":
         return portable.passes(source.packed, graph_type)
     if target == "tensorrt":

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from q2export.contracts.dtypes import BY_NAME
 from q2export.errors import ExportError
 from q2export.exporter.checkpoint.folder import TensorRef, read_blocks
 from q2export.exporter.checkpoint.parameters import LM_HEAD
@@ -28,16 +29,10 @@ from q2export.exporter.graph.model.moe import SparseMoeBlock
 
 Module = TypeVar("Module", bound=nn.Module)
 
-_BITS = {
-    torch.float32: ("F32", np.int32),
-    torch.float16: ("F16", np.int16),
-    torch.bfloat16: ("BF16", np.int16),
-}
-
 
 def read_tensor(ref: TensorRef, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Read one tensor of a checkpoint, converted to ``dtype``, onto a device."""
-    name, integer = _BITS[dtype]
+    name, integer = BY_NAME[str(dtype).removeprefix("torch.")].safetensors, np.dtype(f"<i{dtype.itemsize}")
     bits = np.empty(ref.shape, dtype=integer)
     flat = bits.reshape(-1)
     for start, raw in read_blocks(ref):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from q2export.contracts.dtypes import FLOAT_NAMES
 from q2export.errors import ConfigError
 from q2export.exporter.checkpoint.config_fields import (
     ARCHITECTURES,
@@ -33,7 +34,6 @@ from q2export.strict.suggest import nearest
 
 __all__ = ["ModelConfig", "MoeConfig", "load_config", "parse_config"]
 
-DTYPES = ("float32", "float16", "bfloat16")
 
 _MAX_CONFIG_BYTES = 16 << 20
 
@@ -152,8 +152,8 @@ def _dtype(fields: Fields) -> str | None:
     for name in ("dtype", "torch_dtype"):
         if fields.present(name):
             dtype = fields.string(name).removeprefix("torch.")
-            if dtype not in DTYPES:
-                raise fields.wrong(name, f"one of {', '.join(DTYPES)}")
+            if dtype not in FLOAT_NAMES:
+                raise fields.wrong(name, f"one of {', '.join(FLOAT_NAMES)}")
             return dtype
     return None
 

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from q2export.errors import CheckpointError
 from q2export.exporter.checkpoint.listing import listed_names
-from q2export.exporter.checkpoint.safetensors_header import FLOAT_DTYPES, ITEMSIZE, TensorRef, read_header
+from q2export.exporter.checkpoint.safetensors_header import FLOAT_DTYPES, TensorRef, read_header
 from q2export.strict.json import read_object, shown
 
 __all__ = ["Checkpoint", "RawBits", "TensorRef", "open_checkpoint", "read_blocks"]
@@ -174,7 +174,7 @@ def read_blocks(ref: TensorRef, block_bytes: int = 8 << 20) -> Iterator[tuple[in
     Raises:
         CheckpointError: if the file cannot be read or has become shorter than its header said.
     """
-    itemsize = ITEMSIZE[ref.dtype]
+    itemsize = ref.itemsize
     step = max(block_bytes // itemsize, 1)
     count = ref.nbytes // itemsize
     bits = np.dtype(f"<u{itemsize}")

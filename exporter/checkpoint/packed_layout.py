@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from types import MappingProxyType
 
+from q2export.contracts.dtypes import BY_SAFETENSORS
 from q2export.exporter.checkpoint.config import ModelConfig
 from q2export.exporter.checkpoint.packed import PackedQuantization, PackedWeight
 from q2export.exporter.checkpoint.parameters import EMBEDDING, expected_parameters
@@ -27,8 +28,6 @@ ALIGNMENT = 64
 
 PADDING_PREFIX = "__padding__."
 """Tensors of this name hold nothing; readers skip them."""
-
-_ITEMSIZE: Mapping[str, int] = {"U8": 1, "F32": 4, "F16": 2, "BF16": 2, "I32": 4}
 
 
 @dataclass(frozen=True)
@@ -157,7 +156,7 @@ class _File:
             self._append(name, dtype, shape)
 
     def _append(self, name: str, dtype: str, shape: tuple[int, ...]) -> None:
-        nbytes = math.prod(shape) * _ITEMSIZE[dtype]
+        nbytes = math.prod(shape) * BY_SAFETENSORS[dtype].itemsize
         self._tensors.append(PlacedTensor(name, dtype, shape, self._position, nbytes))
         self._position += nbytes
 

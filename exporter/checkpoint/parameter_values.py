@@ -12,7 +12,6 @@ import numpy.typing as npt
 from q2export.exporter.checkpoint.folder import Checkpoint, TensorRef, read_blocks
 from q2export.exporter.checkpoint.pack import QuantizedRows, UInt8Array, unpack
 from q2export.exporter.checkpoint.packed import PackedWeight
-from q2export.exporter.checkpoint.safetensors_header import ITEMSIZE
 from q2export.exporter.checkpoint.values import convert_block
 
 Float32Array = npt.NDArray[np.float32]
@@ -93,7 +92,7 @@ class ParameterValues:
 
 
 def _rows_of(ref: TensorRef, first: int, count: int) -> TensorRef:
-    row_bytes = math.prod(ref.shape[1:]) * ITEMSIZE[ref.dtype]
+    row_bytes = math.prod(ref.shape[1:]) * ref.itemsize
     return replace(
         ref,
         shape=(count, *ref.shape[1:]),

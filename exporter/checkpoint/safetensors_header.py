@@ -9,17 +9,16 @@ from __future__ import annotations
 import math
 import os
 import stat
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from q2export.contracts.dtypes import BY_NAME, BY_SAFETENSORS, FLOAT_NAMES
 from q2export.errors import CheckpointError
 from q2export.strict.json import parse_object, shown
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library itself
-ITEMSIZE: Mapping[str, int] = {"F32": 4, "F16": 2, "BF16": 2, "I32": 4, "U8": 1}
-
-FLOAT_DTYPES = ("F32", "F16", "BF16")
+FLOAT_DTYPES = tuple(BY_NAME[name].safetensors for name in FLOAT_NAMES)
 QUANTIZED_DTYPES = (*FLOAT_DTYPES, "I32", "U8")
 """What quantized checkpoints hold besides: packed codes and zero points, group and column indices."""
 
@@ -31,7 +30,7 @@ _LENGTH_BYTES = 8
 class TensorRef:
     """Where one tensor lies; nothing of it has been read.
 
-    ``dtype`` is a key of :data:`ITEMSIZE`; ``offset`` counts bytes from the start of ``file``.
+    ``dtype`` is safetensors' own name; ``offset`` counts bytes from the start of ``file``.
     """
 
     name: str
@@ -40,6 +39,11 @@ class TensorRef:
     file: Path
     offset: int
     nbytes: int
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one element."""
+        return BY_SAFETENSORS[self.dtype].itemsize
 
 
 def read_header(path: Path, dtypes: Collection[str] = FLOAT_DTYPES) -> tuple[TensorRef, ...]:
@@ -102,7 +106,7 @@ def _tensor(path: Path, name: str, entry: object, data_start: int, dtypes: Colle
     if not _are_integers(offsets, low=0) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise CheckpointError(f"{where}: data_offsets: expected [begin, end], found {shown(offsets)}")
     begin, end = offsets
-    expected = math.prod(shape) * ITEMSIZE[dtype]
+    expected = math.prod(shape) * BY_SAFETENSORS[dtype].itemsize
     if end - begin != expected:
         raise CheckpointError(
             f"{where}: data_offsets {begin} to {end} hold {end - begin} bytes, "

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 
+from q2export.contracts.dtypes import BY_SAFETENSORS
 from q2export.errors import ConfigError
 from q2export.exporter.checkpoint.config import ModelConfig, load_config
 from q2export.exporter.checkpoint.folder import Checkpoint, TensorRef, open_checkpoint
@@ -18,8 +19,6 @@ from q2export.exporter.checkpoint.parameters import TensorSpec, check_parameters
 from q2export.exporter.checkpoint.published_config import PublishedQuantization
 from q2export.exporter.checkpoint.safetensors_header import QUANTIZED_DTYPES
 from q2export.exporter.checkpoint.selection import select_weights
-
-DTYPE_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class Source:
         Of an unquantized checkpoint it is the one most bytes of its matrices have.
         """
         if not self.packed:
-            return DTYPE_NAMES[self.checkpoint.dtype]
+            return BY_SAFETENSORS[self.checkpoint.dtype].name
         held = {name for weight in self.packed.values() for name, _ in _tensors_of(weight)}
         plain = [self.checkpoint.tensors[name] for name in self.tensor_names if name not in held]
         return plain_dtype(self.config, plain)
@@ -69,7 +68,7 @@ def plain_dtype(config: ModelConfig, plain: Iterable[TensorRef]) -> str:
     nbytes: Counter[str] = Counter()
     for ref in plain:
         nbytes[ref.dtype] += ref.nbytes
-    return DTYPE_NAMES[max(nbytes, key=lambda dtype: nbytes[dtype])]
+    return BY_SAFETENSORS[max(nbytes, key=lambda dtype: nbytes[dtype])].name
 
 
 def load_source(folder: Path) -> Source:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import onnx_ir as ir
-import torch
 
 from q2export.contracts import opspec
+from q2export.contracts.dtypes import BY_NAME
 from q2export.exporter.checkpoint.config import ModelConfig
 from q2export.exporter.checkpoint.rope import inverse_frequencies
 from q2export.exporter.graph.builder import GraphBuilder
 from q2export.exporter.graph.ops.functions import IR_VERSION, ONNX_OPSET, function_for
-from q2export.exporter.graph.stamp import ONNX_TYPES, stamp
+from q2export.exporter.graph.stamp import stamp
 from q2export.exporter.graph.trace import TracedDecoder, layer_kind, trace
 from q2export.version import __version__
 
 INV_FREQ = "model.rotary_emb.inv_freq"
-
-TORCH_TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def emit(config: ModelConfig, dtype: str) -> ir.Model:
@@ -34,13 +32,13 @@ def emit(config: ModelConfig, dtype: str) -> ir.Model:
     Raises:
         ExportError: the trace holds something that has no translation.
     """
-    return assemble(config, trace(config, TORCH_TYPES[dtype]), dtype)
+    return assemble(config, trace(config, dtype), dtype)
 
 
 def assemble(config: ModelConfig, traced: TracedDecoder, dtype: str) -> ir.Model:
     """Stamp the traced parts of ``config`` into one model, layer by layer."""
     build = GraphBuilder("q2export", {"": ONNX_OPSET, opspec.DOMAIN: opspec.DOMAIN_VERSION})
-    float_type = ONNX_TYPES[TORCH_TYPES[dtype]]
+    float_type = ir.DataType[BY_NAME[dtype].onnx]
     input_ids = build.input("input_ids", ir.DataType.INT64, ["batch", "sequence"])
     past_lengths = build.input("past_lengths", ir.DataType.INT64, ["batch"])
     query_lengths = build.input("query_lengths", ir.DataType.INT64, ["batch"])

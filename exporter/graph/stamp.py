@@ -15,21 +15,20 @@ import torch
 from torch.export import ExportedProgram
 
 from q2export.contracts import opspec
+from q2export.contracts.dtypes import BY_NAME
 from q2export.errors import ExportError
 from q2export.exporter.graph.builder import AttributeValue, DimPiece, GraphBuilder
 
 aten = torch.ops.aten
 
-ONNX_TYPES = {
-    torch.float32: ir.DataType.FLOAT,
-    torch.float16: ir.DataType.FLOAT16,
-    torch.bfloat16: ir.DataType.BFLOAT16,
-    torch.int64: ir.DataType.INT64,
-}
 _SPEC_BY_TARGET = {
     getattr(getattr(torch.ops, opspec.DOMAIN), spec.torch_name).default: spec
     for spec in (opspec.ROTARY, opspec.ATTENTION, opspec.MOE)
 }
+
+
+def _onnx_type(dtype: torch.dtype) -> ir.DataType:
+    return ir.DataType[BY_NAME[str(dtype).removeprefix("torch.")].onnx]
 
 
 @dataclass
@@ -129,7 +128,7 @@ def _bind_placeholder(
     if parameter is not None:
         path = ".".join(part for part in (state.prefix, parameter) if part)
         shape = [int(size) for size in fake.shape]
-        state.values[node.name] = state.builder.initializer(rename(path), ONNX_TYPES[fake.dtype], shape)
+        state.values[node.name] = state.builder.initializer(rename(path), _onnx_type(fake.dtype), shape)
         return
     value = inputs[node.name]
     state.values[node.name] = value
@@ -159,7 +158,7 @@ def _describe(state: Stamp, node: torch.fx.Node, value: ir.Value) -> None:
     fake = node.meta.get("val")
     if not isinstance(fake, torch.Tensor) or value.producer() is None or value.shape is not None:
         return
-    value.dtype = ONNX_TYPES[fake.dtype]
+    value.dtype = _onnx_type(fake.dtype)
     value.shape = ir.Shape(state.dims(fake.shape))
     path = state.path(node)
     inside = path + "."
@@ -189,7 +188,7 @@ def _custom_op(state: Stamp, node: torch.fx.Node, spec: opspec.OpSpec) -> None:
     for index, fake in enumerate(fakes):
         name = path if index == 0 else f"{path}/{spec.outputs[index].name}"
         shape = ir.Shape(state.dims(fake.shape))
-        outputs.append(ir.Value(name=name, type=ir.TensorType(ONNX_TYPES[fake.dtype]), shape=shape))
+        outputs.append(ir.Value(name=name, type=ir.TensorType(_onnx_type(fake.dtype)), shape=shape))
     state.builder.node(
         spec.name, [*fixed, *repeated], name=f"{path}/{spec.name}", domain=opspec.DOMAIN,
         attributes=attributes, outputs=outputs,
@@ -275,7 +274,7 @@ def _index_select(state: Stamp, node: torch.fx.Node) -> ir.Value:
 
 
 def _to(state: Stamp, node: torch.fx.Node) -> ir.Value:
-    x, dtype = state.value(node.args[0]), ONNX_TYPES[node.args[1]]  # type: ignore[index]
+    x, dtype = state.value(node.args[0]), _onnx_type(node.args[1])  # type: ignore[arg-type]
     if x.dtype == dtype:
         return x
     return state.builder.op("Cast", [x], name=f"{state.path(node)}/Cast", attributes={"to": int(dtype)})

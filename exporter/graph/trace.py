@@ -49,8 +49,9 @@ def _export(
         return export(module.eval(), args, dynamic_shapes=dims, strict=False)
 
 
-def trace(config: ModelConfig, dtype: torch.dtype) -> TracedDecoder:
-    """Trace the parts of ``config`` in ``dtype`` (the type of parameters and activations)."""
+def trace(config: ModelConfig, dtype: str) -> TracedDecoder:
+    """Trace the parts of ``config`` with parameters and activations of ``dtype``, such as ``bfloat16``."""
+    float_type: torch.dtype = getattr(torch, dtype)
     _, attention_factor = inverse_frequencies(config.rope, config.head_dim)
     batch, sequence, capacity, wanted = (Dim(name) for name in ("batch", "sequence", "capacity", "wanted"))
     tokens = {0: batch, 1: sequence}
@@ -58,21 +59,21 @@ def trace(config: ModelConfig, dtype: torch.dtype) -> TracedDecoder:
     b, s, c, n = 2, 3, 7, 5
     with torch.device("meta"):
         ids = torch.zeros(b, s, dtype=torch.int64)
-        hidden = torch.zeros(b, s, config.hidden_size, dtype=dtype)
+        hidden = torch.zeros(b, s, config.hidden_size, dtype=float_type)
         inv_freq = torch.zeros(config.head_dim // 2)
         # One tensor per argument: export gives arguments that are the same object one and the same input.
         past_lengths, query_lengths = torch.zeros(2, b, dtype=torch.int64).unbind()
         past_key, past_value = torch.zeros(
-            2, b, config.num_key_value_heads, c, config.head_dim, dtype=dtype
+            2, b, config.num_key_value_heads, c, config.head_dim, dtype=float_type
         ).unbind()
         indices = torch.zeros(b, n, dtype=torch.int64)
-        embedding = Embedding(config).to(dtype)
-        head = Head(config).to(dtype)
+        embedding = Embedding(config).to(float_type)
+        head = Head(config).to(float_type)
         first_of_kind: dict[LayerKind, int] = {}
         for layer in range(config.num_hidden_layers):
             first_of_kind.setdefault(layer_kind(config, layer), layer)
         modules = {
-            kind: DecoderLayer(config, layer, attention_factor).to(dtype)
+            kind: DecoderLayer(config, layer, attention_factor).to(float_type)
             for kind, layer in first_of_kind.items()
         }
     cache_dims = {0: batch, 2: capacity}

@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 
 from q2export.exporter.checkpoint.folder import RawBits, TensorRef, read_blocks
-from q2export.exporter.checkpoint.safetensors_header import ITEMSIZE
 from q2export.exporter.checkpoint.values import check_block, convert_block
 
 
@@ -51,10 +50,10 @@ def read_rows(ref: TensorRef, shape: tuple[int, int], first: int, count: int) ->
     """
     rows, columns = as_matrix(ref.shape)
     found = max(0, min(count, rows - first))
-    row_bytes = columns * ITEMSIZE[ref.dtype]
+    row_bytes = columns * ref.itemsize
     nbytes = found * row_bytes
     part = replace(ref, shape=(found, columns), offset=ref.offset + first * row_bytes, nbytes=nbytes)
-    bits = np.zeros((count, shape[1]), "<u4" if ITEMSIZE[ref.dtype] == 4 else "<u2")
+    bits = np.zeros((count, shape[1]), "<u4" if ref.itemsize == 4 else "<u2")
     for _, raw in read_blocks(part, max(nbytes, 1)):
         check_block(raw, ref.dtype, ref.dtype, ref, first * columns)
         if bits.shape == (found, columns):

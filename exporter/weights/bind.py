@@ -17,6 +17,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from q2export.contracts.dtypes import BY_NAME, FLOAT_NAMES
 from q2export.contracts.progress import Advance, silent
 from q2export.errors import CheckpointError, ExportError
 from q2export.exporter.checkpoint.folder import Checkpoint, TensorRef, read_blocks
@@ -25,7 +26,7 @@ from q2export.exporter.checkpoint.safetensors_header import FLOAT_DTYPES
 from q2export.exporter.checkpoint.values import check_block
 from q2export.exporter.weights.stack import META_KEY, Form, Stack
 
-SAFETENSORS_TYPES = {ir.DataType.FLOAT: "F32", ir.DataType.FLOAT16: "F16", ir.DataType.BFLOAT16: "BF16"}
+_FLOATS = {ir.DataType[BY_NAME[name].onnx]: BY_NAME[name].safetensors for name in FLOAT_NAMES}
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ def _bind(name: str, value: ir.Value, checkpoint: Checkpoint) -> Binding:
     if not complete or not fills:
         found = ", ".join(f"{ref.dtype} {ref.shape}" for ref in sources[:2]) or "no such tensor"
         raise ExportError(f"initializer {name!r} ({dtype} {shape}) has no tensor to read: found {found}")
-    floating = SAFETENSORS_TYPES.get(dtype) if stack.form in _OF_VALUES else None
+    floating = _FLOATS.get(dtype) if stack.form in _OF_VALUES else None
     sign_bits = 0
     if stack.form is Form.SIGNED_CODES:
         sign_bits = 0x88 if dtype.bitwidth == 4 else 0x80
@@ -186,7 +187,7 @@ def _fills(sources: tuple[TensorRef, ...], form: Form, dtype: ir.DataType, shape
             expected = math.prod(shape[:-1]) * _nbytes(dtype, shape[-1:]) if len(sources) == 1 else -1
         integers = all(ref.dtype not in FLOAT_DTYPES for ref in sources)
         return integers and sum(ref.nbytes for ref in sources) == expected
-    if dtype not in SAFETENSORS_TYPES or not all(ref.dtype in FLOAT_DTYPES for ref in sources):
+    if dtype not in _FLOATS or not all(ref.dtype in FLOAT_DTYPES for ref in sources):
         return False
     if len(sources) == 1:
         return sources[0].shape == shape

@@ -12,7 +12,6 @@ import numpy as np
 from q2export.contracts.progress import Advance, silent
 from q2export.exporter.checkpoint.folder import Checkpoint, RawBits, TensorRef, read_blocks
 from q2export.exporter.checkpoint.pack import pack, unpack
-from q2export.exporter.checkpoint.safetensors_header import ITEMSIZE
 from q2export.exporter.checkpoint.values import check_block, convert_block
 from q2export.exporter.weights.bind import Binding, BindingPlan
 from q2export.exporter.weights.int8_columns import Int8Columns
@@ -86,9 +85,9 @@ def _blocks(source: TensorRef, dtype: str, scan: bool, block_bytes: int = _BLOCK
 def _alternating_blocks(first: TensorRef, second: TensorRef, dtype: str, scan: bool) -> Iterator[RawBits]:
     """Two matrices of one shape and type with their rows alternating."""
     columns = first.shape[1]
-    row_bytes = columns * max(ITEMSIZE[first.dtype], ITEMSIZE[second.dtype])
+    row_bytes = columns * max(first.itemsize, second.itemsize)
     rows = max(1, _BLOCK_BYTES // 2 // row_bytes)
-    sides = [_blocks(ref, dtype, scan, rows * columns * ITEMSIZE[ref.dtype]) for ref in (first, second)]
+    sides = [_blocks(ref, dtype, scan, rows * columns * ref.itemsize) for ref in (first, second)]
     for one, other in zip(*sides, strict=True):
         yield np.stack((one.reshape(-1, columns), other.reshape(-1, columns)), axis=1).reshape(-1)
 

@@ -7,12 +7,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from q2export.contracts.dtypes import BY_NAME, BY_SAFETENSORS
 from q2export.exporter.checkpoint.model_config import ModelConfig
 from q2export.exporter.checkpoint.packed import PackedWeight
 from q2export.exporter.checkpoint.parameters import EMBEDDING, LM_HEAD, expected_parameters
-from q2export.exporter.checkpoint.source import DTYPE_NAMES
 
-_ITEMSIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
 _SCALE_BYTES = 4
 _AFTER_ATTENTION = ("self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 
@@ -73,10 +72,10 @@ def planned_bytes(
         if name in weights:
             continue
         ref = tensors[name]
-        if DTYPE_NAMES[ref.dtype] == dtype:
+        if BY_SAFETENSORS[ref.dtype].name == dtype:
             in_place += ref.nbytes
         else:
-            converted += math.prod(ref.shape) * _ITEMSIZE[dtype]
+            converted += math.prod(ref.shape) * BY_NAME[dtype].itemsize
     tied = config.tie_word_embeddings
     parts = [_quantized(weight, target, dtype, tied) for weight in weights.values()]
     placed, written = (sum(column) for column in zip(*parts, strict=True)) if parts else (0, 0)
@@ -94,7 +93,7 @@ def _quantized(weight: PackedWeight, target: str, dtype: str, tied: bool) -> tup
     rows = weight.shape[0]
     codes, scales = rows * weight.codes_shape[1], rows * weight.blocks
     if target == "tensorrt":  # signed codes and narrow scales for products; rows are gathered as they are
-        written = codes + scales * _ITEMSIZE[dtype] if is_matmul else 0
+        written = codes + scales * BY_NAME[dtype].itemsize if is_matmul else 0
         return (weight.nbytes if is_embedding else 0), written
     padded = weight.scheme.bits == 4 and weight.blocks % 2 == 1 and not weight.scheme.symmetric
     if not (padded and is_matmul):

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from q2export.contracts import opspec
+from q2export.contracts.dtypes import BY_NAME
 from q2export.errors import GenerationError, MissingDependencyError
 from q2export.plugins import kernel_build
 from q2export.plugins.tensorrt.fields import Attributes
@@ -20,9 +21,6 @@ ABI_VERSION = 1
 
 LIBRARY = kernel_build.LIBRARY
 """Where the build puts the library: beside the package that loads it."""
-
-DTYPES = {"FLOAT": 0, "HALF": 1, "BF16": 2}
-"""``q2export_dtype`` by the name TensorRT has for the type."""
 
 
 class RotaryDesc(ctypes.Structure):
@@ -102,7 +100,7 @@ class Call:
         spec: the op.
         sizes: value of every symbol of its shapes.
         attributes: of the node, checked.
-        dtype: TensorRT's name of the type of its ``T`` tensors.
+        dtype: of its ``T`` tensors, a float type.
         node: name of the node, for messages.
     """
 
@@ -116,8 +114,10 @@ class Call:
 def describe(call: Call) -> ctypes.Structure:
     """Return the description of a call, as the C function wants it."""
     kind = _DESCRIPTIONS[call.spec.name]
-    values: dict[str, int | float] = {name: call.sizes[s] for name, s in _SYMBOLS.items() if s in call.sizes}
-    values |= {"dtype": DTYPES[call.dtype], **call.attributes}
+    values: dict[str, int | float | None] = {
+        name: call.sizes[s] for name, s in _SYMBOLS.items() if s in call.sizes
+    }
+    values |= {"dtype": BY_NAME[call.dtype].kernel_code, **call.attributes}
     return kind(*(values[field[0]] for field in kind._fields_))
 
 

@@ -8,6 +8,7 @@ from types import ModuleType, new_class
 from typing import Any
 
 from q2export.contracts import opspec
+from q2export.contracts.dtypes import BY_NAME, BY_TENSORRT
 from q2export.errors import ExportError
 from q2export.plugins.tensorrt import kernels
 from q2export.plugins.tensorrt.fields import Attributes, SerializedFields
@@ -16,7 +17,6 @@ from q2export.plugins.tensorrt.shapes import Shape, bind_symbols, input_specs, o
 from q2export.plugins.tensorrt.workspace import reserved_bytes
 
 _INTERFACES = ("IPluginV3", "IPluginV3OneCore", "IPluginV3OneBuildV2", "IPluginV3OneRuntime")
-_ELEMENT_TYPES = {"T": ("HALF", "BF16", "FLOAT"), "F": ("FLOAT",), "L": ("INT64",)}
 _NOT_ALIASED = -1
 
 
@@ -76,8 +76,10 @@ class GenericPlugin:
         """Return the type of each output, having checked those of the inputs."""
         with recorded():
             graph_type = self._graph_type(input_types)
-        types = {"T": graph_type, "F": self._trt.DataType.FLOAT, "L": self._trt.DataType.INT64}
-        return [types[output.element_type] for output in self._spec.outputs]
+        return [
+            graph_type if output.element_type == "T" else self._types(output.element_type)[0]
+            for output in self._spec.outputs
+        ]
 
     def get_output_shapes(self, inputs: Sequence[Any], shape_inputs: Any, expr_builder: Any) -> list[Any]:
         """Return the shape of each output as expressions in those of the inputs, which are checked."""
@@ -95,7 +97,7 @@ class GenericPlugin:
         """Row-major tensors; every ``T`` of the type of the first one, which is fp16, bf16 or fp32."""
         tensors = (*self._inputs, *self._spec.outputs)
         element_type = tensors[pos].element_type
-        allowed = [getattr(self._trt.DataType, name) for name in _ELEMENT_TYPES[element_type]]
+        allowed = self._types(element_type)
         if element_type == "T" and pos > 0:
             allowed = [in_out[0].desc.type]  # the first input of every op is a T
         found = in_out[pos].desc
@@ -149,7 +151,7 @@ class GenericPlugin:
             spec=self._spec,
             sizes=sizes,
             attributes=self._attributes,
-            dtype=input_desc[0].type.name,
+            dtype=BY_TENSORRT[input_desc[0].type.name].name,
             node=self._node,
         )
         kernels.launch(call, inputs, outputs, workspace, stream)
@@ -157,6 +159,11 @@ class GenericPlugin:
     def _bind(self, shapes: Sequence[Shape]) -> dict[str, int]:
         with recorded():
             return dict(bind_symbols(self._spec, self._attributes, shapes, self._node))
+
+    def _types(self, element_type: opspec.ElementType) -> list[Any]:
+        """What TensorRT calls the types a tensor of the specification may have."""
+        names = opspec.ELEMENT_TYPES[element_type]
+        return [getattr(self._trt.DataType, BY_NAME[name].tensorrt) for name in names]
 
     def _graph_type(self, types: Sequence[Any]) -> Any:
         """The type of the ``T`` inputs.
@@ -169,13 +176,14 @@ class GenericPlugin:
                 f"node {self._node!r} ({self._spec.name}): expected {len(self._inputs)} inputs, found "
                 f"{len(types)}; export the model again"
             )
-        for tensor, found in zip(self._inputs, types, strict=True):
-            allowed = _ELEMENT_TYPES[tensor.element_type]
-            if tensor.element_type == "T" and types[0].name in allowed:
-                allowed = (types[0].name,)
-            if found.name not in allowed:
+        names = [BY_TENSORRT[each.name].name if each.name in BY_TENSORRT else each.name for each in types]
+        for tensor, found in zip(self._inputs, names, strict=True):
+            allowed = opspec.ELEMENT_TYPES[tensor.element_type]
+            if tensor.element_type == "T" and names[0] in allowed:
+                allowed = (names[0],)
+            if found not in allowed:
                 raise ExportError(
                     f"node {self._node!r} ({self._spec.name}): input {tensor.name!r} must be "
-                    f"{' or '.join(allowed)}, found {found.name}; export the model again"
+                    f"{' or '.join(allowed)}, found {found}; export the model again"
                 )
         return types[0]

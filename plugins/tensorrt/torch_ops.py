@@ -21,13 +21,13 @@ import torch
 from torch import Tensor
 
 from q2export.contracts import opspec
+from q2export.contracts.dtypes import FLOAT_NAMES
 from q2export.errors import GenerationError
 from q2export.plugins.tensorrt import kernels
 from q2export.plugins.tensorrt.fields import check_attributes
 from q2export.plugins.tensorrt.shapes import bind_symbols
 
 _ALIGNMENT = 256  # Q2EXPORT_WORKSPACE_ALIGNMENT
-_DTYPES = {torch.float32: "FLOAT", torch.float16: "HALF", torch.bfloat16: "BF16"}
 _DEFINED_BY_THE_EXPORTER = (opspec.ROTARY, opspec.ATTENTION, opspec.MOE)
 _IN_PLACE = (opspec.ATTENTION, opspec.ROTARY_ATTENTION)
 
@@ -116,22 +116,23 @@ def _launch(
 ) -> None:
     where = f"torch.ops.{opspec.DOMAIN}.{spec.torch_name}"
     dtype, device = inputs[0].dtype, inputs[0].device
-    expected = {"T": dtype, "F": torch.float32, "L": torch.int64}
     repeats = (len(inputs) - len(spec.inputs)) // max(1, len(spec.repeated))
     described = (*spec.inputs, *(spec.repeated * repeats))
-    if dtype not in _DTYPES:
-        raise GenerationError(f"{where}: expected float32, float16 or bfloat16, found {dtype}")
-    for name, each, tensor in zip(spec.input_names(repeats), described, inputs, strict=True):
+    name = str(dtype).removeprefix("torch.")
+    if name not in FLOAT_NAMES:
+        raise GenerationError(f"{where}: expected {' or '.join(FLOAT_NAMES)}, found {name}")
+    for argument, each, tensor in zip(spec.input_names(repeats), described, inputs, strict=True):
         found = (tensor.dtype, tensor.device, tensor.is_contiguous())
-        wanted = (expected[each.element_type], device, True)
+        (wanted_type,) = (name,) if each.element_type == "T" else opspec.ELEMENT_TYPES[each.element_type]
+        wanted = (getattr(torch, wanted_type), device, True)
         if found != wanted:
             raise GenerationError(
-                f"{where}: {name} must be {wanted[0]} on {device} and contiguous, found {found[0]} on "
+                f"{where}: {argument} must be {wanted[0]} on {device} and contiguous, found {found[0]} on "
                 f"{found[1]}{'' if found[2] else ', not contiguous'}"
             )
     attributes = check_attributes(spec, values, where)
     sizes = bind_symbols(spec, attributes, [tuple(tensor.shape) for tensor in inputs], where)
-    call = kernels.Call(spec, sizes, attributes, _DTYPES[dtype], where)
+    call = kernels.Call(spec, sizes, attributes, name, where)
     storage = torch.empty(kernels.workspace_bytes(call) + _ALIGNMENT, dtype=torch.uint8, device=device)
     workspace = storage.data_ptr() + -storage.data_ptr() % _ALIGNMENT
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0

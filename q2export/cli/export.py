@@ -10,6 +10,7 @@ import click
 from q2export.cli import options
 from q2export.cli.output import aligned, format_bytes, print_json, warn
 from q2export.cli.results import manifest_rows, run_document, run_rows
+from q2export.contracts.dtypes import FLOAT_NAMES
 
 if TYPE_CHECKING:
     from q2export.contracts.quantization import WeightType
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--dtype",
-    type=click.Choice(["float32", "float16", "bfloat16"]),
+    type=click.Choice(FLOAT_NAMES),
     help="Of weights and activations.  [default: the checkpoint's, where the target takes it]",
 )
 @options.quantization

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-_ITEMSIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
+from q2export.contracts.dtypes import BY_NAME
+
 _CONTEXTS = (1024, 4096, 16384, 65536)
 
 
@@ -22,7 +23,7 @@ class CacheShape:
     def bytes_per_token(self) -> int:
         """Keys and values of one token in all layers."""
         elements = self.num_hidden_layers * self.num_key_value_heads * self.head_dim
-        return 2 * elements * _ITEMSIZE[self.dtype]
+        return 2 * elements * BY_NAME[self.dtype].itemsize
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,12 @@ int64.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
+
+from q2export.contracts.dtypes import FLOAT_NAMES
 
 DOMAIN = "q2export"
 DOMAIN_VERSION = 1
@@ -25,6 +29,11 @@ PLUGIN_NAMESPACE = "q2export"
 
 ElementType = Literal["T", "F", "L"]
 AttributeType = Literal["int", "float"]
+
+ELEMENT_TYPES: Mapping[ElementType, tuple[str, ...]] = MappingProxyType(
+    {"T": FLOAT_NAMES, "F": ("float32",), "L": ("int64",)}
+)
+"""What an element type may be, by the names of :mod:`q2export.contracts.dtypes`."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from q2export.contracts.dtypes import FloatDtype
 from q2export.contracts.quantization import QualityThresholds, Quantization
 from q2export.contracts.ranges import Range, StepRanges
 from q2export.errors import ProfileError
@@ -15,7 +16,7 @@ from q2export.strict.codec import Source, from_plain, join, to_plain
 
 Target = Literal["onnxruntime", "tensorrt", "portable"]
 Device = Literal["cpu", "cuda"]
-Dtype = Literal["auto", "float32", "float16", "bfloat16"]
+DtypeChoice = Literal["auto", FloatDtype]
 Builder = Literal["auto", "tensorrt", "rtx"]
 Prepack = Literal["auto", "always", "never"]
 Origin = Literal["default", "profile", "command line", "lowered to fit"]
@@ -84,8 +85,8 @@ class Profile:
     name: str
     target: Target
     device: Device
-    dtype: Dtype
-    kv_dtype: Dtype
+    dtype: DtypeChoice
+    kv_dtype: DtypeChoice
     batch: Range
     prompt: Range
     capacity: Range

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from q2export.contracts.dtypes import BY_ONNX
 from q2export.errors import Q2ExportError
 
 if TYPE_CHECKING:
@@ -115,8 +116,8 @@ def _tensor(value: onnx.ValueInfoProto) -> TensorInfo:
     shape = tuple(
         str(dim.dim_value) if dim.HasField("dim_value") else dim.dim_param or "?" for dim in tensor.shape.dim
     )
-    dtype = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
-    return TensorInfo(value.name, {"float": "float32", "double": "float64"}.get(dtype, dtype), shape)
+    dtype = onnx.TensorProto.DataType.Name(tensor.elem_type)
+    return TensorInfo(value.name, BY_ONNX[dtype].name if dtype in BY_ONNX else dtype.lower(), shape)
 
 
 def _weights(initializers: Iterable[onnx.TensorProto]) -> tuple[WeightLocation, ...]:

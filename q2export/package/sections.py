@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from q2export.contracts.dtypes import FloatDtype
 from q2export.contracts.quantization import Activations
 from q2export.errors import PackageError
 from q2export.package.hashing import FileDigest
@@ -123,8 +124,8 @@ class EngineInfo:
 
     format: Literal["onnx", "tensorrt"]
     file: str
-    dtype: Literal["float32", "float16", "bfloat16"]
-    kv_dtype: Literal["float32", "float16", "bfloat16"]
+    dtype: FloatDtype
+    kv_dtype: FloatDtype
     num_hidden_layers: int
     num_key_value_heads: int
     head_dim: int

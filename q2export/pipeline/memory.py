@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from q2export.contracts import opspec
+from q2export.contracts.dtypes import BY_NAME
 from q2export.contracts.memory import CacheShape
 from q2export.contracts.profile import Profile
 from q2export.errors import ProfileError
@@ -20,7 +21,6 @@ from q2export.plugins.tensorrt.workspace import reserved_bytes
 if TYPE_CHECKING:
     from q2export.exporter.checkpoint.config import ModelConfig
 
-_ITEMSIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
 _MIB = 1 << 20
 RESERVED_BYTES = 1 << 30
 """Of the GPU's memory, for the CUDA context, the kernels and fragmentation."""
@@ -77,14 +77,14 @@ class MemoryBudget:
 
     def activations(self, batch: int, sequence: int) -> int:
         """Bytes alive at once in the largest step: within a layer, or in the head, whichever is more."""
-        config, itemsize = self.config, _ITEMSIZE[self.dtype]
+        config, itemsize = self.config, BY_NAME[self.dtype].itemsize
         tokens = batch * sequence
         heads = 2 * config.num_attention_heads + 2 * config.num_key_value_heads  # q, k, v and the output
         widest = max(heads * config.head_dim, *(self._mlp_width(layer) for layer in _kinds(config)))
         residual = 3 * config.hidden_size  # the stream, its sum with a block, and the normalised copy
         layer = tokens * (residual + widest) * itemsize + self._workspace(batch, sequence)
         rows = batch * min(self.logits, sequence)
-        head = rows * config.vocab_size * (itemsize + _ITEMSIZE["float32"])
+        head = rows * config.vocab_size * (itemsize + BY_NAME["float32"].itemsize)
         return max(layer, tokens * config.hidden_size * itemsize + head)
 
     def _mlp_width(self, layer: int) -> int:

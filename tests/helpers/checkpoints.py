@@ -10,12 +10,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from q2export.contracts.dtypes import BY_SAFETENSORS
 from q2export.exporter.checkpoint.config import parse_config
 from q2export.exporter.checkpoint.parameters import expected_parameters
 from q2export.exporter.checkpoint.values import convert_block
 
-ITEMSIZE = {"F32": 4, "F16": 2, "BF16": 2}
-TORCH_DTYPE = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 SHARD_BYTES = 4_000_000_000  # what the Qwen2 repositories use
 
 Header = dict[str, dict[str, object]]
@@ -89,7 +88,7 @@ def write_checkpoint(
     """Write ``config.json`` and random weights, in one file or in ``shards`` of them with an index."""
     weights = random_weights(config, seed)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "config.json", {**config, "torch_dtype": TORCH_DTYPE[dtype]})
+    write_json(folder / "config.json", {**config, "torch_dtype": BY_SAFETENSORS[dtype].name})
     names = list(weights)
     weight_map = {}
     for number in range(shards):
@@ -102,7 +101,7 @@ def write_checkpoint(
         (folder / file).write_bytes(header_bytes(header) + data)
         weight_map |= dict.fromkeys(part, file)
     if shards > 1:
-        total = sum(values.size for values in weights.values()) * ITEMSIZE[dtype]
+        total = sum(values.size for values in weights.values()) * BY_SAFETENSORS[dtype].itemsize
         write_index(folder, weight_map, total)
     return folder
 
@@ -117,7 +116,7 @@ def write_sparse_checkpoint(
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "config.json", config)
     parameters = list(expected_parameters(parse_config(config, "test config")).items())
-    sizes = [math.prod(shape) * ITEMSIZE[dtype] for _, shape in parameters]
+    sizes = [math.prod(shape) * BY_SAFETENSORS[dtype].itemsize for _, shape in parameters]
     count = shards or max(math.ceil(sum(sizes) / SHARD_BYTES), 1)
     ends = np.cumsum(sizes)
     owners = np.minimum((ends - 1) * count // ends[-1], count - 1)
@@ -128,7 +127,9 @@ def write_sparse_checkpoint(
         header = header_bytes(make_header(part, dtype))
         with open(folder / file, "wb") as shard:
             shard.write(header)
-            shard.truncate(len(header) + sum(math.prod(shape) for _, shape in part) * ITEMSIZE[dtype])
+            shard.truncate(
+                len(header) + sum(math.prod(shape) for _, shape in part) * BY_SAFETENSORS[dtype].itemsize
+            )
         weight_map |= {name: file for name, _ in part}
     if count > 1:
         write_index(folder, weight_map, int(ends[-1]))
@@ -145,7 +146,7 @@ def make_header(tensors: Sequence[tuple[str, tuple[int, ...]]], dtype: str) -> H
     header: Header = {}
     position = 0
     for name, shape in tensors:
-        end = position + math.prod(shape) * ITEMSIZE[dtype]
+        end = position + math.prod(shape) * BY_SAFETENSORS[dtype].itemsize
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, end]}
         position = end
     return header

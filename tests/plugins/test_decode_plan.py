@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from q2export.plugins.tensorrt.kernels import DTYPES, AttentionDesc
+from q2export.contracts.dtypes import BY_NAME
+from q2export.plugins.tensorrt.kernels import AttentionDesc
 from tests.plugins.host_kernels import INCLUDES, WARNINGS, run_compiler
 from tests.plugins.host_machine import A100, H200, KIB, L4, MIB, RTX_5090, Gpu
 
@@ -55,13 +56,13 @@ class Shape:
     group: int = 7
     head_dim: int = 128
     sliding_window: int = 0
-    dtype: str = "BF16"
+    dtype: str = "bfloat16"
     scale: float = 0.1
 
     def desc(self) -> AttentionDesc:
         heads = self.kv_heads * self.group
         sizes = (self.batch, self.sequence, self.capacity, heads, self.kv_heads, self.head_dim)
-        return AttentionDesc(*sizes, self.sliding_window, DTYPES[self.dtype], self.scale)
+        return AttentionDesc(*sizes, self.sliding_window, BY_NAME[self.dtype].kernel_code, self.scale)
 
     @property
     def part_keys(self) -> int:
@@ -188,7 +189,7 @@ class TestKernel:
             ({}, DECODE),
             ({"sequence": 16}, DECODE),
             ({"sequence": 17}, PREFILL),
-            ({"dtype": "FLOAT"}, REFERENCE),
+            ({"dtype": "float32"}, REFERENCE),
             ({"head_dim": 96}, REFERENCE),
             ({"scale": 0.0}, REFERENCE),
             ({"scale": -0.1}, REFERENCE),

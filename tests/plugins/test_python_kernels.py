@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from q2export.contracts import opspec
+from q2export.contracts.dtypes import BY_NAME, FLOAT_NAMES
 from q2export.errors import GenerationError, MissingDependencyError
 from q2export.exporter.graph.ops.attention import group_query_attention_reference
 from q2export.exporter.graph.ops.moe import moe_reference
@@ -72,9 +73,8 @@ def test_structures_mirror_the_header(name: str, mirror: type[ctypes.Structure])
 def test_the_version_and_types_mirror_the_header() -> None:
     numbers = {key: int(value) for key, value in re.findall(r"(Q2EXPORT_\w+)(?: =)? (\d+)", HEADER)}
     assert numbers["Q2EXPORT_KERNELS_ABI_VERSION"] == kernels.ABI_VERSION
-    assert {"FLOAT": "FLOAT32", "HALF": "FLOAT16", "BF16": "BFLOAT16"}.keys() == kernels.DTYPES.keys()
-    for mine, theirs in (("FLOAT", "FLOAT32"), ("HALF", "FLOAT16"), ("BF16", "BFLOAT16")):
-        assert kernels.DTYPES[mine] == numbers[f"Q2EXPORT_{theirs}"]
+    for name in FLOAT_NAMES:
+        assert BY_NAME[name].kernel_code == numbers[f"Q2EXPORT_{name.upper()}"]
     for spec in opspec.ALL:
         assert f" q2export_{spec.torch_name}(" in HEADER
         assert f" q2export_{spec.torch_name}_workspace_size(" in HEADER
@@ -178,7 +178,7 @@ def test_engines_reserve_what_the_kernels_want(data: st.DataObject) -> None:
     changes = {"num_heads": sizes["Hq"], "num_kv_heads": kv_heads, "num_experts": experts}
     changes["top_k"] = data.draw(st.integers(1, experts))
     attributes = {name: changes.get(name, value) for name, value in attributes_of(spec).items()}
-    call = kernels.Call(spec, sizes, attributes, data.draw(st.sampled_from(["HALF", "FLOAT", "BF16"])), "n")
+    call = kernels.Call(spec, sizes, attributes, data.draw(st.sampled_from(FLOAT_NAMES)), "n")
     reserved = reserved_bytes(spec, sizes, attributes)
     assert kernels.workspace_bytes(call) <= reserved
     larger = {**sizes, data.draw(st.sampled_from(["B", "S", "C", "T"])): 4000}
@@ -188,7 +188,7 @@ def test_engines_reserve_what_the_kernels_want(data: st.DataObject) -> None:
 def test_kernels_that_want_more_are_refused(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "reserved_bytes", lambda *arguments: 1)
     sizes = {"T": 2, "H": 4, "I": 4, "E": 3}
-    call = kernels.Call(opspec.MOE, sizes, attributes_of(opspec.MOE), "HALF", "layers.3/op")
+    call = kernels.Call(opspec.MOE, sizes, attributes_of(opspec.MOE), "float16", "layers.3/op")
     with pytest.raises(
         GenerationError, match=r"layers\.3/op.* want \d+ bytes of workspace, engines reserve 1;"
     ):

@@ -85,7 +85,7 @@ def test_the_in_place_schema_says_what_is_written() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda x: x.to(torch.float64), "expected float32, float16 or bfloat16, found torch.float64"),
+        (lambda x: x.to(torch.float64), "expected float32 or float16 or bfloat16, found float64"),
         (
             lambda x: x.transpose(0, 1),
             "x must be torch.float32 on cpu and contiguous, found .* not contiguous",

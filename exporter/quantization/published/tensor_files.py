@@ -12,7 +12,6 @@ import numpy as np
 
 from q2export.errors import CheckpointError
 from q2export.exporter.checkpoint.folder import RawBits, TensorRef
-from q2export.exporter.checkpoint.safetensors_header import ITEMSIZE
 from q2export.strict.json import shown
 
 
@@ -48,7 +47,7 @@ class TensorFiles:
         Raises:
             CheckpointError: the file cannot be read or has become shorter.
         """
-        values: RawBits = np.empty(ref.shape, f"<u{ITEMSIZE[ref.dtype]}")
+        values: RawBits = np.empty(ref.shape, f"<u{ref.itemsize}")
         self._fill(values, ref, ref.offset)
         return values
 
@@ -57,7 +56,7 @@ class TensorFiles:
         rows, columns = ref.shape
         if count == columns:
             return self.read(ref)
-        itemsize = ITEMSIZE[ref.dtype]
+        itemsize = ref.itemsize
         values: RawBits = np.empty((rows, count), f"<u{itemsize}")
         for row in range(rows):
             self._fill(values[row], ref, ref.offset + (row * columns + first) * itemsize)

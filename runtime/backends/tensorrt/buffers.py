@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from q2export.contracts.dtypes import BY_NAME
 from q2export.package.manifest import EngineInfo
 
 ALIGNMENT = 256
-ITEMSIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
-INT64_BYTES = 8
-LOGIT_BYTES = 4  # float32
+INT64_BYTES = BY_NAME["int64"].itemsize
+LOGIT_BYTES = BY_NAME["float32"].itemsize
 
 Kind = Literal["key", "value"]
 KINDS: tuple[Kind, Kind] = ("key", "value")
@@ -81,7 +81,7 @@ class KVLayout:
     @classmethod
     def of(cls, engine: EngineInfo, batch: int, capacity: int) -> KVLayout:
         """The arena of a cache of ``batch`` rows of ``capacity`` tokens."""
-        heads, itemsize = engine.num_key_value_heads, ITEMSIZE[engine.kv_dtype]
+        heads, itemsize = engine.num_key_value_heads, BY_NAME[engine.kv_dtype].itemsize
         return cls(engine.num_hidden_layers, batch, heads, capacity, engine.head_dim, itemsize)
 
     @property

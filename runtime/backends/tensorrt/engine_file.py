@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from q2export.contracts.dtypes import BY_TENSORRT
 from q2export.errors import PackageError
 from q2export.package.manifest import EngineInfo, TensorRTInfo
 from q2export.runtime.backends.tensorrt.buffers import aliases
@@ -17,7 +18,6 @@ from q2export.runtime.backends.tensorrt.compatibility import Found, mismatch
 from q2export.runtime.backends.tensorrt.profiles import Shape, StepProfile, read_profile
 
 _log = logging.getLogger(__name__)
-_TYPE_NAMES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT64": "int64"}
 _INT64_INPUTS = {"input_ids": 2, "past_lengths": 1, "query_lengths": 1, "logits_indices": 2}
 
 
@@ -93,7 +93,7 @@ def read_tensors(trt: ModuleType, engine: Any) -> dict[str, Tensor]:
         found[name] = Tensor(
             name,
             engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT,
-            _TYPE_NAMES.get(type_name, type_name),
+            BY_TENSORRT[type_name].name if type_name in BY_TENSORRT else type_name,
             tuple(engine.get_tensor_shape(name)),
             engine.get_tensor_location(name) == trt.TensorLocation.DEVICE,
         )

@@ -37,7 +37,7 @@ MODELS: list[tuple[dict[str, object], PackedQuantization]] = [
     ),
     (MOE, PackedQuantization(Scheme(4, 32, True), embedding=False, input_order=True)),
 ]
-BY_MODEL = pytest.mark.parametrize(("config", "stored"), MODELS, ids=[str(i) for i in range(len(MODELS))])
+BY_MODEL = pytest.mark.parametrize(("config", "packed"), MODELS, ids=[str(i) for i in range(len(MODELS))])
 
 
 def layout_of(config: ModelConfig, packed: PackedQuantization, dtype: str = "BF16") -> Layout:

@@ -25,7 +25,7 @@ from q2export.exporter.checkpoint.rope import inverse_frequencies
 from q2export.exporter.export import canonical_graph
 from q2export.exporter.graph.builder import GraphBuilder
 from q2export.exporter.graph.check import check_structure
-from q2export.exporter.graph.emit import INV_FREQ, TORCH_TYPES, assemble
+from q2export.exporter.graph.emit import INV_FREQ, assemble
 from q2export.exporter.graph.model.decoder import DecoderLayer, Embedding, Head
 from q2export.exporter.graph.ops.functions import IR_VERSION, ONNX_OPSET
 from q2export.exporter.graph.stamp import stamp
@@ -63,7 +63,7 @@ def config_of(name: str) -> ModelConfig:
 
 @functools.cache
 def traced(name: str, dtype: str) -> TracedDecoder:
-    return trace(config_of(name), TORCH_TYPES[dtype])
+    return trace(config_of(name), dtype)
 
 
 def canonical(name: str, dtype: str = "float32") -> ir.Model:

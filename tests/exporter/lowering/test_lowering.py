@@ -13,7 +13,7 @@ from q2export.contracts import opspec
 from q2export.errors import ExportError
 from q2export.exporter.checkpoint.config import ModelConfig, parse_config
 from q2export.exporter.graph.check import check_structure
-from q2export.exporter.graph.emit import TORCH_TYPES, assemble
+from q2export.exporter.graph.emit import assemble
 from q2export.exporter.graph.trace import TracedDecoder, trace
 from q2export.exporter.lowering import onnxruntime as onnxruntime_lowering
 from q2export.exporter.lowering import tensorrt as tensorrt_lowering
@@ -33,7 +33,7 @@ CONFIGS: dict[str, dict[str, object]] = {
 
 @functools.cache
 def traced(name: str) -> TracedDecoder:
-    return trace(parse_config(tiny_config(**CONFIGS[name]), name), TORCH_TYPES["float32"])
+    return trace(parse_config(tiny_config(**CONFIGS[name]), name), "float32")
 
 
 def tiny(name: str) -> tuple[ModelConfig, ir.Model]:

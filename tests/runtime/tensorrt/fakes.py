@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from q2export.contracts import opspec
+from q2export.contracts.dtypes import BY_NAME
 from q2export.errors import GenerationError
 from q2export.package.manifest import EngineInfo, TensorRTInfo
 from q2export.runtime.backends.tensorrt.cuda import Device
@@ -278,9 +279,8 @@ class FakeFile:
         return list(self.tensors)[index]
 
     def get_tensor_dtype(self, name: str) -> Any:
-        names = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "int64": "INT64"}
         dtype = self.tensors[name].dtype
-        return SimpleNamespace(name=names.get(dtype, dtype))
+        return SimpleNamespace(name=BY_NAME[dtype].tensorrt if dtype in BY_NAME else dtype)
 
     def get_tensor_mode(self, name: str) -> str:
         return "input" if self.tensors[name].is_input else "output"

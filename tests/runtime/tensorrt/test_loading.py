@@ -153,7 +153,7 @@ def test_what_the_library_refuses_is_told_with_its_reason(path: Path) -> None:
     [
         ("past_key.2", {"dtype": "float16"}, r"past_key.2: expected input float32\[.*found input float16\["),
         ("logits", {"shape": (-1, -1, 38)}, r"logits: expected .*\[-1, -1, 37\], found .*\[-1, -1, 38\]"),
-        ("input_ids", {"dtype": "INT32"}, "input_ids: expected input int64.*found input INT32"),
+        ("input_ids", {"dtype": "int32"}, "input_ids: expected input int64.*found input int32"),
         ("past_lengths", {"on_device": False}, r"past_lengths: .*found input int64\[-1\] in host memory"),
     ],
 )
