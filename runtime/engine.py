@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,14 +12,17 @@ import numpy.typing as npt
 from q2export.errors import ConfigError, GenerationError
 from q2export.runtime.backends.base import Backend, Float32Array, Int64Array
 from q2export.runtime.chat import ChatTemplate, Message
-from q2export.runtime.generate import Row, generate
+from q2export.runtime.generate import RunningSequence, generate
 from q2export.runtime.generation_config import GenerationDefaults
-from q2export.runtime.options import GenerationOptions
+from q2export.runtime.options import GenerationOptions, OptionKeywords
 from q2export.runtime.prompt import new_token_limit, token_array
 from q2export.runtime.results import GenerationResult, TokenEvent
 from q2export.runtime.sampling import Sampler, check_finite
 from q2export.runtime.stopping import StopStrings
 from q2export.runtime.tokenizer import IncrementalDetokenizer, Tokenizer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 Prompt = str | Sequence[int] | npt.NDArray[np.integer[Any]]
 """Token ids, or text for an engine with a tokenizer."""
@@ -64,133 +67,46 @@ class Engine:
         if outside:
             raise ConfigError(f"eos_token_id {outside[0]} is outside the engine's vocabulary of {vocab_size}")
 
-    def generate(
-        self,
-        prompt: Prompt,
-        *,
-        max_new_tokens: int | None = None,
-        min_new_tokens: int = 0,
-        do_sample: bool | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float | None = None,
-        seed: int | None = None,
-        stop: str | Sequence[str] = (),
-        ignore_eos: bool = False,
-    ) -> GenerationResult:
+    def generate(self, prompt: Prompt, **options: Unpack[OptionKeywords]) -> GenerationResult:
         """Continue a prompt. What is not given comes from the package's ``generation_config.json``.
 
         Args:
             prompt: token ids, or text.
-            max_new_tokens: most tokens to generate. A number given here must fit the engine's capacity; the
-                default (the configuration's, or 512) is cut to what fits after the prompt.
-            min_new_tokens: neither an end-of-text token nor a stop string ends the text before that many
-                tokens.
-            do_sample: draw at random; False takes the likeliest token. Where it is not given, giving
-                ``temperature``, ``top_k``, ``top_p`` or ``min_p`` means True.
-            temperature: divides the logits; 0 takes the likeliest token.
-            top_k: keep this many of the likeliest tokens; 0 keeps all.
-            top_p: keep the fewest likeliest tokens that reach this probability, in (0, 1].
-            min_p: drop tokens less likely than this share of the likeliest, in [0, 1].
-            repetition_penalty: above 1 makes tokens that have occurred, also in the prompt, less likely.
-            seed: of the random draws; the same seed, prompt and engine give the same tokens.
-            stop: end the text before any of these strings; the text of a special token stands for that token.
-            ignore_eos: go on after end-of-text tokens.
+            options: fields of :class:`~q2export.runtime.options.GenerationOptions`. A ``max_new_tokens``
+                given here must fit the engine's capacity; the default is cut to what fits.
 
         Raises:
-            GenerationError: an option out of range, an empty prompt, a token id outside the vocabulary, more
-                tokens than the engine's capacity, text without a tokenizer, or logits that are not finite.
+            GenerationError: an unknown option or one out of its range, an empty prompt, a token id outside
+                the vocabulary, more tokens than the engine's capacity, text without a tokenizer, or logits
+                that are not finite.
         """
-        options = GenerationOptions(
-            max_new_tokens=max_new_tokens,
-            min_new_tokens=min_new_tokens,
-            do_sample=do_sample,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            seed=seed,
-            stop=stop,
-            ignore_eos=ignore_eos,
-        )
-        return self._results(self._rows([prompt], options))[0]
+        return self.generate_batch([prompt], **options)[0]
 
     def generate_batch(
-        self,
-        prompts: Sequence[Prompt],
-        *,
-        max_new_tokens: int | None = None,
-        min_new_tokens: int = 0,
-        do_sample: bool | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float | None = None,
-        seed: int | Sequence[int] | None = None,
-        stop: str | Sequence[str] = (),
-        ignore_eos: bool = False,
+        self, prompts: Sequence[Prompt], **options: Unpack[OptionKeywords]
     ) -> list[GenerationResult]:
         """Continue several prompts at once, of any lengths; one result each, in their order.
 
-        Options and errors are those of :meth:`generate`. ``seed`` is one for all rows, so that a row's random
-        draws are those of its prompt alone, or one per row. A row that has ended costs nothing while others
-        run.
+        Options and errors are those of :meth:`generate`. ``seed`` is one for all prompts, so that a text does
+        not depend on the batch, or a sequence of one for each. A sequence that has ended costs nothing while
+        others run.
         """
-        options = GenerationOptions(
-            max_new_tokens=max_new_tokens,
-            min_new_tokens=min_new_tokens,
-            do_sample=do_sample,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            seed=seed,
-            stop=stop,
-            ignore_eos=ignore_eos,
-        )
-        return self._results(self._rows(prompts, options))
+        sequences = self._sequences(prompts, options)
+        results = {
+            sequence.index: event.result
+            for sequence, event in generate(self.backend, sequences)
+            if event.result
+        }
+        return [results[sequence.index] for sequence in sequences]
 
-    def stream(
-        self,
-        prompt: Prompt,
-        *,
-        max_new_tokens: int | None = None,
-        min_new_tokens: int = 0,
-        do_sample: bool | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float | None = None,
-        seed: int | None = None,
-        stop: str | Sequence[str] = (),
-        ignore_eos: bool = False,
-    ) -> Iterator[TokenEvent]:
+    def stream(self, prompt: Prompt, **options: Unpack[OptionKeywords]) -> Iterator[TokenEvent]:
         """Continue a prompt token by token. Options and errors are those of :meth:`generate`.
 
         Wrong options are refused here, before the first token is asked for. The last event carries the
         result, which equals that of :meth:`generate`. Closing the iterator ends the generation.
         """
-        options = GenerationOptions(
-            max_new_tokens=max_new_tokens,
-            min_new_tokens=min_new_tokens,
-            do_sample=do_sample,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            seed=seed,
-            stop=stop,
-            ignore_eos=ignore_eos,
-        )
-        rows = self._rows([prompt], options)
-        return (event for _, event in generate(self.backend, rows))
+        sequences = self._sequences([prompt], options)
+        return (event for _, event in generate(self.backend, sequences))
 
     def score(self, token_ids: Sequence[int] | npt.NDArray[np.integer[Any]]) -> Float32Array:
         """Logits after each token of one sequence: float32 ``[tokens, vocab]``.
@@ -241,34 +157,34 @@ class Engine:
             raise GenerationError("this package has no tokenizer.json: give token ids, not text")
         return self.tokenizer.encode(text)
 
-    def _rows(self, prompts: Sequence[Prompt], options: GenerationOptions) -> list[Row]:
+    def _sequences(self, prompts: Sequence[Prompt], given: OptionKeywords) -> list[RunningSequence]:
+        """What is to be generated, checked in full before anything is computed."""
         limit = self.backend.max_batch
         if isinstance(prompts, str) or not 1 <= len(prompts) <= limit:
             found = "a string" if isinstance(prompts, str) else f"{len(prompts)} prompts"
             raise GenerationError(
                 f"this engine takes a batch of 1 to {limit} prompts, found {found}; split the batch"
             )
-        sampling = options.sampling(self.defaults.sampling)
+        options = self.defaults.options.updated(given)
         stop_ids, stop_strings = self._stops(options)
-        rows = []
+        sequences = []
         for index, (prompt, seed) in enumerate(zip(prompts, options.seeds(len(prompts)), strict=True)):
             name = "the prompt" if len(prompts) == 1 else f"prompt {index}"
             ids = self._encode(prompt) if isinstance(prompt, str) else prompt
             tokens = token_array(ids, self.backend.vocab_size, name)
-            row = Row(
+            capacity, asked = self.backend.max_capacity, given.get("max_new_tokens")
+            sequence = RunningSequence(
                 index=index,
                 prompt=tokens,
-                sampler=Sampler(sampling, tokens, seed, tuple(stop_ids), options.min_new_tokens),
-                max_new_tokens=new_token_limit(
-                    options, self.defaults, len(tokens), self.backend.max_capacity, name
-                ),
+                sampler=Sampler(options, tokens, seed, tuple(stop_ids)),
+                max_new_tokens=new_token_limit(options, asked, len(tokens), capacity, name),
                 min_new_tokens=options.min_new_tokens,
                 stop_ids=stop_ids,
                 detokenizer=None if self.tokenizer is None else IncrementalDetokenizer(self.tokenizer.decode),
                 stop_strings=StopStrings(stop_strings),
             )
-            rows.append(row)
-        return rows
+            sequences.append(sequence)
+        return sequences
 
     def _stops(self, options: GenerationOptions) -> tuple[dict[int, str | None], list[str]]:
         """Tokens that end the text, with the stop string each stands for; and the other stop strings."""
@@ -285,10 +201,6 @@ class Engine:
             else:
                 stop_ids[token_id] = stop
         return stop_ids, others
-
-    def _results(self, rows: Sequence[Row]) -> list[GenerationResult]:
-        results = {row.index: event.result for row, event in generate(self.backend, rows) if event.result}
-        return [results[row.index] for row in rows]
 
     def _scorable(self, token_ids: Sequence[int] | npt.NDArray[np.integer[Any]]) -> Int64Array:
         tokens = token_array(token_ids, self.backend.vocab_size, "the sequence")

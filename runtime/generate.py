@@ -18,7 +18,7 @@ from q2export.runtime.tokenizer import IncrementalDetokenizer
 _CAPACITY_STEP = 16  # tokens: few distinct cache shapes for at most 15 unused tokens per row
 
 
-class Row:
+class RunningSequence:
     """One sequence while it is generated.
 
     Args:
@@ -104,63 +104,68 @@ class Row:
         return self._stop_strings.feed(self._detokenizer.flush()) + self._stop_strings.flush()
 
 
-def generate(backend: Backend[CacheT], rows: Sequence[Row]) -> Iterator[tuple[Row, TokenEvent]]:
-    """Generate until every row has ended, yielding each token as it is chosen.
+def generate(
+    backend: Backend[CacheT], sequences: Sequence[RunningSequence]
+) -> Iterator[tuple[RunningSequence, TokenEvent]]:
+    """Generate until every sequence has ended, yielding each token as it is chosen.
 
-    The rows that still run are kept in the first rows of the cache, so that the others cost nothing.
+    Those that still run are kept in the first rows of the cache, so that the others cost nothing.
 
     Raises:
         GenerationError: the batch is larger than the engine takes, or the engine returned NaN or infinity.
     """
     spent, resumed = 0.0, time.perf_counter()
-    running = sorted(rows, key=lambda row: len(row.prompt), reverse=True)
+    running = sorted(sequences, key=lambda sequence: len(sequence.prompt), reverse=True)
     cache = backend.new_cache(len(running), _capacity(backend, running))
-    logits = prefill(backend, cache, [row.prompt for row in running])
+    logits = prefill(backend, cache, [sequence.prompt for sequence in running])
     prefill_seconds = time.perf_counter() - resumed
     first_token_seconds: float | None = None
     while running:
         check_finite(logits, functools.partial(_after, running))
-        tokens = [row.sampler.choose(logits[slot]) for slot, row in enumerate(running)]
-        texts = [row.accept(token) for row, token in zip(running, tokens, strict=True)]
+        tokens = [sequence.sampler.choose(logits[row]) for row, sequence in enumerate(running)]
+        texts = [sequence.accept(token) for sequence, token in zip(running, tokens, strict=True)]
         spent += time.perf_counter() - resumed
         first_token_seconds = spent if first_token_seconds is None else first_token_seconds
-        for row, token, text in zip(running, tokens, texts, strict=True):
+        for sequence, token, text in zip(running, tokens, texts, strict=True):
             result = None
-            if row.finish_reason is not None:
+            if sequence.finish_reason is not None:
                 decode_seconds = spent - first_token_seconds
-                sizes = len(row.prompt), len(row.token_ids)
-                result = row.result(Timings(*sizes, prefill_seconds, first_token_seconds, decode_seconds))
-            yield row, TokenEvent(token, text, result)
+                sizes = len(sequence.prompt), len(sequence.token_ids)
+                result = sequence.result(
+                    Timings(*sizes, prefill_seconds, first_token_seconds, decode_seconds)
+                )
+            yield sequence, TokenEvent(token, text, result)
         resumed = time.perf_counter()
         running = _drop_ended(cache, running)
         if running:
             logits = _step(backend, cache, running)
 
 
-def _after(rows: Sequence[Row], slot: int) -> str:
-    return f"after token {rows[slot].length - 1} of prompt {rows[slot].index}"
+def _after(running: Sequence[RunningSequence], row: int) -> str:
+    return f"after token {running[row].length - 1} of prompt {running[row].index}"
 
 
-def _capacity(backend: Backend[CacheT], rows: Sequence[Row]) -> int:
-    needed = max(len(row.prompt) + row.max_new_tokens for row in rows)
+def _capacity(backend: Backend[CacheT], sequences: Sequence[RunningSequence]) -> int:
+    needed = max(len(sequence.prompt) + sequence.max_new_tokens for sequence in sequences)
     return min(-(-needed // _CAPACITY_STEP) * _CAPACITY_STEP, backend.max_capacity)
 
 
-def _drop_ended(cache: KVCache, rows: Sequence[Row]) -> list[Row]:
-    """Rows that still run; the last of them take the places of those that have ended."""
-    running = list(rows)
-    for slot in reversed(range(len(running))):
-        if running[slot].finish_reason is not None:
-            last = running.pop()  # runs still, unless it is the row at ``slot`` itself
-            if slot < len(running):
-                cache.move_row(len(running), slot, last.length - 1)
-                running[slot] = last
+def _drop_ended(cache: KVCache, sequences: Sequence[RunningSequence]) -> list[RunningSequence]:
+    """Sequences that still run; the last of them take the rows of those that have ended."""
+    running = list(sequences)
+    for row in reversed(range(len(running))):
+        if running[row].finish_reason is not None:
+            last = running.pop()  # runs still, unless it is the one of ``row`` itself
+            if row < len(running):
+                cache.move_row(len(running), row, last.length - 1)
+                running[row] = last
     return running
 
 
-def _step(backend: Backend[CacheT], cache: CacheT, rows: Sequence[Row]) -> Float32Array:
-    """Run the last token of each row: logits ``[rows, vocab]``."""
-    input_ids = np.array([[row.token_ids[-1]] for row in rows], np.int64)
-    past_lengths = np.array([row.length - 1 for row in rows], np.int64)
-    ones = np.ones(len(rows), np.int64)
-    return backend.forward(cache, input_ids, past_lengths, ones, np.zeros((len(rows), 1), np.int64))[:, 0]
+def _step(backend: Backend[CacheT], cache: CacheT, running: Sequence[RunningSequence]) -> Float32Array:
+    """Run the last token of each sequence: logits ``[sequences, vocab]``."""
+    input_ids = np.array([[sequence.token_ids[-1]] for sequence in running], np.int64)
+    past_lengths = np.array([sequence.length - 1 for sequence in running], np.int64)
+    ones = np.ones(len(running), np.int64)
+    logits_indices = np.zeros((len(running), 1), np.int64)
+    return backend.forward(cache, input_ids, past_lengths, ones, logits_indices)[:, 0]

@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from q2export.errors import ConfigError, GenerationError
-from q2export.runtime.options import SamplingOptions, check_integer
+from q2export.runtime.options import GenerationOptions
 from q2export.strict.json import read_object
 
 _MAX_BYTES = 1 << 20  # of either file; they are a few hundred bytes
+
+# Fields that name an option of the same name; the rest of GenerationOptions belongs to the caller.
+_FIELDS = ("max_new_tokens", "do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 # Fields of transformers' GenerationConfig that change which tokens come out and are not implemented here,
 # with the values at which they do nothing.
@@ -48,15 +51,12 @@ class GenerationDefaults:
     """What holds where the caller says nothing.
 
     Attributes:
-        sampling: how tokens are chosen. A field absent from the file is off, also ``top_k``, which
-            transformers would set to 50.
-        max_new_tokens: None where the file does not give it.
+        options: what the file gives, over the defaults of transformers.
         eos_token_ids: tokens that end a text; may be empty.
         unsupported: fields of the file that would change the text and are not implemented, as ``name=value``.
     """
 
-    sampling: SamplingOptions = field(default_factory=SamplingOptions)
-    max_new_tokens: int | None = None
+    options: GenerationOptions = field(default_factory=GenerationOptions)
     eos_token_ids: tuple[int, ...] = ()
     unsupported: tuple[str, ...] = ()
 
@@ -72,23 +72,12 @@ def parse_generation_config(config: Mapping[str, object], where: str) -> Generat
         ConfigError: a field has a wrong type or value.
     """
     given: dict[str, Any] = {key: value for key, value in config.items() if value is not None}
-    off = SamplingOptions()
     try:
-        if "max_new_tokens" in given:
-            check_integer("max_new_tokens", given["max_new_tokens"], 1)
-        sampling = SamplingOptions(
-            do_sample=given.get("do_sample", off.do_sample),
-            temperature=given.get("temperature", off.temperature),
-            top_k=given.get("top_k", off.top_k),
-            top_p=given.get("top_p", off.top_p),
-            min_p=given.get("min_p", off.min_p),
-            repetition_penalty=given.get("repetition_penalty", off.repetition_penalty),
-        )
+        options = GenerationOptions(**{name: given[name] for name in _FIELDS if name in given})
     except GenerationError as error:
         raise ConfigError(f"{where}: {error}") from None
     return GenerationDefaults(
-        sampling=sampling,
-        max_new_tokens=given.get("max_new_tokens"),
+        options=options,
         eos_token_ids=_eos_token_ids(given.get("eos_token_id"), where),
         unsupported=tuple(
             f"{name}={given[name]!r}"

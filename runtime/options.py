@@ -1,148 +1,209 @@
-"""What a caller may ask of generation.
+"""What a caller may ask of generation: each option declared once, with its meaning, range and default.
 
-Every class checks itself; an option that makes no sense raises :class:`GenerationError` naming it.
+The keywords of :class:`~q2export.runtime.engine.Engine`, the options of ``q2export generate`` and ``chat``,
+and the fields of ``generation_config.json`` that are read, are those of :class:`GenerationOptions`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import numbers
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 from q2export.errors import GenerationError
+from q2export.strict.suggest import nearest
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
-def check_integer(name: str, value: object, minimum: int) -> None:
-    """Refuse what is not an integer of at least ``minimum``.
-
-    Raises:
-        GenerationError: naming the option.
-    """
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < minimum:
-        raise _refusal(name, f"an integer of at least {minimum}", value)
-
-
-def _check_number(
-    name: str, value: object, low: float, high: float = sys.float_info.max, *, above: bool = False
-) -> None:
-    """Refuse what is not a number in [low, high], or in (low, high] with ``above``. NaN is in neither."""
-    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not real or not low <= value <= high or (above and value == low):  # type: ignore[operator]
-        upper = "" if high == sys.float_info.max else f" and at most {high:g}"
-        raise _refusal(name, f"a number {'above' if above else 'of at least'} {low:g}{upper}", value)
-
-
-def _check_flag(name: str, value: object) -> None:
-    if not isinstance(value, bool):
-        raise _refusal(name, "true or false", value)
-
-
-def _refusal(name: str, expected: str, found: object) -> GenerationError:
-    return GenerationError(f"{name} must be {expected}, found {found!r}")
+Documented = TypeVar("Documented", bound=type)
 
 
 @dataclass(frozen=True)
-class SamplingOptions:
-    """How one token is chosen from its logits. The defaults choose the likeliest token.
+class Kind:
+    """The values that an option takes.
 
     Attributes:
-        do_sample: draw at random; False takes the likeliest token.
-        temperature: divides the logits; 0 takes the likeliest token.
-        top_k: keep the ``top_k`` likeliest tokens (and those equal to the last of them); 0 keeps all.
-        top_p: keep the fewest likeliest tokens whose probabilities reach ``top_p``, in (0, 1].
-        min_p: drop tokens less likely than ``min_p`` times the likeliest, in [0, 1].
-        repetition_penalty: above 1 makes tokens of the prompt and of the text so far less likely.
+        type: what a command line parses.
+        expected: the values in words, for messages.
+        accepts: whether a value is one of them.
     """
 
-    do_sample: bool = False
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
+    type: type
+    expected: str
+    accepts: Callable[[Any], bool]
+
+    def check(self, name: str, value: object) -> None:
+        """Refuse a value that is not of this kind.
+
+        Raises:
+            GenerationError: naming the option.
+        """
+        if not self.accepts(value):
+            raise GenerationError(f"{name} must be {self.expected}, found {value!r}")
+
+
+def _is_integer(value: Any, minimum: int) -> bool:
+    return not isinstance(value, bool) and isinstance(value, numbers.Integral) and int(value) >= minimum
+
+
+def _is_strings(value: Any) -> bool:
+    texts = [value] if isinstance(value, str) else value
+    return isinstance(texts, Sequence) and all(isinstance(text, str) and text for text in texts)
+
+
+def _is_seeds(value: Any) -> bool:
+    several = isinstance(value, Sequence) and not isinstance(value, str)
+    return all(_is_integer(seed, 0) for seed in (value if several else [value]))
+
+
+def _integer(minimum: int) -> Kind:
+    return Kind(int, f"an integer of at least {minimum}", lambda value: _is_integer(value, minimum))
+
+
+def _number(low: float, high: float = sys.float_info.max, *, above: bool = False) -> Kind:
+    """A number in [low, high], or in (low, high] with ``above``. NaN is in neither."""
+
+    def accepts(value: Any) -> bool:
+        real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        return real and bool(low <= value <= high) and not (above and value == low)
+
+    upper = "" if high == sys.float_info.max else f" and at most {high:g}"
+    return Kind(float, f"a number {'above' if above else 'of at least'} {low:g}{upper}", accepts)
+
+
+_FLAG = Kind(bool, "true or false", lambda value: isinstance(value, bool))
+_SEED = Kind(int, "an integer of at least 0, or a sequence of one for each prompt", _is_seeds)
+_STRINGS = Kind(str, "a string or a sequence of strings, none of them empty", _is_strings)
+
+
+def _option(default: Any, kind: Kind, meaning: str) -> Any:
+    return dataclasses.field(default=default, metadata={"kind": kind, "meaning": meaning})
+
+
+def _documented(options: Documented) -> Documented:
+    """Write the meaning of each field into the docstring."""
+    lines = [f"        {each.name}: {each.metadata['meaning']}" for each in dataclasses.fields(options)]
+    options.__doc__ = "\n".join([f"{options.__doc__}\n\n    Attributes:", *lines, ""])
+    return options
+
+
+@_documented
+@dataclass(frozen=True)
+class GenerationOptions:
+    """How a text is generated. The defaults are those of transformers, which take the likeliest token.
+
+    A value out of its range raises a :class:`~q2export.errors.GenerationError` that names it.
+    """
+
+    max_new_tokens: int | None = _option(
+        None, _integer(1), "Most tokens to generate. Where it is given nowhere, 512 or what fits the engine."
+    )
+    min_new_tokens: int = _option(
+        0,
+        _integer(0),
+        "Neither an end-of-text token nor a stop string ends the text before this many tokens.",
+    )
+    do_sample: bool = _option(
+        False,
+        _FLAG,
+        "Draw tokens at random, not the likeliest. On if a temperature, top_k, top_p or min_p is given.",
+    )
+    temperature: float = _option(1.0, _number(0), "Divides the logits; 0 takes the likeliest token.")
+    top_k: int = _option(
+        50,
+        _integer(0),
+        "Draw from this many of the likeliest tokens; 0 draws from all. As in transformers, 50 where "
+        "generation_config.json does not give it.",
+    )
+    top_p: float = _option(
+        1.0, _number(0, 1, above=True), "Draw from the fewest likeliest tokens that reach this probability."
+    )
+    min_p: float = _option(0.0, _number(0, 1), "Drop tokens less likely than this share of the likeliest.")
+    repetition_penalty: float = _option(
+        1.0,
+        _number(0, above=True),
+        "Above 1, tokens of the prompt and of the text so far become less likely.",
+    )
+    seed: int | Sequence[int] | None = _option(
+        None, _SEED, "Random seed; the same seed, prompt and engine give the same tokens."
+    )
+    stop: str | Sequence[str] = _option(
+        (), _STRINGS, "End the text before this string; the text of a special token stands for that token."
+    )
+    ignore_eos: bool = _option(False, _FLAG, "Go on after end-of-text tokens.")
 
     def __post_init__(self) -> None:
-        _check_flag("do_sample", self.do_sample)
-        _check_number("temperature", self.temperature, 0)
-        check_integer("top_k", self.top_k, 0)
-        _check_number("top_p", self.top_p, 0, 1, above=True)
-        _check_number("min_p", self.min_p, 0, 1)
-        _check_number("repetition_penalty", self.repetition_penalty, 0, above=True)
+        for each in dataclasses.fields(self):
+            value = getattr(self, each.name)
+            if value is not None or each.default is not None:
+                each.metadata["kind"].check(each.name, value)
+
+    def updated(self, given: Mapping[str, Any]) -> Self:
+        """These options with the values a caller gives; None counts as not given.
+
+        ``temperature``, ``top_k``, ``top_p`` or ``min_p`` without ``do_sample`` asks to sample: dropping the
+        number where the defaults do not sample would be silently wrong.
+
+        Raises:
+            GenerationError: a name that is no option, or a value out of its range.
+        """
+        names = [each.name for each in dataclasses.fields(self)]
+        for name in given:
+            if name not in names:
+                raise GenerationError(f"no option {name!r}{nearest(name, names)}")
+        values = {name: value for name, value in given.items() if value is not None}
+        if values.keys() & {"temperature", "top_k", "top_p", "min_p"}:
+            values.setdefault("do_sample", True)
+        options = dataclasses.replace(self, **values)
+        most = values.get("max_new_tokens")
+        if most is not None and options.min_new_tokens > most:
+            raise GenerationError(
+                f"min_new_tokens must be at most max_new_tokens, which is {most}, "
+                f"found {options.min_new_tokens}"
+            )
+        return options
 
     @property
     def greedy(self) -> bool:
         """Whether the likeliest token is taken."""
         return not self.do_sample or self.temperature == 0
 
-
-@dataclass(frozen=True)
-class GenerationOptions:
-    """What a caller asks for, per call; None means the engine's default.
-
-    The attributes are those of :meth:`q2export.runtime.engine.Engine.generate`.
-    """
-
-    max_new_tokens: int | None = None
-    min_new_tokens: int = 0
-    do_sample: bool | None = None
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    seed: int | Sequence[int] | None = None
-    stop: str | Sequence[str] = ()
-    ignore_eos: bool = False
-
-    def __post_init__(self) -> None:
-        check_integer("min_new_tokens", self.min_new_tokens, 0)
-        if self.max_new_tokens is not None:
-            check_integer("max_new_tokens", self.max_new_tokens, 1)
-            if self.min_new_tokens > self.max_new_tokens:
-                most = f"at most max_new_tokens, which is {self.max_new_tokens}"
-                raise _refusal("min_new_tokens", most, self.min_new_tokens)
-        _check_flag("ignore_eos", self.ignore_eos)
-        if not isinstance(self.stop, Sequence) or not all(
-            isinstance(s, str) and s for s in self.stop_strings
-        ):
-            raise _refusal("stop", "a string or a sequence of strings, none of them empty", self.stop)
-
     @property
     def stop_strings(self) -> tuple[str, ...]:
         """The stop strings as a tuple."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
-    def seeds(self, rows: int) -> list[int | None]:
-        """One seed per row. A single number serves every row, so that a row's text is that of the row alone.
+    def seeds(self, count: int) -> list[int | None]:
+        """One seed per prompt. A single number serves each, so that a text does not depend on the batch.
 
         Raises:
-            GenerationError: a seed that is negative or no integer; a sequence whose length is not ``rows``.
+            GenerationError: a sequence whose length is not ``count``.
         """
         if self.seed is None:
-            return [None] * rows
-        seeds = list(self.seed) if isinstance(self.seed, Sequence) else [self.seed] * rows
-        if len(seeds) != rows:
-            raise _refusal("seed", f"one integer, or one for each of the {rows} prompts", self.seed)
-        for seed in seeds:
-            check_integer("seed", seed, 0)
+            return [None] * count
+        seeds = list(self.seed) if isinstance(self.seed, Sequence) else [self.seed] * count
+        if len(seeds) != count:
+            raise GenerationError(
+                f"seed must be one integer, or one for each of the {count} prompts, found {self.seed!r}"
+            )
         return [int(seed) for seed in seeds]
 
-    def sampling(self, defaults: SamplingOptions) -> SamplingOptions:
-        """The caller's choices over ``defaults``.
 
-        A caller who sets ``temperature``, ``top_k``, ``top_p`` or ``min_p`` but not ``do_sample`` wants to
-        sample: dropping the number because the configuration does not sample would be silently wrong.
-        """
-        shaping = (self.temperature, self.top_k, self.top_p, self.min_p)
-        shaped = any(value is not None for value in shaping)
-        return SamplingOptions(
-            do_sample=(defaults.do_sample or shaped) if self.do_sample is None else self.do_sample,
-            temperature=defaults.temperature if self.temperature is None else self.temperature,
-            top_k=defaults.top_k if self.top_k is None else self.top_k,
-            top_p=defaults.top_p if self.top_p is None else self.top_p,
-            min_p=defaults.min_p if self.min_p is None else self.min_p,
-            repetition_penalty=(
-                defaults.repetition_penalty if self.repetition_penalty is None else self.repetition_penalty
-            ),
-        )
+class OptionKeywords(TypedDict, total=False):
+    """The fields of :class:`GenerationOptions` as keywords; None, as leaving one out, takes the default."""
+
+    max_new_tokens: int | None
+    min_new_tokens: int | None
+    do_sample: bool | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float | None
+    seed: int | Sequence[int] | None
+    stop: str | Sequence[str] | None
+    ignore_eos: bool | None

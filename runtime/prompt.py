@@ -10,7 +10,6 @@ import numpy.typing as npt
 
 from q2export.errors import GenerationError
 from q2export.runtime.backends.base import Int64Array
-from q2export.runtime.generation_config import GenerationDefaults
 from q2export.runtime.options import GenerationOptions
 
 DEFAULT_MAX_NEW_TOKENS = 512
@@ -51,9 +50,16 @@ def token_array(
 
 
 def new_token_limit(
-    options: GenerationOptions, defaults: GenerationDefaults, prompt_tokens: int, capacity: int, name: str
+    options: GenerationOptions, asked: int | None, prompt_tokens: int, capacity: int, name: str
 ) -> int:
     """Most tokens to generate after a prompt: what the caller asks, or as much of the default as fits.
+
+    Args:
+        options: of the generation.
+        asked: ``max_new_tokens``, if the caller gave it.
+        prompt_tokens: length of the prompt.
+        capacity: of the engine, in tokens.
+        name: of the prompt, for messages.
 
     Raises:
         GenerationError: the prompt fills the engine, or the caller asks for more than fits.
@@ -65,12 +71,11 @@ def new_token_limit(
             f"tokens together; shorten it to at most {capacity - 1} tokens, or build an engine of larger "
             "capacity"
         )
-    asked = options.max_new_tokens
     option = "max_new_tokens"
     if asked is None and options.min_new_tokens > room:
         asked, option = options.min_new_tokens, "min_new_tokens"
     if asked is None:
-        default = defaults.max_new_tokens or DEFAULT_MAX_NEW_TOKENS
+        default = options.max_new_tokens or DEFAULT_MAX_NEW_TOKENS
         return min(max(default, options.min_new_tokens), room)
     if asked > room:
         raise GenerationError(

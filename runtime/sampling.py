@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from q2export.errors import GenerationError
 from q2export.runtime.backends.base import Float32Array, Int64Array
-from q2export.runtime.options import SamplingOptions
+from q2export.runtime.options import GenerationOptions
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -62,7 +62,7 @@ def apply_repetition_penalty(logits: Float32Array, token_ids: Int64Array, penalt
     logits[token_ids] = np.where(scores < 0, scores * factor, scores / factor)
 
 
-def candidates(logits: Float32Array, options: SamplingOptions) -> tuple[Int64Array, Float64Array]:
+def candidates(logits: Float32Array, options: GenerationOptions) -> tuple[Int64Array, Float64Array]:
     """The tokens that may be drawn, and their weights (probabilities up to a common factor).
 
     Args:
@@ -121,24 +121,22 @@ class Sampler:
         options: how to choose.
         prompt: ``[tokens]`` ids of the prompt.
         seed: of this sequence's own random numbers; None takes entropy from the system.
-        forbidden_first: tokens that must not come among the first ``minimum`` ones.
-        minimum: number of tokens for which ``forbidden_first`` holds.
+        forbidden_first: tokens that must not come among the first ``min_new_tokens`` ones.
     """
 
     def __init__(
         self,
-        options: SamplingOptions,
+        options: GenerationOptions,
         prompt: Int64Array,
         seed: int | None = None,
         forbidden_first: Sequence[int] = (),
-        minimum: int = 0,
     ) -> None:
         self._options = options
         self._seen = set(prompt.tolist()) if options.repetition_penalty != 1 else set()
         self._penalized = np.fromiter(self._seen, np.int64, len(self._seen))
         self._random = None if options.greedy else np.random.default_rng(seed)
         self._forbidden = np.array(forbidden_first, np.int64)
-        self._minimum = minimum if len(forbidden_first) else 0
+        self._minimum = options.min_new_tokens if len(forbidden_first) else 0
         self._chosen = 0
 
     def choose(self, logits: Float32Array) -> int:

@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING
 import click
 
 from q2export.cli import options
-from q2export.cli.sampling import Sampling, sampling_options, timings_text
+from q2export.cli.sampling import check_greedy, generation_options, timings_text
 from q2export.errors import GenerationError
 from q2export.strict.suggest import nearest
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from q2export.runtime.engine import Engine
+    from q2export.runtime.options import OptionKeywords
 
 _COMMANDS = {
     "/exit": "leave (so does ctrl-D)",
@@ -27,32 +30,25 @@ _COMMANDS = {
 @click.command()
 @options.package
 @click.option("--system", metavar="TEXT", help="System message.")
-@sampling_options
+@generation_options
 @options.threads
 @options.prepack
 def command(
     package: Path,
     system: str | None,
-    max_new_tokens: int | None,
-    greedy: bool,
-    temperature: float | None,
-    top_k: int | None,
-    top_p: float | None,
-    min_p: float | None,
-    repetition_penalty: float | None,
-    seed: int | None,
     threads: int | None,
     prepack: bool | None,
+    **generation: Unpack[OptionKeywords],
 ) -> None:
     """Talk to a model, with its own chat template.
 
     One line is one message; /help lists what else a line can be. Ctrl-C ends an answer, ctrl-D the program.
     Messages may also be piped to stdin.
     """
-    sampling = Sampling(max_new_tokens, greedy, temperature, top_k, top_p, min_p, repetition_penalty, seed)
+    check_greedy(generation)
     from q2export import api
 
-    conversation = Conversation(api.load(package, threads=threads, prepack=prepack), sampling, system)
+    conversation = Conversation(api.load(package, threads=threads, prepack=prepack), system, generation)
     interactive = sys.stdin.isatty()
     if interactive:
         import readline  # noqa: F401 - gives input() its line editing and history
@@ -84,10 +80,10 @@ def _read_line(interactive: bool) -> str | None:
 class Conversation:
     """Messages so far, and the engine that answers them."""
 
-    def __init__(self, engine: Engine, sampling: Sampling, system: str | None) -> None:
+    def __init__(self, engine: Engine, system: str | None, generation: OptionKeywords) -> None:
         self._engine = engine
-        self._sampling = sampling
         self._system = system
+        self._generation = generation
         self._messages: list[dict[str, str]] = []
         self._reset()
 
@@ -122,7 +118,7 @@ class Conversation:
         """Answer one message, printing as the text comes; ctrl-C keeps what was said until then."""
         messages = [*self._messages, {"role": "user", "content": text}]
         said, timings = [], None
-        events = self._sampling.stream(self._engine, self._engine.chat_prompt(messages))
+        events = self._engine.stream(self._engine.chat_prompt(messages), **self._generation)
         try:
             for event in events:
                 said.append(event.text)

@@ -12,10 +12,13 @@ import click
 from q2export.cli import options
 from q2export.cli.input import read_stdin, read_text
 from q2export.cli.output import print_json
-from q2export.cli.sampling import Sampling, sampling_options, timings_text
+from q2export.cli.sampling import check_greedy, generation_options, timings_text
 from q2export.errors import GenerationError
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from q2export.runtime.options import OptionKeywords
     from q2export.runtime.results import GenerationResult, TokenEvent
 
 
@@ -26,9 +29,7 @@ if TYPE_CHECKING:
 @click.option(
     "--chat", is_flag=True, help="Put the prompt into the model's chat template, as a user's message."
 )
-@sampling_options
-@click.option("--stop", multiple=True, metavar="TEXT", help="End the text before this string; repeatable.")
-@click.option("--ignore-eos", is_flag=True, help="Go on after end-of-text tokens.")
+@generation_options
 @click.option(
     "--stream/--no-stream",
     default=None,
@@ -42,27 +43,18 @@ def command(
     prompt: str | None,
     prompt_file: Path | None,
     chat: bool,
-    max_new_tokens: int | None,
-    greedy: bool,
-    temperature: float | None,
-    top_k: int | None,
-    top_p: float | None,
-    min_p: float | None,
-    repetition_penalty: float | None,
-    seed: int | None,
-    stop: tuple[str, ...],
-    ignore_eos: bool,
     stream: bool | None,
     threads: int | None,
     prepack: bool | None,
     as_json: bool,
+    **generation: Unpack[OptionKeywords],
 ) -> None:
     """Generate text from a prompt.
 
     The prompt is --prompt, --prompt-file or stdin; one newline at the end of a file or of stdin is dropped.
     What is not given here comes from the package's generation_config.json.
     """
-    sampling = Sampling(max_new_tokens, greedy, temperature, top_k, top_p, min_p, repetition_penalty, seed)
+    check_greedy(generation)
     if as_json and stream:
         raise click.UsageError("--json and --stream contradict each other")
     text = _prompt(prompt, prompt_file)
@@ -71,7 +63,7 @@ def command(
 
     engine = api.load(package, threads=threads, prepack=prepack)
     tokens = engine.chat_prompt([{"role": "user", "content": text}]) if chat else text
-    events = sampling.stream(engine, tokens, stop=stop, ignore_eos=ignore_eos)
+    events = engine.stream(tokens, **generation)
     result = _run(events, show=stream is not False and not as_json)
     if as_json:
         from q2export.strict.codec import to_plain

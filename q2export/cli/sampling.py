@@ -1,82 +1,49 @@
-"""Options of ``generate`` and ``chat``: how long to go on, and how the next token is chosen."""
+"""Options of ``generate`` and ``chat``, made from their declaration in the runtime."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from q2export.cli.output import format_seconds
+from q2export.runtime.options import GenerationOptions
 
 if TYPE_CHECKING:
-    from q2export.runtime.engine import Engine
-    from q2export.runtime.results import Timings, TokenEvent
+    from q2export.runtime.results import Timings
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
-_OPTIONS = (
-    click.option("--max-new-tokens", type=int, help="Most tokens to generate."),
-    click.option("--greedy", is_flag=True, help="Always take the likeliest token."),
-    click.option("--temperature", type=float, help="Divides the logits; 0 takes the likeliest token."),
-    click.option("--top-k", type=int, help="Keep this many of the likeliest tokens; 0 keeps all."),
-    click.option("--top-p", type=float, help="Keep the fewest likeliest tokens that reach this probability."),
-    click.option("--min-p", type=float, help="Drop tokens less likely than this share of the likeliest."),
-    click.option(
-        "--repetition-penalty", type=float, help="Above 1, tokens that occurred become less likely."
-    ),
-    click.option("--seed", type=int, help="Of the random draws."),
-)
 
-
-def sampling_options(function: Decorated) -> Decorated:
-    """Add the options of :class:`Sampling`."""
-    for option in reversed(_OPTIONS):
+def generation_options(function: Decorated) -> Decorated:
+    """Add an option for each field of :class:`GenerationOptions`; one that is not given is None, or empty."""
+    for each in reversed(dataclasses.fields(GenerationOptions)):
+        name, kind = each.name.replace("_", "-"), each.metadata["kind"].type
+        several = each.name == "stop"
+        option = click.option(
+            "--sample/--greedy" if each.name == "do_sample" else f"--{name}",
+            each.name,
+            type=kind,
+            is_flag=kind is bool,
+            default=None,
+            multiple=several,
+            help=f"{each.metadata['meaning']}{' Repeatable.' if several else ''}",
+        )
         function = option(function)
     return function
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """The values of :func:`sampling_options`; None leaves the choice to the engine."""
+def check_greedy(given: Mapping[str, object]) -> None:
+    """Refuse ``--greedy`` together with what shapes the random choice.
 
-    max_new_tokens: int | None
-    greedy: bool
-    temperature: float | None
-    top_k: int | None
-    top_p: float | None
-    min_p: float | None
-    repetition_penalty: float | None
-    seed: int | None
-
-    def __post_init__(self) -> None:
-        for name in ("temperature", "top_k", "top_p", "min_p"):
-            if self.greedy and getattr(self, name) is not None:
-                raise click.UsageError(f"--greedy and --{name.replace('_', '-')} contradict each other")
-
-    def stream(
-        self,
-        engine: Engine,
-        prompt: str | Sequence[int],
-        *,
-        stop: Sequence[str] = (),
-        ignore_eos: bool = False,
-    ) -> Iterator[TokenEvent]:
-        """Generate with these values; see :meth:`q2export.runtime.engine.Engine.stream`."""
-        return engine.stream(
-            prompt,
-            max_new_tokens=self.max_new_tokens,
-            do_sample=False if self.greedy else None,
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-            min_p=self.min_p,
-            repetition_penalty=self.repetition_penalty,
-            seed=self.seed,
-            stop=stop,
-            ignore_eos=ignore_eos,
-        )
+    Raises:
+        UsageError: naming both.
+    """
+    for name in ("temperature", "top_k", "top_p", "min_p"):
+        if given["do_sample"] is False and given[name] is not None:
+            raise click.UsageError(f"--greedy and --{name.replace('_', '-')} contradict each other")
 
 
 def timings_text(timings: Timings) -> str:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from q2export.errors import GenerationError
 from q2export.runtime.results import GenerationResult, Timings, TokenEvent
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from q2export.runtime.options import OptionKeywords
 
 TIMINGS = Timings(
     prompt_tokens=8, generated_tokens=5, prefill_seconds=0.004, time_to_first_token=0.005, decode_seconds=0.02
@@ -35,25 +40,11 @@ class FakeEngine:
             raise GenerationError("the chat template refused the messages")
         return [ord(character) for character in text]
 
-    def stream(
-        self,
-        prompt: str | list[int],
-        *,
-        max_new_tokens: int | None,
-        do_sample: bool | None,
-        temperature: float | None,
-        top_k: int | None,
-        top_p: float | None,
-        min_p: float | None,
-        repetition_penalty: float | None,
-        seed: int | None,
-        stop: Sequence[str],
-        ignore_eos: bool,
-    ) -> Iterator[TokenEvent]:
-        options = {name: value for name, value in locals().items() if name != "self"}
-        if isinstance(prompt, list):
-            options["prompt"] = "".join(map(chr, prompt))
-        self.calls.append(options)
+    def stream(self, prompt: str | list[int], **options: Unpack[OptionKeywords]) -> Iterator[TokenEvent]:
+        """Record the call, with the options that are given."""
+        text = prompt if isinstance(prompt, str) else "".join(map(chr, prompt))
+        given = {name: value for name, value in options.items() if value not in (None, ())}
+        self.calls.append({"prompt": text, **given})
         return self._events()
 
     def _events(self) -> Iterator[TokenEvent]:

@@ -11,18 +11,6 @@ import pytest
 from q2export.cli.main import main
 from tests.cli.engines import FakeEngine
 
-UNSET = {
-    "max_new_tokens": None,
-    "do_sample": None,
-    "temperature": None,
-    "top_k": None,
-    "top_p": None,
-    "min_p": None,
-    "repetition_penalty": None,
-    "seed": None,
-    "stop": (),
-    "ignore_eos": False,
-}
 TIMINGS = "prompt 8 tokens in 4.0 ms (2000 tokens/s), generated 5 tokens in 20.0 ms (200.0 tokens/s)\n"
 
 
@@ -43,7 +31,7 @@ def test_text_to_stdout_and_timings_to_stderr(engine: FakeEngine, capsys: pytest
         assert main(["generate", "package", "--prompt", "Say hello", stream]) == 0
         captured = capsys.readouterr()
         assert (captured.out, captured.err) == ("Hello\n", TIMINGS)
-    assert engine.calls == [{"prompt": "Say hello", **UNSET}] * 2
+    assert engine.calls == [{"prompt": "Say hello"}] * 2
 
 
 def test_json(engine: FakeEngine, capsys: pytest.CaptureFixture[str]) -> None:
@@ -71,11 +59,11 @@ def test_every_option_reaches_the_engine(engine: FakeEngine) -> None:
     others = "--repetition-penalty 1.2 --stop END --stop . --ignore-eos"
     assert main(["generate", "package", "--prompt", "p", *sampling.split(), *others.split()]) == 0
     assert main(["generate", "package", "--prompt", "p", "--greedy"]) == 0
+    assert main(["generate", "package", "--prompt", "p", "--sample", "--min-new-tokens", "2"]) == 0
     assert engine.calls == [
         {
             "prompt": "p",
             "max_new_tokens": 9,
-            "do_sample": None,
             "temperature": 0.5,
             "top_k": 40,
             "top_p": 0.9,
@@ -85,7 +73,8 @@ def test_every_option_reaches_the_engine(engine: FakeEngine) -> None:
             "stop": ("END", "."),
             "ignore_eos": True,
         },
-        {"prompt": "p", **UNSET, "do_sample": False},
+        {"prompt": "p", "do_sample": False},
+        {"prompt": "p", "do_sample": True, "min_new_tokens": 2},
     ]
 
 

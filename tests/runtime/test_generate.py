@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from q2export.errors import GenerationError
 from q2export.runtime.engine import Engine
 from q2export.runtime.generation_config import GenerationDefaults
-from q2export.runtime.options import SamplingOptions
+from q2export.runtime.options import GenerationOptions
 from tests.runtime.fakes import FakeBackend, hashed_logits, scripted
 
 VOCAB = 64
@@ -146,21 +146,23 @@ def test_min_new_tokens_puts_off_the_end() -> None:
 
 def test_without_end_of_text_token_it_generates_max_new_tokens() -> None:
     assert len(engine().generate([1], max_new_tokens=50).token_ids) == 50
-    assert len(engine(max_new_tokens=17).generate([1]).token_ids) == 17
+    assert len(engine(options=GenerationOptions(max_new_tokens=17)).generate([1]).token_ids) == 17
 
 
 def test_default_length_is_cut_to_what_fits() -> None:
-    result = engine(FakeBackend(max_capacity=20), max_new_tokens=100).generate([1] * 15)
+    result = engine(FakeBackend(max_capacity=20), options=GenerationOptions(max_new_tokens=100)).generate(
+        [1] * 15
+    )
     assert (len(result.token_ids), result.finish_reason) == (5, "length")
     assert len(engine(FakeBackend(max_capacity=20)).generate([1] * 19).token_ids) == 1
 
 
 def test_sampling_defaults_come_from_the_configuration() -> None:
-    sampling = SamplingOptions(True, 0.9, 5)
-    defaults = engine(sampling=sampling).generate([1], max_new_tokens=20, seed=1)
+    options = GenerationOptions(do_sample=True, temperature=0.9, top_k=5)
+    defaults = engine(options=options).generate([1], max_new_tokens=20, seed=1)
     explicit = engine().generate([1], max_new_tokens=20, temperature=0.9, top_k=5, seed=1)
     assert defaults.token_ids == explicit.token_ids
-    greedy = engine(sampling=sampling).generate([1], max_new_tokens=20, do_sample=False)
+    greedy = engine(options=options).generate([1], max_new_tokens=20, do_sample=False)
     assert list(greedy.token_ids) == greedy_reference([1], 20)
 
 
@@ -210,9 +212,10 @@ def test_invalid_requests_are_refused_before_anything_is_computed(
     assert backend.caches == []
 
 
-def test_unknown_options_are_impossible() -> None:
-    with pytest.raises(TypeError, match="temprature"):
-        engine().generate([1], temprature=1.0)  # type: ignore[call-arg]
+@pytest.mark.parametrize("call", ["generate", "generate_batch", "stream"])
+def test_an_unknown_option_is_answered_with_the_nearest_one(call: str) -> None:
+    with pytest.raises(GenerationError, match="no option 'temprature'; did you mean 'temperature'"):
+        getattr(engine(), call)([1], temprature=1.0)
 
 
 @pytest.mark.parametrize("at", [0, 3])

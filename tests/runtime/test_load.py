@@ -63,7 +63,7 @@ def test_package_with_text(opened: dict[str, Any], caplog: pytest.LogCaptureFixt
     engine = load(folder, check="full")
     assert (opened["check"], opened["threads"]) == ("full", 3)
     assert engine.defaults.eos_token_ids == (5,)
-    assert engine.defaults.sampling.temperature == 0.5
+    assert engine.defaults.options.temperature == 0.5
     assert engine.chat_prompt([{"role": "user", "content": "x"}]) == byte_tokenizer().encode(f"{END}!")
     assert [record.getMessage() for record in caplog.records] == [
         "generation_config.json: num_beams=4 is not supported and has no effect"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,14 +9,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from q2export.errors import GenerationError
-from q2export.runtime.options import SamplingOptions
+from q2export.runtime.options import GenerationOptions
 from q2export.runtime.sampling import Sampler, apply_repetition_penalty, candidates, check_finite
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
 
-def reference(logits: np.ndarray, prompt: np.ndarray, options: SamplingOptions) -> np.ndarray:
+def drawing(
+    temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0, penalty: float = 1.0
+) -> GenerationOptions:
+    return GenerationOptions(
+        do_sample=True,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=penalty,
+    )
+
+
+def reference(logits: np.ndarray, prompt: np.ndarray, options: GenerationOptions) -> np.ndarray:
     """Probabilities by transformers' own processors, in its own order."""
     from transformers.generation import logits_process as hf
 
@@ -33,7 +47,7 @@ def reference(logits: np.ndarray, prompt: np.ndarray, options: SamplingOptions) 
     return np.asarray(scores.double().softmax(-1)[0])
 
 
-def probabilities(logits: np.ndarray, prompt: np.ndarray, options: SamplingOptions) -> np.ndarray:
+def probabilities(logits: np.ndarray, prompt: np.ndarray, options: GenerationOptions) -> np.ndarray:
     logits = logits.copy()
     apply_repetition_penalty(logits, prompt, options.repetition_penalty)
     token_ids, weights = candidates(logits, options)
@@ -45,24 +59,24 @@ def probabilities(logits: np.ndarray, prompt: np.ndarray, options: SamplingOptio
 
 
 CASES = [
-    SamplingOptions(True),
-    SamplingOptions(True, 0.7, 20, 0.8, 0.0, 1.05),  # Qwen2 instruct
-    SamplingOptions(True, 1.3, 50, 0.95, 0.05, 1.0),
-    SamplingOptions(True, 0.9, 0, 0.9, 0.0, 1.2),
-    SamplingOptions(True, 1.0, 0, 0.3, 0.0, 0.8),
-    SamplingOptions(True, 2.0, 0, 0.999, 0.0, 1.0),
-    SamplingOptions(True, 1.0, 1),
-    SamplingOptions(True, 1.0, 10_000),
-    SamplingOptions(True, 1.0, 0, 1.0, 0.1),
-    SamplingOptions(True, 1.0, 0, 1.0, 1.0),
-    SamplingOptions(True, 0.01, 5, 0.5, 0.5, 3.0),
-    SamplingOptions(True, 1.0, 0, 1e-6),
+    drawing(),
+    drawing(0.7, 20, 0.8, 0.0, 1.05),  # Qwen2 instruct
+    drawing(1.3, 50, 0.95, 0.05, 1.0),
+    drawing(0.9, 0, 0.9, 0.0, 1.2),
+    drawing(1.0, 0, 0.3, 0.0, 0.8),
+    drawing(2.0, 0, 0.999, 0.0, 1.0),
+    drawing(1.0, 1),
+    drawing(1.0, 10_000),
+    drawing(1.0, 0, 1.0, 0.1),
+    drawing(1.0, 0, 1.0, 1.0),
+    drawing(0.01, 5, 0.5, 0.5, 3.0),
+    drawing(1.0, 0, 1e-6),
 ]
 
 
 @pytest.mark.parametrize("vocab_size", [7, 1021])
 @pytest.mark.parametrize("options", CASES, ids=str)
-def test_probabilities_equal_those_of_transformers(options: SamplingOptions, vocab_size: int) -> None:
+def test_probabilities_equal_those_of_transformers(options: GenerationOptions, vocab_size: int) -> None:
     random = np.random.default_rng(vocab_size)
     for scale in (0.5, 3.0, 8.0):
         logits = (random.standard_normal(vocab_size) * scale).astype(np.float32)
@@ -78,7 +92,7 @@ def test_real_vocabulary_equals_transformers(scale: float) -> None:
     """A nearly flat distribution needs most of the vocabulary sorted, a peaked one very little."""
     logits = (np.random.default_rng(1).standard_normal(151_936) * scale).astype(np.float32)
     prompt = np.arange(5)
-    for options in (SamplingOptions(True, 0.7, 20, 0.8, 0.0, 1.05), SamplingOptions(True, top_p=0.8)):
+    for options in (drawing(0.7, 20, 0.8, 0.0, 1.05), drawing(top_p=0.8)):
         expected, found = reference(logits, prompt, options), probabilities(logits, prompt, options)
         # float32 running sums over a whole vocabulary put transformers' own border a few tokens off
         assert abs(int((found > 0).sum()) - int((expected > 0).sum())) <= 0.001 * (expected > 0).sum()
@@ -87,7 +101,7 @@ def test_real_vocabulary_equals_transformers(scale: float) -> None:
 
 def test_ties_at_the_border_of_top_k_stay_as_in_transformers() -> None:
     logits = np.array([1, 3, 2, 2, 2, 0], np.float32)
-    token_ids, weights = candidates(logits, SamplingOptions(True, top_k=2))
+    token_ids, weights = candidates(logits, drawing(top_k=2))
     assert token_ids.tolist() == [1, 2, 3, 4]
     np.testing.assert_allclose(weights, [1, *[math.exp(-1)] * 3])
 
@@ -96,27 +110,27 @@ def test_top_p_closed_form() -> None:
     """Probabilities 0.5, 0.25, 0.125, 0.125: 0.5 is reached by one token, anything above needs the next."""
     logits = np.log(np.array([0.125, 0.5, 0.125, 0.25])).astype(np.float32)
     for top_p, kept in ((0.01, [1]), (0.49, [1]), (0.51, [1, 3]), (0.74, [1, 3]), (0.76, [1, 3, 0])):
-        assert candidates(logits, SamplingOptions(True, top_p=top_p))[0].tolist() == kept
+        assert candidates(logits, drawing(top_p=top_p))[0].tolist() == kept
 
 
 @pytest.mark.parametrize("temperature", [1e-300, 5e-324, 1e300])
 def test_extreme_temperatures_stay_finite(temperature: float) -> None:
     logits = np.array([-50, 3, 2.999, 40], np.float32)
-    weights = candidates(logits, SamplingOptions(True, temperature))[1]
+    weights = candidates(logits, drawing(temperature))[1]
     assert np.isfinite(weights).all()
     assert weights.tolist() == ([0, 0, 0, 1] if temperature < 1 else [1, 1, 1, 1])
 
 
 def test_greedy_takes_the_first_of_the_largest() -> None:
     logits = np.array([1, 5, 5, 2], np.float32)
-    assert Sampler(SamplingOptions(), np.array([0])).choose(logits) == 1
-    assert Sampler(SamplingOptions(do_sample=True, temperature=0), np.array([0]), seed=3).choose(logits) == 1
+    assert Sampler(GenerationOptions(), np.array([0])).choose(logits) == 1
+    assert Sampler(drawing(0), np.array([0]), seed=3).choose(logits) == 1
 
 
 def test_penalty_covers_prompt_and_generated_tokens_once() -> None:
     logits = np.array([4.0, 3.0, 2.5, -1.0], np.float32)
     before = logits.copy()
-    sampler = Sampler(SamplingOptions(repetition_penalty=1.5), np.array([0, 0, 3]))
+    sampler = Sampler(GenerationOptions(repetition_penalty=1.5), np.array([0, 0, 3]))
     # 0: 4/1.5 = 2.67 < 3, so 1; then 1: 3/1.5 = 2 < 2.67, so 0; 2.5 stays below 2.67
     assert [sampler.choose(logits) for _ in range(3)] == [1, 0, 0]
     np.testing.assert_array_equal(logits, before)
@@ -127,14 +141,15 @@ def test_penalty_covers_prompt_and_generated_tokens_once() -> None:
 
 def test_forbidden_first_tokens() -> None:
     logits = np.array([9.0, 8.0, 1.0], np.float32)
-    for options in (SamplingOptions(), SamplingOptions(True, 0.01)):
-        sampler = Sampler(options, np.array([2]), 0, forbidden_first=(0, 1), minimum=2)
+    for shape in (GenerationOptions(), drawing(0.01)):
+        options = replace(shape, min_new_tokens=2)
+        sampler = Sampler(options, np.array([2]), 0, forbidden_first=(0, 1))
         assert [sampler.choose(logits) for _ in range(3)] == [2, 2, 0]
 
 
 def test_draws_follow_the_probabilities() -> None:
     logits = np.log(np.array([0.1, 0.2, 0.3, 0.4])).astype(np.float32)
-    sampler = Sampler(SamplingOptions(True), np.array([0]), seed=0)
+    sampler = Sampler(drawing(), np.array([0]), seed=0)
     counts = np.bincount([sampler.choose(logits) for _ in range(4000)], minlength=4) / 4000
     np.testing.assert_allclose(counts, [0.1, 0.2, 0.3, 0.4], atol=0.03)  # 4 standard deviations
 
@@ -143,7 +158,7 @@ def test_same_seed_same_draws() -> None:
     logits = np.random.default_rng(0).standard_normal(100).astype(np.float32)
 
     def draws(seed: int | None) -> list[int]:
-        sampler = Sampler(SamplingOptions(True), np.array([0]), seed)
+        sampler = Sampler(drawing(), np.array([0]), seed)
         return [sampler.choose(logits) for _ in range(20)]
 
     assert draws(5) == draws(5)
@@ -163,7 +178,7 @@ def test_the_likeliest_token_always_stays(
     values: list[float], top_k: int, top_p: float, min_p: float, temperature: float
 ) -> None:
     logits = np.array(values, np.float32)
-    token_ids, weights = candidates(logits, SamplingOptions(True, temperature, top_k, top_p, min_p))
+    token_ids, weights = candidates(logits, drawing(temperature, top_k, top_p, min_p))
     # or one so close to it that their probabilities are the same number
     gap = float(logits.max()) - float(logits[token_ids].max())
     assert math.exp(-gap / temperature) == 1
