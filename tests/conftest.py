@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 from hypothesis import settings
+
+# A shell's background jobs ignore it, and so would the commands that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples every time: a run that fails here fails everywhere.
 settings.register_profile("q2export", deadline=None, print_blob=True, derandomize=True)

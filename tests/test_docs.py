@@ -16,7 +16,6 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 DOCUMENTS = ["README.md", *sorted(f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md"))]
 _FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)[^)]*\)")
-_SECONDS = 300
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,6 @@ def test_documented_commands_run(name: str, tmp_path: Path, checkpoints: Path) -
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=_SECONDS,
         )
         assert result.returncode == 0, f"{name}:{step.line}: {step.text}\n{result.stdout}{result.stderr}"
 

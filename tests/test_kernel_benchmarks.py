@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from benchmarks.kernels.decoder import decoder_bytes
 from benchmarks.kernels.moe import exact, grouped, make_inputs, moe_workload
 from benchmarks.kernels.timing import sets_needed
 from q2export.plugins.tensorrt import kernels
-from tests.plugins.host_kernels import compile_once
+from tests.host_cuda.compiling import compile_for_host
 
 CPU = torch.device("cpu")
 ATTENTION = AttentionShape(batch=2, past=5, query=3, num_heads=4, num_kv_heads=2, head_dim=64)
@@ -25,10 +24,8 @@ MOE = MoeShape(tokens=5, hidden_size=32, intermediate_size=16, num_experts=6, to
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    if shutil.which("g++") is None:
-        pytest.skip("needs g++ to compile the kernels")
-    path = compile_once(tmp_path_factory, "libq2export_kernels.so")
+def library() -> Iterator[None]:
+    path = compile_for_host("libq2export_kernels.so")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernels, "LIBRARY", path)
         yield

@@ -144,7 +144,8 @@ def stopping_on_signals() -> Iterator[Interrupt]:
     """While the block runs, note SIGINT and SIGTERM instead of raising within a callback of C++.
 
     A signal that came is delivered again when the block ends, to the handlers that were there before.
-    Outside the main thread, where Python delivers none, nothing changes.
+    Signals that the program ignores stay ignored, as SIGINT is in a shell's background job. Outside the main
+    thread, where Python delivers none, nothing changes.
     """
     interrupt = Interrupt()
     if threading.current_thread() is not threading.main_thread():
@@ -154,7 +155,8 @@ def stopping_on_signals() -> Iterator[Interrupt]:
     def note(number: int, frame: object) -> None:
         interrupt.number = interrupt.number or number
 
-    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    handled = [each for each in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(each) != signal.SIG_IGN]
+    previous = {number: signal.signal(number, note) for number in handled}
     try:
         yield interrupt
     finally:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -63,19 +62,13 @@ def test_every_option_is_kebab_case_and_explained(name: str) -> None:
         assert isinstance(parameter, click.Argument) or parameter.help
 
 
-def test_help_imports_nothing_heavy() -> None:
-    probe = f"{HELP}; print(code, sorted({HEAVY!r} & set(sys.modules)), file=sys.stderr)"
+def test_help_imports_little_and_nothing_heavy() -> None:
+    """So that it comes in less than 0.3 s: there are 125 modules, most of them Python's own."""
+    probe = f"{HELP}; print(code, sorted({HEAVY!r} & set(sys.modules)), len(sys.modules), file=sys.stderr)"
     result = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
-    assert result.stderr == "0 []\n"
-
-
-def test_help_takes_less_than_0_3_seconds() -> None:
-    seconds = []
-    for _ in range(7):  # the best of several: other tests run beside this one
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "-c", HELP], capture_output=True, check=True)
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 0.3
+    answer, _, modules = result.stderr.rpartition(" ")
+    assert answer == "0 []"
+    assert int(modules) < 160
 
 
 def test_only_the_command_that_runs_is_imported() -> None:
@@ -189,7 +182,7 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
         )
         assert process.stdout is not None
         process.stdout.close()
-        assert process.wait(timeout=60) == 141
+        assert process.wait() == 141
     assert (tmp_path / "err").read_bytes() == b""
 
 

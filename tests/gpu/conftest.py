@@ -17,7 +17,8 @@ from q2export.plugins.kernel_build import (
     plan,
 )
 from q2export.plugins.tensorrt import kernels as bindings
-from tests.plugins.host_kernels import ROOT, HostKernels
+from tests.host_cuda.compiling import ROOT
+from tests.plugins.kernels import Kernels
 
 
 @pytest.fixture(scope="session")
@@ -37,9 +38,9 @@ def gpu_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def kernels(gpu_library: Path) -> HostKernels:
+def kernels(gpu_library: Path) -> Kernels:
     """The functions of the C ABI, on tensors that are moved to the GPU and back."""
-    return HostKernels(gpu_library, "cuda")
+    return Kernels(gpu_library, "cuda")
 
 
 @pytest.fixture(scope="session")

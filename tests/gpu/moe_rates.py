@@ -19,7 +19,7 @@ from torch import Tensor
 from benchmarks.kernels.timing import GraphTimer
 from q2export.plugins.tensorrt.kernels import MoeDesc
 from tests.gpu.test_moe import compile_for_gpu
-from tests.plugins.host_kernels import DTYPES, pointers
+from tests.plugins.kernels import DTYPES, pointers
 from tests.plugins.moe_probes import HOPPER, TILES, Plan, TileKernels
 
 SHAPES = {"57B-A14B": (3584, 2560, 64, 8), "1.5-MoE-A2.7B": (2048, 1408, 60, 4)}

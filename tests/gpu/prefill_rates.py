@@ -17,8 +17,8 @@ import torch
 from benchmarks.kernels.timing import GraphTimer
 from q2export.plugins.tensorrt.kernels import AttentionDesc, AttentionTensors
 from tests.gpu.test_prefill import compile_for_gpu
-from tests.plugins.host_kernels import DTYPES, pointers
-from tests.plugins.host_machine import H200
+from tests.host_cuda.gpus import H200
+from tests.plugins.kernels import DTYPES, pointers
 from tests.plugins.prefill_probes import HOPPER, SHORT, TALL, Prefill
 
 NAMES = {SHORT: "short", TALL: "tall", HOPPER: "hopper"}

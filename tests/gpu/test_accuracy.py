@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from q2export.exporter.graph.ops.moe import moe_reference, route
-from tests.plugins.host_kernels import HostKernels
+from tests.plugins.kernels import Kernels
 
 DTYPES = [torch.float16, torch.bfloat16]
 BORDERS = (1, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 255, 256, 257, 1000)
@@ -39,9 +39,7 @@ def attention_exact(
 @pytest.mark.parametrize("head_dim", [64, 128])
 @pytest.mark.parametrize("group", [1, 2, 4, 6, 7, 8])
 @pytest.mark.parametrize("sequence", [1, 5, 16, 17, 64, 200])
-def test_attention(
-    kernels: HostKernels, dtype: torch.dtype, head_dim: int, group: int, sequence: int
-) -> None:
+def test_attention(kernels: Kernels, dtype: torch.dtype, head_dim: int, group: int, sequence: int) -> None:
     """A ragged batch, every length beside a tile's border; what lies beyond the lengths is NaN."""
     rng = random.Random(f"{dtype}{head_dim}{group}{sequence}")
     torch.manual_seed(rng.randrange(1 << 30))
@@ -75,7 +73,7 @@ def test_attention(
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("experts", "top_k"), [(60, 4), (64, 8)])
 @pytest.mark.parametrize("tokens", [1, 3, 8, 16, 17, 64, 129, 1000])
-def test_moe(kernels: HostKernels, dtype: torch.dtype, experts: int, top_k: int, tokens: int) -> None:
+def test_moe(kernels: Kernels, dtype: torch.dtype, experts: int, top_k: int, tokens: int) -> None:
     torch.manual_seed(tokens)
     hidden_size, intermediate = 256, 192
     hidden = torch.randn(tokens, hidden_size).to(dtype)
@@ -97,7 +95,7 @@ def test_moe(kernels: HostKernels, dtype: torch.dtype, experts: int, top_k: int,
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_two_runs_have_the_same_bits(kernels: HostKernels, dtype: torch.dtype) -> None:
+def test_two_runs_have_the_same_bits(kernels: Kernels, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     hidden, logits = torch.randn(100, 128).to(dtype), torch.randn(100, 64).to(dtype)
     weights = [

@@ -8,13 +8,13 @@ from ctypes import byref, c_size_t, c_void_p
 import torch
 
 from q2export.plugins.tensorrt.kernels import MoeDesc
-from tests.plugins.host_kernels import DTYPES, HostKernels, pointers
+from tests.plugins.kernels import DTYPES, Kernels, pointers
 from tests.plugins.test_csrc_kernels import TestAttention, TestMoe, TestRotary, experts, seed
 
 __all__ = ["TestAttention", "TestMoe", "TestRotary", "seed"]
 
 
-def test_a_graph_captures_and_replays_the_moe(kernels: HostKernels) -> None:
+def test_a_graph_captures_and_replays_the_moe(kernels: Kernels) -> None:
     """It neither allocates nor synchronises, and keeps no pointer to the host's arrays of experts."""
     hidden, logits = torch.randn(5, 24), torch.randn(5, 130)
     weights = experts(130, 24, 10, torch.float32)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from q2export.exporter.graph.ops.moe import moe_reference
-from tests.plugins.host_kernels import INCLUDES, run_compiler
+from tests.host_cuda.compiling import INCLUDES, run_compiler
 from tests.plugins.moe_probes import HOPPER, SOURCES, TILES, Plan, TileKernels, moe_in_float64
 from tests.plugins.test_csrc_kernels import assert_near, experts
 from tests.plugins.test_moe_kernels import NARROW, TestRouting, TestTokens, seed

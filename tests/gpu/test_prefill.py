@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.plugins.host_kernels import INCLUDES, run_compiler
+from tests.host_cuda.compiling import INCLUDES, run_compiler
 from tests.plugins.prefill_probes import HOPPER, SOURCES, TILES, Batch, Prefill
 from tests.plugins.test_prefill_kernels import EPSILON, TYPES, TestAttention, TestRefusals, seed
 

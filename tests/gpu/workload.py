@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 
-from tests.plugins.host_kernels import HostKernels
+from tests.plugins.kernels import Kernels
 
 
 def main(library: Path) -> None:
     """Run the kernels of all ops in both half-precision types."""
-    kernels = HostKernels(library, "cuda")
+    kernels = Kernels(library, "cuda")
     torch.manual_seed(0)
     for dtype in (torch.float16, torch.bfloat16):
         rotary(kernels, dtype)
@@ -24,13 +24,13 @@ def main(library: Path) -> None:
     print("done")
 
 
-def rotary(kernels: HostKernels, dtype: torch.dtype) -> None:
+def rotary(kernels: Kernels, dtype: torch.dtype) -> None:
     """Seven heads of 64."""
     x = torch.randn(2, 5, 7, 64).to(dtype)
     kernels.rotary_embedding(x, torch.arange(10).view(2, 5), torch.rand(32), 1.1)
 
 
-def attention(kernels: HostKernels, dtype: torch.dtype, head_dim: int, sequence: int) -> None:
+def attention(kernels: Kernels, dtype: torch.dtype, head_dim: int, sequence: int) -> None:
     """A group of seven, one row empty but for its new tokens, and one with a past."""
     new = [torch.randn(2, sequence, heads, head_dim).to(dtype) for heads in (14, 2, 2)]
     caches = [torch.randn(2, 2, 300, head_dim).to(dtype) for _ in range(2)]
@@ -40,7 +40,7 @@ def attention(kernels: HostKernels, dtype: torch.dtype, head_dim: int, sequence:
     kernels.attention([*new, *caches, *lengths], 50, scale=head_dim**-0.5)
 
 
-def moe(kernels: HostKernels, dtype: torch.dtype, tokens: int) -> None:
+def moe(kernels: Kernels, dtype: torch.dtype, tokens: int) -> None:
     """Sixty experts, four each."""
     shapes = ((96, 128), (96, 128), (128, 96))
     weights = [[torch.randn(*shape).to(dtype) * 0.1 for _ in range(60)] for shape in shapes]

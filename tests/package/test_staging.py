@@ -142,8 +142,7 @@ def test_a_live_owner_holds_its_lock(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_termination_unwinds(number: signal.Signals) -> None:
     with pytest.raises(SystemExit) as caught, exit_on_termination():
-        os.kill(os.getpid(), number)
-        signal.sigtimedwait([], 1)
+        signal.raise_signal(number)
     assert caught.value.code == 128 + number
     assert signal.getsignal(number) is signal.SIG_DFL
 

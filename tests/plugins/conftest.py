@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
 import pytest
 
-from tests.plugins import sanitizers
-from tests.plugins.host_kernels import RACES, ROOT, SANITIZED, compile_once
+from tests.host_cuda import sanitizers
+from tests.host_cuda.compiling import RACES, ROOT, SANITIZED, compile_for_host
 
 
 @pytest.fixture(scope="session")
@@ -23,23 +22,19 @@ def headers() -> Path:
 
 
 @pytest.fixture(scope="session")
-def host_kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def host_kernels() -> Path:
     """All kernels, compiled for the host."""
-    if shutil.which("g++") is None:
-        pytest.skip("needs g++ to compile the kernels")
-    return compile_once(tmp_path_factory, "libq2export_kernels.so")
+    return compile_for_host("libq2export_kernels.so")
 
 
 @pytest.fixture(scope="session")
-def sanitized_kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same under AddressSanitizer and UBSan; for processes of :func:`~tests.plugins.sanitizers.run`."""
+def sanitized_kernels() -> Path:
+    """The same under AddressSanitizer and UBSan; for processes of :func:`~tests.host_cuda.sanitizers.run`."""
     sanitizers.library("libasan.so")
-    return compile_once(tmp_path_factory, "libsanitized.so", SANITIZED)
+    return compile_for_host("libsanitized.so", SANITIZED)
 
 
 @pytest.fixture(scope="session")
-def race_checked_kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def race_checked_kernels() -> Path:
     """The same, aborting at the first data race; for processes of their own."""
-    if shutil.which("g++") is None:
-        pytest.skip("needs g++ to compile the kernels")
-    return compile_once(tmp_path_factory, "libraces.so", RACES)
+    return compile_for_host("libraces.so", RACES)

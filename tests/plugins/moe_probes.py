@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from q2export.plugins.tensorrt.kernels import MoeDesc
-from tests.plugins.host_kernels import ALIGNMENT, CSRC, HostKernels
-from tests.plugins.host_machine import Gpu
+from tests.host_cuda.compiling import CSRC
+from tests.host_cuda.gpus import Gpu
+from tests.plugins.kernels import ALIGNMENT, Kernels
 
 SOURCES = [
     *sorted(CSRC.glob("kernels/moe/*.cu")),
@@ -94,7 +95,7 @@ class Plan:
         return self.choose(byref(desc), byref(CGpu(*astuple(gpu))))
 
 
-class TileKernels(HostKernels):
+class TileKernels(Kernels):
     """Q2MoE with a tile that the plan need not choose.
 
     Args:

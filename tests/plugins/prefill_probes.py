@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from q2export.plugins.tensorrt.kernels import AttentionDesc, AttentionTensors
-from tests.plugins.host_kernels import CSRC, DTYPES, KernelError, pointers
-from tests.plugins.host_machine import Gpu
+from tests.host_cuda.compiling import CSRC
+from tests.host_cuda.gpus import Gpu
+from tests.plugins.kernels import DTYPES, KernelError, pointers
 
 SOURCES = [
     *sorted(CSRC.glob("kernels/attention/prefill*.cu")),

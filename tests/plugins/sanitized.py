@@ -12,13 +12,13 @@ from pathlib import Path
 
 import torch
 
-from tests.plugins.host_kernels import HostKernels
-from tests.plugins.host_machine import A100, H200, L4, pretending
+from tests.host_cuda.gpus import A100, H200, L4, pretending
+from tests.plugins.kernels import Kernels
 from tests.plugins.test_csrc_kernels import experts, frequencies, ragged_batch
 from tests.plugins.test_decode_kernels import batch_of
 
 
-def clean(kernels: HostKernels) -> None:
+def clean(kernels: Kernels) -> None:
     """Every op, with nothing wrong."""
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         x = torch.randn(3, 1, 7, 6).to(dtype)
@@ -36,7 +36,7 @@ def clean(kernels: HostKernels) -> None:
     print("moe")
 
 
-def decode(kernels: HostKernels) -> None:
+def decode(kernels: Kernels) -> None:
     """Every block: four warps and eight, with keys of their own or shared; split and whole; a window."""
     for gpu, tokens in product((H200, L4, replace(A100, multiprocessors=1)), (1, 3)):
         with pretending(kernels.library, gpu):
@@ -46,7 +46,7 @@ def decode(kernels: HostKernels) -> None:
                 kernels.attention(tensors, 300, (frequencies(head_dim), 1.0), scale=0.125)
 
 
-def prefill(kernels: HostKernels) -> None:
+def prefill(kernels: Kernels) -> None:
     """Tall tiles, where one multiprocessor is soon busy, and short ones; a window; idle rows."""
     for gpu in (replace(A100, multiprocessors=1), L4):
         with pretending(kernels.library, gpu):
@@ -56,7 +56,7 @@ def prefill(kernels: HostKernels) -> None:
                 kernels.attention(tensors, 30, (frequencies(head_dim), 1.0), scale=0.125)
 
 
-def moe(kernels: HostKernels) -> None:
+def moe(kernels: Kernels) -> None:
     """The reference; every tile, with sizes that leave it half full; more experts than pointers by value."""
     kernels.moe(torch.randn(5, 24), torch.randn(5, 130), experts(130, 24, 10, torch.float32), 3, True)
     many, few = experts(130, 16, 8, torch.bfloat16), experts(3, 72, 40, torch.float16)
@@ -67,11 +67,11 @@ def moe(kernels: HostKernels) -> None:
     kernels.moe(torch.randn(70, 16).bfloat16(), logits[:70].bfloat16(), many, 2, True)
 
 
-def overflow(kernels: HostKernels) -> None:
+def overflow(kernels: Kernels) -> None:
     """One logit fewer than there are experts."""
     kernels.moe(torch.randn(5, 24), torch.randn(5, 6), experts(7, 24, 10, torch.float32), 3, True)
 
 
 if __name__ == "__main__":
     torch.manual_seed(0)
-    {"clean": clean, "overflow": overflow}[sys.argv[2]](HostKernels(Path(sys.argv[1])))
+    {"clean": clean, "overflow": overflow}[sys.argv[2]](Kernels(Path(sys.argv[1])))

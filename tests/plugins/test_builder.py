@@ -146,8 +146,23 @@ def test_a_signal_stops_the_build_and_arrives_where_it_would_have(
 
 
 def test_ctrl_c_is_a_keyboard_interrupt(trt: ModuleType, dense: Path) -> None:
+    once = iter([signal.SIGINT])
+
+    def advance(amount: int) -> None:
+        for number in once:
+            os.kill(os.getpid(), number)
+
     with pytest.raises(KeyboardInterrupt):
-        Network(trt, dense).build(OPTIONS, io.BytesIO(), lambda amount: os.kill(os.getpid(), signal.SIGINT))
+        Network(trt, dense).build(OPTIONS, io.BytesIO(), advance)
+
+
+def test_a_signal_that_is_ignored_stops_nothing(trt: ModuleType, dense: Path) -> None:
+    sink, before = io.BytesIO(), signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        Network(trt, dense).build(OPTIONS, sink, lambda amount: os.kill(os.getpid(), signal.SIGINT))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert sink.getvalue()
 
 
 def test_a_full_disk_is_reported_as_such(trt: ModuleType, dense: Path) -> None:

@@ -12,15 +12,15 @@ from torch import Tensor
 from q2export.exporter.graph.ops.attention import group_query_attention_reference
 from q2export.exporter.graph.ops.moe import moe_reference
 from q2export.exporter.graph.ops.rotary import rotary_embedding_reference
-from tests.plugins.host_kernels import HostKernels, KernelError
+from tests.plugins.kernels import KernelError, Kernels
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 EPSILON = {torch.float32: 2.0**-23, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
 
 
 @pytest.fixture(scope="module")
-def kernels(host_kernels: Path) -> HostKernels:
-    return HostKernels(host_kernels)
+def kernels(host_kernels: Path) -> Kernels:
+    return Kernels(host_kernels)
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +46,7 @@ def frequencies(head_dim: int) -> Tensor:
 class TestRotary:
     @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize("head_dim", [2, 64, 128])
-    def test_equals_float64(self, kernels: HostKernels, dtype: torch.dtype, head_dim: int) -> None:
+    def test_equals_float64(self, kernels: Kernels, dtype: torch.dtype, head_dim: int) -> None:
         x = torch.randn(2, 3, 7, head_dim).to(dtype)
         position_ids = torch.tensor([[0, 1, 2], [32767, 131071, 5]])
         inv_freq = frequencies(head_dim)
@@ -57,7 +57,7 @@ class TestRotary:
         turned = torch.complex(first, second) * torch.polar(torch.full_like(angle, 1.1386294), angle)
         assert_near(y, torch.cat((turned.real, turned.imag), dim=-1), roundings=1.0)
 
-    def test_zero_position_and_no_tokens(self, kernels: HostKernels) -> None:
+    def test_zero_position_and_no_tokens(self, kernels: Kernels) -> None:
         x = torch.randn(1, 1, 2, 4)
         assert torch.equal(
             kernels.rotary_embedding(x, torch.zeros(1, 1, dtype=torch.int64), frequencies(4), 1.0), x
@@ -66,7 +66,7 @@ class TestRotary:
         empty = kernels.rotary_embedding(none, torch.empty(0, 3, dtype=torch.int64), frequencies(4), 1.0)
         assert empty.shape == none.shape
 
-    def test_odd_head_dim_is_refused(self, kernels: HostKernels) -> None:
+    def test_odd_head_dim_is_refused(self, kernels: Kernels) -> None:
         with pytest.raises(KernelError, match=r"invalid argument: .*head_dim is 5, expected a multiple of 2"):
             kernels.rotary_embedding(torch.randn(1, 1, 2, 5), torch.zeros(1, 1).long(), frequencies(4), 1.0)
 
@@ -120,7 +120,7 @@ class TestAttention:
     )
     @pytest.mark.parametrize("window", [0, 3])
     def test_equals_float64(
-        self, kernels: HostKernels, dtype: torch.dtype, heads: int, kv_heads: int, head_dim: int, window: int
+        self, kernels: Kernels, dtype: torch.dtype, heads: int, kv_heads: int, head_dim: int, window: int
     ) -> None:
         tensors = ragged_batch(heads, kv_heads, head_dim, dtype)
         output, _, _ = kernels.attention(tensors, window, scale=head_dim**-0.5)
@@ -128,7 +128,7 @@ class TestAttention:
         assert_near(output, expected, roundings=1.0)
 
     @pytest.mark.parametrize("in_place", [True, False])
-    def test_cache_equals_torch_bit_for_bit(self, kernels: HostKernels, in_place: bool) -> None:
+    def test_cache_equals_torch_bit_for_bit(self, kernels: Kernels, in_place: bool) -> None:
         tensors = ragged_batch(14, 2, 64, torch.float16)
         _, *present = kernels.attention(tensors, scale=0.125, in_place=in_place)
         _, *expected = group_query_attention_reference(*tensors, 14, 2, 0.125, 0)
@@ -136,7 +136,7 @@ class TestAttention:
             assert torch.equal(ours.view(torch.int16), theirs.view(torch.int16))
 
     @pytest.mark.parametrize("dtype", DTYPES)
-    def test_rotary_attention_is_the_two_ops_composed(self, kernels: HostKernels, dtype: torch.dtype) -> None:
+    def test_rotary_attention_is_the_two_ops_composed(self, kernels: Kernels, dtype: torch.dtype) -> None:
         tensors = ragged_batch(14, 2, 64, dtype)
         query, key, *rest = tensors
         inv_freq, factor = frequencies(64), 1.07
@@ -147,7 +147,7 @@ class TestAttention:
         for ours, theirs in zip(fused, expected, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
 
-    def test_equals_the_torch_references(self, kernels: HostKernels) -> None:
+    def test_equals_the_torch_references(self, kernels: Kernels) -> None:
         tensors = ragged_batch(7, 1, 64, torch.float32)
         query, key, *rest = tensors
         inv_freq = frequencies(64)
@@ -159,14 +159,14 @@ class TestAttention:
             torch.testing.assert_close(output[row, :length], expected[row, :length], rtol=0, atol=2e-6)
 
     @pytest.mark.parametrize("past", [-4, 153, 155, 2**40])
-    def test_lengths_out_of_range_stay_in_the_buffers(self, kernels: HostKernels, past: int) -> None:
+    def test_lengths_out_of_range_stay_in_the_buffers(self, kernels: Kernels, past: int) -> None:
         query, key, value, past_key, past_value, *_ = ragged_batch(2, 1, 64, torch.float32)
         clean = [tensor.nan_to_num(0.0) for tensor in (query, key, value, past_key, past_value)]
         lengths = [torch.full((4,), past), torch.tensor([5, -1, 99, 2])]
         output, _, _ = kernels.attention([*clean, *lengths], scale=0.125)
         assert bool(output.isfinite().all())
 
-    def test_large_scores_do_not_overflow(self, kernels: HostKernels) -> None:
+    def test_large_scores_do_not_overflow(self, kernels: Kernels) -> None:
         tensors = ragged_batch(2, 1, 64, torch.float32)
         output, _, _ = kernels.attention(tensors, scale=100.0)
         assert_near(output, attention_in_float64(tensors, 100.0, 0), roundings=200.0)
@@ -179,7 +179,7 @@ class TestAttention:
         ],
     )
     def test_shapes_are_refused(
-        self, kernels: HostKernels, heads: int, kv_heads: int, head_dim: int, message: str
+        self, kernels: Kernels, heads: int, kv_heads: int, head_dim: int, message: str
     ) -> None:
         with pytest.raises(KernelError, match=f"invalid argument: group_query_attention: {message}"):
             kernels.attention(ragged_batch(heads, kv_heads, head_dim, torch.float32), scale=1.0)
@@ -215,14 +215,14 @@ class TestMoe:
     @pytest.mark.parametrize("norm", [False, True])
     @pytest.mark.parametrize(("count", "top_k"), [(64, 8), (5, 1), (3, 3), (130, 2)])
     def test_equals_float64(
-        self, kernels: HostKernels, dtype: torch.dtype, norm: bool, count: int, top_k: int
+        self, kernels: Kernels, dtype: torch.dtype, norm: bool, count: int, top_k: int
     ) -> None:
         hidden, logits = torch.randn(5, 24).to(dtype), torch.randn(5, count).to(dtype)
         weights = experts(count, 24, 10, dtype)
         output = kernels.moe(hidden, logits, weights, top_k, norm)
         assert_near(output, moe_in_float64(hidden, logits, weights, top_k, norm))
 
-    def test_equals_the_torch_reference(self, kernels: HostKernels) -> None:
+    def test_equals_the_torch_reference(self, kernels: Kernels) -> None:
         hidden, logits = torch.randn(9, 24), torch.randn(9, 7)
         weights = experts(7, 24, 10, torch.float32)
         expected = moe_reference(hidden, logits, *weights, 7, 4, 0)
@@ -230,36 +230,36 @@ class TestMoe:
             kernels.moe(hidden, logits, weights, 4, False), expected, rtol=0, atol=1e-6
         )
 
-    def test_ties_go_to_the_lower_index(self, kernels: HostKernels) -> None:
+    def test_ties_go_to_the_lower_index(self, kernels: Kernels) -> None:
         hidden, logits = torch.randn(2, 8), torch.tensor([[0.0, 1.0, 1.0, 1.0], [2.0, 2.0, 2.0, 2.0]])
         weights = experts(4, 8, 6, torch.float32)
         expected = moe_in_float64(hidden, logits, weights, 2, False)
         assert_near(kernels.moe(hidden, logits, weights, 2, False), expected)
 
-    def test_idle_experts_are_not_read(self, kernels: HostKernels) -> None:
+    def test_idle_experts_are_not_read(self, kernels: Kernels) -> None:
         hidden, logits = torch.randn(3, 8), torch.tensor([[5.0, 4.0, -9.0]] * 3)
         weights = experts(3, 8, 6, torch.float32)
         for kind in weights:
             kind[2].fill_(math.nan)
         assert bool(kernels.moe(hidden, logits, weights, 2, True).isfinite().all())
 
-    def test_nan_logits_spoil_their_token_only(self, kernels: HostKernels) -> None:
+    def test_nan_logits_spoil_their_token_only(self, kernels: Kernels) -> None:
         hidden, logits = torch.randn(3, 8), torch.randn(3, 4)
         logits[1] = math.nan
         output = kernels.moe(hidden, logits, experts(4, 8, 6, torch.float32), 2, True)
         assert output.isnan().all(dim=1).tolist() == [False, True, False]
 
-    def test_infinite_logits(self, kernels: HostKernels) -> None:
+    def test_infinite_logits(self, kernels: Kernels) -> None:
         hidden, logits = torch.randn(1, 8), torch.tensor([[-math.inf, 1.0, -math.inf, 2.0]])
         weights = experts(4, 8, 6, torch.float32)
         assert_near(
             kernels.moe(hidden, logits, weights, 3, True), moe_in_float64(hidden, logits, weights, 3, True)
         )
 
-    def test_no_tokens(self, kernels: HostKernels) -> None:
+    def test_no_tokens(self, kernels: Kernels) -> None:
         output = kernels.moe(torch.empty(0, 8), torch.empty(0, 4), experts(4, 8, 6, torch.float32), 2, True)
         assert output.shape == (0, 8)
 
-    def test_top_k_is_refused(self, kernels: HostKernels) -> None:
+    def test_top_k_is_refused(self, kernels: Kernels) -> None:
         with pytest.raises(KernelError, match=r"invalid argument: moe: top_k is 3, expected 1 .. 2"):
             kernels.moe(torch.randn(1, 8), torch.randn(1, 2), experts(2, 8, 6, torch.float32), 3, True)

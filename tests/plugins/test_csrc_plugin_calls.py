@@ -13,10 +13,8 @@ import torch
 from torch import Tensor
 
 from q2export.contracts import opspec
-from tests.plugins.host_kernels import (
-    HostKernels,
-)
 from tests.plugins.host_plugins import PLUGIN_SOURCES, compile_plugins
+from tests.plugins.kernels import Kernels
 from tests.plugins.test_csrc_kernels import experts, frequencies, ragged_batch
 
 TYPES = {torch.float32: 0, torch.float16: 1, torch.int64: 8, torch.bfloat16: 7}  # nvinfer1::DataType
@@ -84,8 +82,8 @@ def driver(headers: Path, host_kernels: Path, tmp_path_factory: pytest.TempPathF
 
 
 @pytest.fixture(scope="module")
-def kernels(host_kernels: Path) -> HostKernels:
-    return HostKernels(host_kernels)
+def kernels(host_kernels: Path) -> Kernels:
+    return Kernels(host_kernels)
 
 
 def fields_of(spec: opspec.OpSpec, values: Mapping[str, int | float]) -> list[tuple[str, int, int | float]]:
@@ -104,7 +102,7 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_rotary_embedding(driver: Driver, kernels: HostKernels, dtype: torch.dtype) -> None:
+def test_rotary_embedding(driver: Driver, kernels: Kernels, dtype: torch.dtype) -> None:
     x, position_ids, inv_freq = (
         torch.randn(2, 3, 7, 64).to(dtype),
         torch.randint(0, 99, (2, 3)),
@@ -118,7 +116,7 @@ def test_rotary_embedding(driver: Driver, kernels: HostKernels, dtype: torch.dty
 
 @pytest.mark.parametrize("spec", [opspec.ATTENTION, opspec.ROTARY_ATTENTION], ids=lambda spec: spec.name)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_attention(driver: Driver, kernels: HostKernels, spec: opspec.OpSpec, dtype: torch.dtype) -> None:
+def test_attention(driver: Driver, kernels: Kernels, spec: opspec.OpSpec, dtype: torch.dtype) -> None:
     tensors = ragged_batch(14, 2, 64, dtype)
     is_rotary = spec is opspec.ROTARY_ATTENTION
     rotation = (frequencies(64), 1.07) if is_rotary else None
@@ -131,7 +129,7 @@ def test_attention(driver: Driver, kernels: HostKernels, spec: opspec.OpSpec, dt
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_moe(driver: Driver, kernels: HostKernels, dtype: torch.dtype) -> None:
+def test_moe(driver: Driver, kernels: Kernels, dtype: torch.dtype) -> None:
     hidden, logits, weights = (
         torch.randn(5, 24).to(dtype),
         torch.randn(5, 7).to(dtype),

@@ -13,9 +13,7 @@ import pytest
 
 from q2export import api
 from q2export.contracts import opspec
-from tests.plugins.host_kernels import (
-    CSRC,
-)
+from tests.host_cuda.compiling import CSRC
 from tests.plugins.host_plugins import PLUGIN_SOURCES, compile_plugins
 
 EXPORTS = CSRC / "tensorrt" / "exports.map"
@@ -81,7 +79,7 @@ def run_script(script: str, *arguments: object) -> subprocess.CompletedProcess[s
     """Run Python with TensorRT-RTX in a process of its own: the registry belongs to the process."""
     pytest.importorskip("tensorrt_rtx_bindings", reason="needs TensorRT-RTX: pip install 'q2export[rtx]'")
     command = [sys.executable, "-c", script, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("way", ["dlopen", "load_library"])

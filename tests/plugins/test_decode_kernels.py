@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.plugins.host_kernels import HostKernels
-from tests.plugins.host_machine import A100, H200, L4, pretending, thread_order
+from tests.host_cuda.gpus import A100, H200, L4, pretending, thread_order
+from tests.plugins.kernels import Kernels
 from tests.plugins.test_csrc_kernels import attention_in_float64, frequencies
 from tests.plugins.test_rotary_kernels import Misaligned, equal_bits, rotated_in_float64
 
@@ -23,12 +23,12 @@ GPUS = {"h200": H200, "l4": L4, "smallest": SMALLEST, "largest": LARGEST}
 
 
 @pytest.fixture(scope="module")
-def kernels(host_kernels: Path) -> HostKernels:
-    return HostKernels(host_kernels)
+def kernels(host_kernels: Path) -> Kernels:
+    return Kernels(host_kernels)
 
 
 @pytest.fixture(params=GPUS)
-def on_gpus(kernels: HostKernels, request: pytest.FixtureRequest) -> Iterator[HostKernels]:
+def on_gpus(kernels: Kernels, request: pytest.FixtureRequest) -> Iterator[Kernels]:
     """The kernels on one pretend GPU after another."""
     with pretending(kernels.library, GPUS[request.param]):
         yield kernels
@@ -95,14 +95,12 @@ def assert_as_good_as_torch(tensors: Sequence[Tensor], output: Tensor, scale: fl
 @pytest.mark.parametrize("head_dim", [64, 128])
 @pytest.mark.parametrize("group", [1, 2, 4, 6, 7, 8, 3, 20])
 class TestGroups:
-    def test_one_token(self, kernels: HostKernels, dtype: torch.dtype, head_dim: int, group: int) -> None:
+    def test_one_token(self, kernels: Kernels, dtype: torch.dtype, head_dim: int, group: int) -> None:
         tensors = batch_of([0, 5, 300, 601], [1, 1, 1, 1], 2 * group, 2, head_dim, dtype)
         output, _, _ = kernels.attention(tensors, scale=head_dim**-0.5)
         assert_as_good_as_torch(tensors, output, head_dim**-0.5)
 
-    def test_several_tokens(
-        self, kernels: HostKernels, dtype: torch.dtype, head_dim: int, group: int
-    ) -> None:
+    def test_several_tokens(self, kernels: Kernels, dtype: torch.dtype, head_dim: int, group: int) -> None:
         tensors = batch_of([0, 530, 291, 7], [3, 3, 2, 0], group, 1, head_dim, dtype)
         output, _, _ = kernels.attention(tensors, scale=head_dim**-0.5)
         assert_as_good_as_torch(tensors, output, head_dim**-0.5)
@@ -113,7 +111,7 @@ class TestGpus:
 
     @pytest.mark.parametrize("head_dim", [64, 128])
     @pytest.mark.parametrize("tokens", [1, 2, 5, 16])
-    def test_splits(self, on_gpus: HostKernels, head_dim: int, tokens: int) -> None:
+    def test_splits(self, on_gpus: Kernels, head_dim: int, tokens: int) -> None:
         past = [1500, 0, 256, 1020]
         tensors = batch_of(past, [tokens, 1, tokens, max(1, tokens - 1)], 7, 1, head_dim, torch.float16)
         output, _, _ = on_gpus.attention(tensors, scale=head_dim**-0.5)
@@ -121,16 +119,14 @@ class TestGpus:
 
     @pytest.mark.parametrize("window", [1, 16, 100, 513])
     @pytest.mark.parametrize("tokens", [1, 4])
-    def test_sliding_window(self, on_gpus: HostKernels, window: int, tokens: int) -> None:
+    def test_sliding_window(self, on_gpus: Kernels, window: int, tokens: int) -> None:
         tensors = batch_of([1500, 3, 511], [tokens, tokens, 1], 8, 1, 64, torch.bfloat16)
         output, _, _ = on_gpus.attention(tensors, window, scale=0.125)
         assert_as_good_as_torch(tensors, output, 0.125, window)
 
     @pytest.mark.parametrize("window", [93, 94, 500])
     @pytest.mark.parametrize("tokens", [2, 4])
-    def test_keys_outside_the_window_are_not_read(
-        self, on_gpus: HostKernels, window: int, tokens: int
-    ) -> None:
+    def test_keys_outside_the_window_are_not_read(self, on_gpus: Kernels, window: int, tokens: int) -> None:
         """They may hold anything. At 93 the first token's window begins where a tile does."""
         tensors = batch_of([1500], [tokens], 8, 1, 64, torch.float16)
         for cache in tensors[3:5]:
@@ -138,7 +134,7 @@ class TestGpus:
         output, _, _ = on_gpus.attention(tensors, window, scale=0.125)
         assert_as_good_as_torch(tensors, output, 0.125, window)
 
-    def test_tile_borders(self, on_gpus: HostKernels) -> None:
+    def test_tile_borders(self, on_gpus: Kernels) -> None:
         """Totals one below, at and one above the sizes of tiles (here 16 or 64 keys) and of parts."""
         totals = [border + step for border in (16, 32, 64, 128, 256, 512) for step in (-1, 0, 1)]
         tensors = batch_of([total - 1 for total in totals], [1] * len(totals), 2, 1, 128, torch.float16)
@@ -149,7 +145,7 @@ class TestGpus:
         output, _, _ = on_gpus.attention(tensors, scale=0.1)
         assert_as_good_as_torch(tensors, output, 0.1)
 
-    def test_padding_and_idle_rows_are_zero(self, on_gpus: HostKernels) -> None:
+    def test_padding_and_idle_rows_are_zero(self, on_gpus: Kernels) -> None:
         tensors = batch_of([700, 700, 0, 700], [0, 2, 0, 4], 8, 1, 128, torch.bfloat16)
         output, _, _ = on_gpus.attention(tensors, scale=0.1)
         for row, length in enumerate(tensors[6].tolist()):
@@ -159,7 +155,7 @@ class TestGpus:
 
 @pytest.mark.parametrize("in_place", [True, False])
 @pytest.mark.parametrize("dtype", NARROW)
-def test_rotary_attention(kernels: HostKernels, dtype: torch.dtype, in_place: bool) -> None:
+def test_rotary_attention(kernels: Kernels, dtype: torch.dtype, in_place: bool) -> None:
     """Rotated to the new positions, appended and split, in one call."""
     tensors = batch_of([900, 1, 0], [2, 1, 2], 14, 2, 64, dtype)
     rotation = (frequencies(64), 1.0694)
@@ -171,7 +167,7 @@ def test_rotary_attention(kernels: HostKernels, dtype: torch.dtype, in_place: bo
 
 @pytest.mark.parametrize("order", range(4))
 @pytest.mark.parametrize("tokens", [1, 4])
-def test_the_order_of_threads_changes_no_bit(kernels: HostKernels, order: int, tokens: int) -> None:
+def test_the_order_of_threads_changes_no_bit(kernels: Kernels, order: int, tokens: int) -> None:
     tensors = batch_of([777, 40], [tokens, 1], 7, 1, 128, torch.float16)
     expected, _, _ = kernels.attention(tensors, scale=0.1)
     with thread_order(kernels.library, order + 1):
@@ -180,13 +176,13 @@ def test_the_order_of_threads_changes_no_bit(kernels: HostKernels, order: int, t
 
 
 @pytest.mark.parametrize("length", [1, 500])
-def test_large_scores_do_not_overflow(kernels: HostKernels, length: int) -> None:
+def test_large_scores_do_not_overflow(kernels: Kernels, length: int) -> None:
     tensors = batch_of([length], [1], 4, 2, 64, torch.float16)
     output, _, _ = kernels.attention(tensors, scale=100.0)
     assert_as_good_as_torch(tensors, output, 100.0)
 
 
-def test_the_highest_score_may_come_last_or_first(kernels: HostKernels) -> None:
+def test_the_highest_score_may_come_last_or_first(kernels: Kernels) -> None:
     """One key of far higher score outweighs the parts of all others, wherever it is."""
     for position in (0, 130, 899):
         tensors = batch_of([899], [1], 2, 1, 128, torch.float16)
@@ -198,7 +194,7 @@ def test_the_highest_score_may_come_last_or_first(kernels: HostKernels) -> None:
         assert torch.equal(output[0, 0, 0], value.view(128))
 
 
-def test_nan_in_a_query_stays_with_its_rows(kernels: HostKernels) -> None:
+def test_nan_in_a_query_stays_with_its_rows(kernels: Kernels) -> None:
     tensors = batch_of([600], [2], 4, 1, 64, torch.float16)
     tensors[0][0, 1, 2] = math.nan
     output, _, _ = kernels.attention(tensors, scale=0.125)
@@ -208,7 +204,7 @@ def test_nan_in_a_query_stays_with_its_rows(kernels: HostKernels) -> None:
 
 
 @pytest.mark.parametrize("scale", [-0.125, 0.0])
-def test_scales_that_are_not_positive(kernels: HostKernels, scale: float) -> None:
+def test_scales_that_are_not_positive(kernels: Kernels, scale: float) -> None:
     """They reverse or level the order of the scores, which the tensor-core kernels build on."""
     tensors = batch_of([200], [2], 4, 1, 64, torch.float16)
     output, _, _ = kernels.attention(tensors, scale=scale)
@@ -219,13 +215,13 @@ def test_misaligned_tensors(host_kernels: Path) -> None:
     tensors = batch_of([200], [2], 4, 1, 64, torch.float16)
     for rotation in (None, (frequencies(64), 1.0)):
         output, _, _ = Misaligned(host_kernels).attention(tensors, 0, rotation, scale=0.125)
-        aligned, _, _ = HostKernels(host_kernels).attention(tensors, 0, rotation, scale=0.125)
+        aligned, _, _ = Kernels(host_kernels).attention(tensors, 0, rotation, scale=0.125)
         assert (output - aligned).abs().max() < 2e-3
 
 
 @pytest.mark.parametrize("past", [-4, 1021, 1024, 2**40])
 @pytest.mark.parametrize("new", [-1, 3, 99])
-def test_lengths_out_of_range_stay_in_the_buffers(kernels: HostKernels, past: int, new: int) -> None:
+def test_lengths_out_of_range_stay_in_the_buffers(kernels: Kernels, past: int, new: int) -> None:
     *tensors, _, _ = batch_of([1021], [3], 7, 1, 128, torch.float16)
     finite = [tensor.nan_to_num(0.0) for tensor in tensors]
     lengths = [torch.tensor([past]), torch.tensor([new])]
@@ -234,7 +230,7 @@ def test_lengths_out_of_range_stay_in_the_buffers(kernels: HostKernels, past: in
         assert bool(output.isfinite().all())
 
 
-def test_a_long_cache(kernels: HostKernels) -> None:
+def test_a_long_cache(kernels: Kernels) -> None:
     """131,072 positions, the longest context, at the end of a cache of which each part is seen."""
     tensors = batch_of([131071], [1], 2, 1, 64, torch.bfloat16)
     output, _, _ = kernels.attention(tensors, scale=0.125)

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from q2export.contracts.dtypes import BY_NAME
 from q2export.plugins.tensorrt.kernels import AttentionDesc
-from tests.plugins.host_kernels import INCLUDES, WARNINGS, run_compiler
-from tests.plugins.host_machine import A100, H200, KIB, L4, MIB, RTX_5090, Gpu
+from tests.host_cuda.compiling import INCLUDES, WARNINGS, run_compiler
+from tests.host_cuda.gpus import A100, H200, KIB, L4, MIB, RTX_5090, Gpu
 
 SOURCE = Path(__file__).with_name("decode_plan.cpp")
 B200 = Gpu(100, 148, 227 * KIB, 228 * KIB, 126 * MIB)

@@ -19,8 +19,8 @@ from q2export.plugins.kernel_build import (
     wanted_architectures,
 )
 from q2export.plugins.kernel_build.compiler import code_flags
+from tests.host_cuda.compiling import ROOT
 from tests.plugins import fake_nvcc
-from tests.plugins.host_kernels import ROOT
 
 
 class TestArchitectures:

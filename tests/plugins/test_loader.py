@@ -39,7 +39,6 @@ def parse_in_a_process(load: str, op: str, root: object) -> subprocess.Completed
         text=True,
         cwd=str(root),
         env=environment,
-        timeout=120,
     )
 
 

@@ -17,8 +17,9 @@ from torch.nn import functional
 
 from q2export.exporter.graph.ops.moe import moe_reference
 from q2export.plugins.tensorrt.kernels import MoeDesc
-from tests.plugins.host_kernels import HostKernels, compile_once
-from tests.plugins.host_machine import A100, H200, L4, pretending, thread_order
+from tests.host_cuda.compiling import compile_for_host
+from tests.host_cuda.gpus import A100, H200, L4, pretending, thread_order
+from tests.plugins.kernels import Kernels
 from tests.plugins.moe_probes import SOURCES, TILES, TileKernels, moe_in_float64
 from tests.plugins.test_csrc_kernels import EPSILON, assert_near, experts
 
@@ -30,13 +31,13 @@ SHAPES = [(60, 4), (64, 8)]  # Qwen1.5-MoE-A2.7B, Qwen2-57B-A14B
 
 
 @pytest.fixture
-def kernels(host_kernels: Path) -> HostKernels:
-    return HostKernels(host_kernels)
+def kernels(host_kernels: Path) -> Kernels:
+    return Kernels(host_kernels)
 
 
 @pytest.fixture
-def probes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return compile_once(tmp_path_factory, "libmoe_probes.so", sources=SOURCES)
+def probes() -> Path:
+    return compile_for_host("libmoe_probes.so", sources=SOURCES)
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +58,7 @@ class TestTokens:
     @pytest.mark.parametrize(("num_experts", "top_k"), SHAPES)
     @pytest.mark.parametrize("tokens", [1, 2, 7, 33, 130])
     def test_equals_float64(
-        self, kernels: HostKernels, dtype: torch.dtype, num_experts: int, top_k: int, tokens: int
+        self, kernels: Kernels, dtype: torch.dtype, num_experts: int, top_k: int, tokens: int
     ) -> None:
         """Sizes that fill neither the last step of a row (72 = 64 + 8) nor the last tile of weights."""
         hidden, logits, weights = problem(tokens, num_experts, 72, 40, dtype)
@@ -66,14 +67,14 @@ class TestTokens:
             assert_near(kernels.moe(hidden, logits, weights, top_k, norm), expected)
 
     @pytest.mark.parametrize("dtype", NARROW)
-    def test_error_is_no_larger_than_that_of_torch(self, kernels: HostKernels, dtype: torch.dtype) -> None:
+    def test_error_is_no_larger_than_that_of_torch(self, kernels: Kernels, dtype: torch.dtype) -> None:
         hidden, logits, weights = problem(33, 8, 328, 200, dtype)
         expected = moe_in_float64(hidden, logits, weights, 4, True)
         of_torch = (moe_reference(hidden, logits, *weights, 8, 4, 1).to(torch.float64) - expected).norm()
         ours = (kernels.moe(hidden, logits, weights, 4, True).to(torch.float64) - expected).norm()
         assert 0 < ours <= 1.25 * of_torch
 
-    def test_float32_and_odd_sizes_run_on_the_reference(self, kernels: HostKernels) -> None:
+    def test_float32_and_odd_sizes_run_on_the_reference(self, kernels: Kernels) -> None:
         for dtype, (hidden_size, intermediate) in itertools.product(
             [torch.float32, *NARROW], [(20, 24), (24, 9)]
         ):
@@ -81,13 +82,13 @@ class TestTokens:
             expected = moe_in_float64(hidden, logits, weights, 2, False)
             assert_near(kernels.moe(hidden, logits, weights, 2, False), expected)
 
-    def test_many_chunks_of_tokens(self, kernels: HostKernels) -> None:
+    def test_many_chunks_of_tokens(self, kernels: Kernels) -> None:
         """65 routing blocks of 64 tokens, the last of them with one."""
         hidden, logits, weights = problem(4097, 4, 8, 8, torch.float16)
         expected = moe_in_float64(hidden, logits, weights, 2, False)
         assert_near(kernels.moe(hidden, logits, weights, 2, False), expected)
 
-    def test_subnormal_and_large_values(self, kernels: HostKernels) -> None:
+    def test_subnormal_and_large_values(self, kernels: Kernels) -> None:
         """Gates far on either side of zero: silu is 0 or the gate itself, never NaN."""
         hidden, logits, weights = problem(3, 4, 16, 8, torch.bfloat16)
         for scale in (1e-38, 1e4):
@@ -141,7 +142,7 @@ class TestTiles:
             assert torch.equal(tile.moe(hidden, logits, weights, 2, True), expected)
 
 
-def test_bits_depend_on_neither_gpu_nor_batch(kernels: HostKernels) -> None:
+def test_bits_depend_on_neither_gpu_nor_batch(kernels: Kernels) -> None:
     """The plan takes other tiles for other GPUs and numbers of tokens, with the same sums."""
     hidden, logits, weights = problem(130, 4, 200, 72, torch.bfloat16)
     together = kernels.moe(hidden, logits, weights, 2, True)
@@ -156,7 +157,7 @@ def test_bits_depend_on_neither_gpu_nor_batch(kernels: HostKernels) -> None:
 class TestRouting:
     @pytest.mark.parametrize("dtype", NARROW)
     def test_all_tokens_to_one_expert_and_idle_ones_not_read(
-        self, kernels: HostKernels, dtype: torch.dtype
+        self, kernels: Kernels, dtype: torch.dtype
     ) -> None:
         """More tiles of one expert than are multiplied in a row; the weights of the others are NaN."""
         hidden, _, weights = problem(290, 40, 24, 16, dtype)
@@ -170,14 +171,14 @@ class TestRouting:
 
     @pytest.mark.parametrize("dtype", NARROW)
     @pytest.mark.parametrize("tokens", [5, 70])
-    def test_all_experts_chosen(self, kernels: HostKernels, dtype: torch.dtype, tokens: int) -> None:
+    def test_all_experts_chosen(self, kernels: Kernels, dtype: torch.dtype, tokens: int) -> None:
         hidden, logits, weights = problem(tokens, 5, 24, 16, dtype)
         for norm in (False, True):
             expected = moe_in_float64(hidden, logits, weights, 5, norm)
             assert_near(kernels.moe(hidden, logits, weights, 5, norm), expected)
 
     @pytest.mark.parametrize("num_experts", [1, 31, 65, 128, 129, 257, 1024, 1025])
-    def test_any_number_of_experts(self, kernels: HostKernels, num_experts: int) -> None:
+    def test_any_number_of_experts(self, kernels: Kernels, num_experts: int) -> None:
         """Logits in registers or read again; pointers by value or from a table; at last the reference."""
         top_k = min(3, num_experts)
         hidden, logits, weights = problem(3, num_experts, 8, 8, torch.float16)
@@ -186,7 +187,7 @@ class TestRouting:
 
     @pytest.mark.parametrize("dtype", NARROW)
     @pytest.mark.parametrize("tokens", [6, 80])
-    def test_ties_go_to_the_lower_index(self, kernels: HostKernels, dtype: torch.dtype, tokens: int) -> None:
+    def test_ties_go_to_the_lower_index(self, kernels: Kernels, dtype: torch.dtype, tokens: int) -> None:
         """Few distinct logits, so that most ranks are ties; 0 and -0 are one."""
         hidden, _, weights = problem(tokens, 70, 16, 8, dtype)
         logits = torch.tensor([-1.0, -0.0, 0.0])[torch.randint(3, (tokens, 70))].to(dtype)
@@ -197,7 +198,7 @@ class TestRouting:
     @pytest.mark.parametrize("tokens", [4, 90])
     @pytest.mark.parametrize("wrong", [[math.nan], [-math.nan], [math.inf], [-math.inf] * 6, [math.inf] * 2])
     def test_no_softmax_spoils_its_token_only(
-        self, kernels: HostKernels, tokens: int, wrong: list[float]
+        self, kernels: Kernels, tokens: int, wrong: list[float]
     ) -> None:
         hidden, logits, weights = problem(tokens, 6, 16, 8, torch.float16)
         clean = kernels.moe(hidden, logits, weights, 2, True)
@@ -207,7 +208,7 @@ class TestRouting:
         assert bool(output[1].isnan().all())
         assert torch.equal(output[rest], clean[rest])
 
-    def test_minus_infinity_is_probability_zero(self, kernels: HostKernels) -> None:
+    def test_minus_infinity_is_probability_zero(self, kernels: Kernels) -> None:
         hidden, _, weights = problem(2, 4, 16, 8, torch.float16)
         logits = torch.tensor([[-math.inf, 1.0, -math.inf, 2.0], [3.0, *[-math.inf] * 3]]).to(torch.float16)
         for norm in (False, True):
@@ -215,7 +216,7 @@ class TestRouting:
             assert_near(kernels.moe(hidden, logits, weights, 3, norm), expected)
 
 
-class Misaligned(HostKernels):
+class Misaligned(Kernels):
     """Tensors that start two bytes after a multiple of 16."""
 
     def __init__(self, library: Path, which: int) -> None:
@@ -241,14 +242,14 @@ def test_unaligned_tensors_run_on_the_reference(host_kernels: Path, which: int) 
     assert_near(Misaligned(host_kernels, which).moe(hidden, logits, weights, 2, True), expected)
 
 
-def test_a_gpu_with_little_shared_memory_runs_the_reference(kernels: HostKernels) -> None:
+def test_a_gpu_with_little_shared_memory_runs_the_reference(kernels: Kernels) -> None:
     hidden, logits, weights = problem(5, 4, 24, 16, torch.bfloat16)
     expected = moe_in_float64(hidden, logits, weights, 2, True)
     with pretending(kernels.library, replace(L4, shared_bytes_per_block=48 << 10)):
         assert_near(kernels.moe(hidden, logits, weights, 2, True), expected)
 
 
-def test_a_missing_expert_is_named(kernels: HostKernels) -> None:
+def test_a_missing_expert_is_named(kernels: Kernels) -> None:
     desc, somewhere = MoeDesc(1, 8, 8, 3, 1, 0, 1), ctypes.c_void_p(256)
     weights = (ctypes.c_void_p * 3)(256, None, 256)
     tensors = [somewhere, somewhere, weights, weights, weights, somewhere]

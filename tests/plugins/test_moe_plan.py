@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.plugins.host_kernels import compile_once
-from tests.plugins.host_machine import A100, H200, L4, RTX_4090, RTX_5090, Gpu
+from tests.host_cuda.compiling import compile_for_host
+from tests.host_cuda.gpus import A100, H200, L4, RTX_4090, RTX_5090, Gpu
 from tests.plugins.moe_probes import (
     HOPPER,
     LARGE,
@@ -35,8 +35,8 @@ TILES_PER_GROUP = 16
 
 
 @pytest.fixture(scope="module")
-def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
-    return Plan(compile_once(tmp_path_factory, "libmoe_probes.so", sources=SOURCES))
+def plan() -> Plan:
+    return Plan(compile_for_host("libmoe_probes.so", sources=SOURCES))
 
 
 QWEN2_57B = (3584, 2560, 64, 8)

@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.plugins import sanitizers
-from tests.plugins.host_kernels import RACES, SANITIZED, HostKernels, KernelError, compile_once
-from tests.plugins.host_machine import A100, H200, Gpu, pretending
+from tests.host_cuda import sanitizers
+from tests.host_cuda.compiling import RACES, SANITIZED, compile_for_host
+from tests.host_cuda.gpus import A100, H200, Gpu, pretending
+from tests.plugins.kernels import KernelError, Kernels
 from tests.plugins.prefill_probes import KEYS, SHORT, SOURCES, TILES, Batch, Prefill
 from tests.plugins.test_csrc_kernels import attention_in_float64
 from tests.plugins.test_decode_kernels import batch_of
@@ -25,8 +26,8 @@ EPSILON = {torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
 
 
 @pytest.fixture(scope="module")
-def prefill(tmp_path_factory: pytest.TempPathFactory) -> Prefill:
-    return Prefill(compile_once(tmp_path_factory, "libprefill.so", sources=SOURCES))
+def prefill() -> Prefill:
+    return Prefill(compile_for_host("libprefill.so", sources=SOURCES))
 
 
 @pytest.fixture(autouse=True)
@@ -137,13 +138,13 @@ class TestAttention:
 
 
 class TestHost:
-    def test_no_sanitizer_complains(self, tmp_path_factory: pytest.TempPathFactory) -> None:
-        library = compile_once(tmp_path_factory, "libprefill-sanitized.so", SANITIZED, SOURCES)
+    def test_no_sanitizer_complains(self) -> None:
+        library = compile_for_host("libprefill-sanitized.so", SANITIZED, SOURCES)
         done = sanitizers.run("tests.plugins.prefill_probes", [str(library)])
         assert done.returncode == 0, done.stderr
 
-    def test_no_races(self, tmp_path_factory: pytest.TempPathFactory) -> None:
-        library = compile_once(tmp_path_factory, "libprefill-races.so", RACES, SOURCES)
+    def test_no_races(self) -> None:
+        library = compile_for_host("libprefill-races.so", RACES, SOURCES)
         done = sanitizers.run_apart("tests.plugins.prefill_probes", [str(library)])
         assert done.returncode == 0, done.stderr
 
@@ -184,7 +185,7 @@ class TestOp:
     @pytest.mark.parametrize("gpu", [H200, replace(A100, multiprocessors=1)], ids=["short", "tall"])
     @pytest.mark.parametrize("window", [0, 30])
     def test_equals_float64(self, host_kernels: Path, dtype: torch.dtype, gpu: Gpu, window: int) -> None:
-        kernels = HostKernels(host_kernels)
+        kernels = Kernels(host_kernels)
         tensors = batch_of([70, 0, 131], [20, 17, 0], 14, 2, 64, dtype)
         with pretending(kernels.library, gpu):
             output, _, _ = kernels.attention(tensors, window, scale=0.125)

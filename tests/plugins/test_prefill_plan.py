@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from q2export.plugins.tensorrt.kernels import AttentionDesc
-from tests.plugins.host_kernels import DTYPES, compile_once, pointers
-from tests.plugins.host_machine import A100, H200, KIB, MIB, RTX_4090, RTX_5090, Gpu
+from tests.host_cuda.compiling import compile_for_host
+from tests.host_cuda.gpus import A100, H200, KIB, MIB, RTX_4090, RTX_5090, Gpu
+from tests.plugins.kernels import DTYPES, pointers
 from tests.plugins.prefill_probes import ROWS, SHORT, SOURCES, TALL, Prefill
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++ to compile the kernels")
@@ -21,8 +22,8 @@ B200 = Gpu(100, 148, 227 * KIB, 228 * KIB, 126 * MIB)
 
 
 @pytest.fixture(scope="module")
-def prefill(tmp_path_factory: pytest.TempPathFactory) -> Prefill:
-    return Prefill(compile_once(tmp_path_factory, "libprefill.so", sources=SOURCES))
+def prefill() -> Prefill:
+    return Prefill(compile_for_host("libprefill.so", sources=SOURCES))
 
 
 def shape(

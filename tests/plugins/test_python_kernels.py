@@ -24,7 +24,7 @@ from q2export.plugins.tensorrt import kernels
 from q2export.plugins.tensorrt.plugin import GenericPlugin, plugin_class
 from q2export.plugins.tensorrt.registry import register
 from q2export.plugins.tensorrt.workspace import reserved_bytes
-from tests.plugins.host_kernels import CSRC
+from tests.host_cuda.compiling import CSRC
 from tests.plugins.networks import attributes_of, load_rtx
 
 HEADER = (CSRC / "include" / "q2export" / "kernels.h").read_text(encoding="utf-8")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.plugins.host_kernels import HostKernels
+from tests.plugins.kernels import Kernels
 from tests.plugins.test_csrc_kernels import DTYPES, assert_near, frequencies
 
 FACTOR = 1.1386294  # of YaRN with factor 4
@@ -18,7 +18,7 @@ FACTOR = 1.1386294  # of YaRN with factor 4
 INTEGERS = {2: torch.int16, 4: torch.int32}
 
 
-class Misaligned(HostKernels):
+class Misaligned(Kernels):
     """Tensors that begin one element behind a multiple of 16 bytes."""
 
     def moved(self, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -28,12 +28,12 @@ class Misaligned(HostKernels):
 
 
 @pytest.fixture(scope="module")
-def kernels(host_kernels: Path) -> HostKernels:
-    return HostKernels(host_kernels)
+def kernels(host_kernels: Path) -> Kernels:
+    return Kernels(host_kernels)
 
 
 @pytest.fixture(scope="module")
-def misaligned(host_kernels: Path) -> HostKernels:
+def misaligned(host_kernels: Path) -> Kernels:
     return Misaligned(host_kernels)
 
 
@@ -56,7 +56,7 @@ def rotated_in_float64(x: Tensor, positions: Tensor, inv_freq: Tensor, factor: f
     return torch.cat((turned.real, turned.imag), dim=-1)
 
 
-def cosines_and_sines(kernels: HostKernels, angles: Tensor) -> tuple[Tensor, Tensor]:
+def cosines_and_sines(kernels: Kernels, angles: Tensor) -> tuple[Tensor, Tensor]:
     """The kernel's cos and sin of the angles: it turns (1, 0) at position 1."""
     x = torch.zeros(1, 1, 1, 2 * len(angles))
     x[..., : len(angles)] = 1.0
@@ -64,7 +64,7 @@ def cosines_and_sines(kernels: HostKernels, angles: Tensor) -> tuple[Tensor, Ten
     return tuple(y.flatten().chunk(2))
 
 
-def assert_exact(kernels: HostKernels, angles: Tensor) -> None:
+def assert_exact(kernels: Kernels, angles: Tensor) -> None:
     """Cos and sin of the float32 angle are right to 8e-8; floats below 1 are 6e-8 apart."""
     cosine, sine = cosines_and_sines(kernels, angles)
     wide = angles.to(torch.float64)
@@ -73,27 +73,27 @@ def assert_exact(kernels: HostKernels, angles: Tensor) -> None:
 
 
 class TestAngle:
-    def test_every_position_to_131072(self, kernels: HostKernels) -> None:
+    def test_every_position_to_131072(self, kernels: Kernels) -> None:
         assert_exact(kernels, torch.arange(131073, dtype=torch.float32))
 
     @pytest.mark.parametrize("limit", [0.01, 10.0, 1e3, 131072.0, 2.0**31])
-    def test_random_angles(self, kernels: HostKernels, limit: float) -> None:
+    def test_random_angles(self, kernels: Kernels, limit: float) -> None:
         angles = (torch.rand(100_000) * 2 - 1) * limit
         assert_exact(kernels, angles[angles.abs() < 2.0**31])
 
-    def test_angles_next_to_the_multiples_of_half_pi(self, kernels: HostKernels) -> None:
+    def test_angles_next_to_the_multiples_of_half_pi(self, kernels: Kernels) -> None:
         """Where cos or sin is nearly zero and the reduction cancels most."""
         multiples = (torch.arange(-90000, 90000, dtype=torch.float64) * (math.pi / 2)).to(torch.float32)
         below = torch.nextafter(multiples, torch.tensor(-math.inf))
         assert_exact(kernels, torch.cat((multiples, below)))
 
-    def test_signs_and_zeros(self, kernels: HostKernels) -> None:
+    def test_signs_and_zeros(self, kernels: Kernels) -> None:
         cosine, sine = cosines_and_sines(kernels, torch.tensor([0.0, 1.0, -1.0]))
         assert cosine[0] == 1.0 and sine[0] == 0.0
         assert cosine[1] == cosine[2] and sine[1] == -sine[2]
 
     @pytest.mark.parametrize("angle", [2.0**31, -(2.0**31), 1e30, math.inf, math.nan])
-    def test_beyond_its_range_is_nan(self, kernels: HostKernels, angle: float) -> None:
+    def test_beyond_its_range_is_nan(self, kernels: Kernels, angle: float) -> None:
         cosine, sine = cosines_and_sines(kernels, torch.tensor([angle]))
         assert bool(cosine.isnan()) and bool(sine.isnan())
 
@@ -101,7 +101,7 @@ class TestAngle:
 class TestRotaryEmbedding:
     @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize("head_dim", [2, 6, 24, 64, 128, 256, 512])
-    def test_equals_float64(self, kernels: HostKernels, dtype: torch.dtype, head_dim: int) -> None:
+    def test_equals_float64(self, kernels: Kernels, dtype: torch.dtype, head_dim: int) -> None:
         x = torch.randn(2, 3, 7, head_dim).to(dtype)
         positions = torch.tensor([[0, 1, 2], [32767, 131071, 5]])
         y = kernels.rotary_embedding(x, positions, frequencies(head_dim), FACTOR)
@@ -111,14 +111,14 @@ class TestRotaryEmbedding:
     @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize("heads", [1, 5, 80])
     def test_alignment_changes_no_bit(
-        self, kernels: HostKernels, misaligned: HostKernels, dtype: torch.dtype, heads: int
+        self, kernels: Kernels, misaligned: Kernels, dtype: torch.dtype, heads: int
     ) -> None:
         x = torch.randn(1, 3, heads, 128).to(dtype)
         arguments = (x, torch.tensor([[0, 77, 131071]]), frequencies(128), FACTOR)
         assert equal_bits(kernels.rotary_embedding(*arguments), misaligned.rotary_embedding(*arguments))
 
     @pytest.mark.parametrize("head_dim", [6, 64])
-    def test_in_place(self, kernels: HostKernels, head_dim: int) -> None:
+    def test_in_place(self, kernels: Kernels, head_dim: int) -> None:
         x = torch.randn(2, 3, 5, head_dim).to(torch.bfloat16)
         positions = torch.arange(6).view(2, 3)
         expected = kernels.rotary_embedding(x, positions, frequencies(head_dim), FACTOR)
@@ -126,7 +126,7 @@ class TestRotaryEmbedding:
             kernels.rotary_embedding(x, positions, frequencies(head_dim), FACTOR, in_place=True), expected
         )
 
-    def test_negative_positions_turn_back(self, kernels: HostKernels) -> None:
+    def test_negative_positions_turn_back(self, kernels: Kernels) -> None:
         x = torch.randn(1, 1, 2, 64)
         there = kernels.rotary_embedding(x, torch.tensor([[1000]]), frequencies(64), 1.0)
         back = kernels.rotary_embedding(there, torch.tensor([[-1000]]), frequencies(64), 1.0)
@@ -163,7 +163,7 @@ class TestAppend:
     @pytest.mark.parametrize("rotates", [True, False])
     def test_cache_bit_for_bit(
         self,
-        kernels: HostKernels,
+        kernels: Kernels,
         dtype: torch.dtype,
         heads: int,
         kv_heads: int,
@@ -188,7 +188,7 @@ class TestAppend:
     @pytest.mark.parametrize("head_dim", [64, 20])
     @pytest.mark.parametrize("dtype", DTYPES)
     def test_alignment_changes_no_bit_of_the_cache(
-        self, kernels: HostKernels, misaligned: HostKernels, dtype: torch.dtype, head_dim: int
+        self, kernels: Kernels, misaligned: Kernels, dtype: torch.dtype, head_dim: int
     ) -> None:
         tensors = ragged(6, 2, head_dim, 3, dtype)
         rotation = (frequencies(head_dim), FACTOR)
@@ -196,7 +196,7 @@ class TestAppend:
         _, *present = misaligned.attention(tensors, 1, rotation, scale=0.1)
         assert all(equal_bits(ours, theirs) for ours, theirs in zip(present, expected, strict=True))
 
-    def test_far_positions(self, kernels: HostKernels) -> None:
+    def test_far_positions(self, kernels: Kernels) -> None:
         """The last tokens of a cache of 131,072 positions; a window of one token shows each its own value."""
         past, sequence = 131072 - 3, 3
         new = [torch.randn(1, sequence, 2, 64).to(torch.float16) for _ in range(3)]

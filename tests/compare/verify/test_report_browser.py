@@ -69,7 +69,6 @@ def browse(tmp_path: Path, page: str, *arguments: str) -> str:
         [*command, (tmp_path / "page.html").as_uri()],
         capture_output=True,
         text=True,
-        timeout=120,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -110,13 +109,9 @@ def test_the_safetensors_library_sees_the_same_tensors(
 
 @pytest.mark.parametrize("name", PUBLISHED)
 @pytest.mark.parametrize("scheme", [Scheme(4, 32, True), Scheme(4, 128, False), Scheme(8, 64, True)], ids=str)
-def test_published_models_are_planned_at_once_and_need_no_padding(
-    name: str, scheme: Scheme, repository: Path
-) -> None:
+def test_published_models_need_no_padding(name: str, scheme: Scheme, repository: Path) -> None:
     config, packed = published(repository, name), PackedQuantization(scheme)
-    start = time.perf_counter()
     layout = layout_of(config, packed)
-    assert time.perf_counter() - start < 5  # a 57B model has 11,000 tensors
     check_layout(layout, config, packed)
     assert not any(one.startswith(PADDING_PREFIX) for one in layout.tensors)
     assert len(layout.header) < 4 << 20

@@ -364,15 +364,14 @@ def test_builder_refuses_an_undefined_dimension_and_numbers_names() -> None:
 
 
 LARGE = """
-import json, sys, time
+import json, sys
 from q2export.exporter.checkpoint.config import parse_config
 from q2export.exporter.export import canonical_graph
 from q2export.pipeline.stopwatch import peak_rss_bytes
 config = parse_config(json.loads(sys.argv[1]), "large")
-start = time.process_time()
 model = canonical_graph(config, "bfloat16")
 peak = peak_rss_bytes()
-print(json.dumps([time.process_time() - start, peak, len(model.graph), len(model.graph.initializers)]))
+print(json.dumps([peak, len(model.graph), len(model.graph.initializers)]))
 """
 
 
@@ -383,8 +382,7 @@ def test_a_72b_model_is_emitted_without_its_weights() -> None:
     )  # fmt: skip
     command = [sys.executable, "-c", LARGE, json.dumps(config)]
     answer = subprocess.run(command, capture_output=True, text=True, check=True)
-    seconds, peak, nodes, initializers = json.loads(answer.stdout)
-    assert seconds < 30  # of CPU time; 2 s on an idle machine
+    peak, nodes, initializers = json.loads(answer.stdout)
     assert peak < 700e6  # of 145 GB
     assert nodes > 80 * 20
     assert initializers >= 3 + 80 * 12

@@ -7,7 +7,7 @@
 // shared memory be written, before a wait for their group.
 //
 // Operands in shared memory are given by the 64-bit matrix descriptors of the PTX ISA. The host has versions of these
-// functions that decode them (tests/plugins/host_cuda/common/hopper.cuh).
+// functions that decode them (tests/host_cuda/include/common/hopper.cuh).
 #pragma once
 
 #include "common/ptx.cuh"

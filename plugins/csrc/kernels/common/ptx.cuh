@@ -1,7 +1,7 @@
 // The machine instructions the fast kernels are made of, one function each; PTX ISA 8.0, sm_80 and later.
 //
 // Everything a kernel cannot say in C++ is here and nowhere else, so that the tests can put host versions in its
-// place (tests/plugins/host_cuda/common/ptx.cuh) and run the same kernels on a CPU. Section numbers are those of
+// place (tests/host_cuda/include/common/ptx.cuh) and run the same kernels on a CPU. Section numbers are those of
 // the PTX ISA, "Warp Level Matrix Instructions" and "Data Movement and Conversion Instructions".
 #pragma once
 

@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 import pytest
 
-from tests.plugins.host_kernels import ROOT
+from tests.host_cuda.compiling import ROOT
 
 OPTIONS = {"ASAN_OPTIONS": "detect_leaks=0"}  # Python itself never frees all
 
@@ -32,15 +32,14 @@ def run_apart(
     module: str,
     arguments: Sequence[str],
     environment: Mapping[str, str] = MappingProxyType({}),
-    timeout: float = 60,
 ) -> subprocess.CompletedProcess[str]:
     """Run a module of the tests in a process of its own, which may come to a bad end."""
     command = [sys.executable, "-m", module, *arguments]
     variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=variables, timeout=timeout)
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=variables)
 
 
-def run(module: str, arguments: Sequence[str], timeout: float = 60) -> subprocess.CompletedProcess[str]:
+def run(module: str, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
     """:func:`run_apart` with the sanitizers loaded."""
     preload = {"LD_PRELOAD": f"{library('libasan.so')} {library('libubsan.so')}"}
-    return run_apart(module, arguments, {**OPTIONS, **preload}, timeout)
+    return run_apart(module, arguments, {**OPTIONS, **preload})

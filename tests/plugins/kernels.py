@@ -1,129 +1,31 @@
-"""The CUDA kernels of ``plugins/csrc``, compiled for the host, and called on torch tensors.
-
-``host_cuda`` stands in for the CUDA headers; the sources are those that nvcc compiles, unchanged.
-"""
+"""The functions of ``kernels.h``, called on torch tensors."""
 
 from __future__ import annotations
 
 import ctypes
-import fcntl
-import hashlib
-import os
-import subprocess
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Sequence
 from ctypes import byref, c_char_p, c_float, c_size_t, c_void_p
-from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
 import torch
 from torch import Tensor
 
 from q2export.plugins.tensorrt.kernels import AttentionDesc, AttentionTensors, MoeDesc, RotaryDesc
 
-ROOT = Path(__file__).resolve().parents[2]
-CSRC = ROOT / "plugins" / "csrc"
-HOST_CUDA = Path(__file__).resolve().parent / "host_cuda"
-KERNEL_SOURCES = sorted(CSRC.glob("kernels/*/*.cu"))
-MACHINE_SOURCES = sorted(HOST_CUDA.glob("machine/*.cpp"))
-INCLUDES = [f"-I{CSRC / 'include'}", f"-I{CSRC / 'kernels'}"]
-WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]  # of nvcc: #pragma unroll
-COMPILE_JOBS = 2
-
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 ALIGNMENT = 256
-
-
-def run_compiler(command: Sequence[str]) -> None:
-    """Run a compiler; what it says is the failure's message."""
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        pytest.fail(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
-
-
-@dataclass(frozen=True)
-class HostFlags:
-    """How to compile CUDA sources for the host.
-
-    Attributes:
-        common: flags of every file and of the linker.
-        kernels: flags of the CUDA sources alone.
-        link: flags of the linker alone.
-    """
-
-    common: Sequence[str] = ("-O1",)
-    kernels: Sequence[str] = ()
-    link: Sequence[str] = ("-shared",)
-
-
-SANITIZED = HostFlags(("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"))
-RACES = HostFlags(("-O1", "-g"), kernels=("-fsanitize=thread",))
-"""Its calls end in ``host_cuda/machine/races.cpp``; gcc's own run-time library takes no part."""
-
-
-def compile_host_library(
-    output: Path, flags: HostFlags = HostFlags(), sources: Sequence[Path] = KERNEL_SOURCES
-) -> Path:
-    """Compile CUDA sources, all kernels unless told, for the host into the library ``output``.
-
-    Object files stay beside it, for other libraries of the same folder: nothing is compiled twice.
-    """
-    command = ["g++", "-std=c++17", "-fPIC", *WARNINGS, f"-I{HOST_CUDA}", *INCLUDES, *flags.common]
-
-    def compile_object(source: Path) -> Path:
-        own = [*command, *(() if source in MACHINE_SOURCES else flags.kernels)]
-        digest = hashlib.sha256("\n".join(own).encode()).hexdigest()[:12]
-        target = output.parent / f"{source.parent.name}-{source.stem}-{digest}.o"
-        with locked(target):
-            if not target.exists():
-                partial = target.with_suffix(".partial")
-                run_compiler([*own, "-c", "-x", "c++", str(source), "-o", str(partial)])
-                partial.rename(target)
-        return target
-
-    with ThreadPoolExecutor(COMPILE_JOBS) as pool:
-        objects = list(pool.map(compile_object, (*MACHINE_SOURCES, *sources)))
-    run_compiler([*command, *flags.link, *map(str, objects), "-ldl", "-o", str(output)])
-    return output
-
-
-def compile_once(
-    tmp_path_factory: pytest.TempPathFactory,
-    name: str,
-    flags: HostFlags = HostFlags(),
-    sources: Sequence[Path] = KERNEL_SOURCES,
-) -> Path:
-    """:func:`compile_host_library` once for all workers of pytest-xdist: one compiles, the others wait."""
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent
-    output = folder / name
-    with locked(output):
-        if not output.exists():
-            compile_host_library(output, flags, sources)
-    return output
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Keep other processes and threads from making the same file."""
-    with open(path.with_name(f"{path.name}.lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 class KernelError(Exception):
     """A kernel function refused; the message is that of ``q2export_last_error``."""
 
 
-class HostKernels:
+class Kernels:
     """The functions of ``kernels.h`` on CPU tensors; each returns new tensors and leaves its arguments alone.
 
     Args:
-        library: from :func:`compile_host_library`.
-        device: where the library wants its tensors; ``tests/gpu`` has it compiled by nvcc, for ``cuda``.
+        library: compiled for the host, or by nvcc.
+        device: where the library wants its tensors: "cpu" and "cuda".
     """
 
     def __init__(self, library: Path, device: str = "cpu") -> None:

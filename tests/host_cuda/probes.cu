@@ -1,4 +1,4 @@
-// Kernels that show what the host mapping does, one thing each, for test_host_cuda.py.
+// Kernels that show what the host mapping does, one thing each, for test_emulation.py.
 #include <cstddef>
 #include <cstdint>
 

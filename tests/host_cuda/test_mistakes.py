@@ -11,45 +11,39 @@ from pathlib import Path
 
 import pytest
 
-from tests.plugins import sanitizers
-from tests.plugins.host_kernels import CSRC, RACES, SANITIZED, HostFlags, compile_once
+from tests.host_cuda import sanitizers
+from tests.host_cuda.compiling import CSRC, RACES, SANITIZED, HostFlags, compile_for_host
 
 SOURCES = [*sorted(CSRC.glob("kernels/common/*.cu")), Path(__file__).with_name("mistakes.cu")]
 
 
 @pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if shutil.which("g++") is None:
-        pytest.skip("needs g++ to compile kernels")
-    return compile_once(tmp_path_factory, "mistakes", HostFlags(link=()), SOURCES)
+def program() -> Path:
+    return compile_for_host("mistakes", HostFlags(link=()), SOURCES)
 
 
 @pytest.fixture(scope="module")
-def sanitized_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sanitized_program() -> Path:
     sanitizers.library("libasan.so")
-    return compile_once(tmp_path_factory, "sanitized-mistakes", replace(SANITIZED, link=()), SOURCES)
+    return compile_for_host("sanitized-mistakes", replace(SANITIZED, link=()), SOURCES)
 
 
 @pytest.fixture(scope="module")
-def race_checked_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if shutil.which("g++") is None:
-        pytest.skip("needs g++ to compile kernels")
-    return compile_once(tmp_path_factory, "race-checked-mistakes", replace(RACES, link=()), SOURCES)
+def race_checked_program() -> Path:
+    return compile_for_host("race-checked-mistakes", replace(RACES, link=()), SOURCES)
 
 
 @pytest.fixture(scope="module")
-def portable_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def portable_program() -> Path:
     """As on a CPU whose stacks the mapping does not know how to switch."""
-    if shutil.which("g++") is None:
-        pytest.skip("needs g++ to compile kernels")
     flags = HostFlags(("-O1", "-DHOST_CUDA_UCONTEXT"), link=())
-    return compile_once(tmp_path_factory, "portable-mistakes", flags, SOURCES)
+    return compile_for_host("portable-mistakes", flags, SOURCES)
 
 
 def run(program: Path, mistake: str) -> str:
     """What a kernel that must not end well said."""
     environment = {**os.environ, **sanitizers.OPTIONS}
-    done = subprocess.run([program, mistake], capture_output=True, text=True, timeout=60, env=environment)
+    done = subprocess.run([program, mistake], capture_output=True, text=True, env=environment)
     assert done.returncode not in (0, 2), done.stderr
     return done.stderr
 
@@ -122,13 +116,11 @@ def test_shared_memory_is_written_before_it_is_read(race_checked_program: Path, 
 
 @pytest.mark.parametrize("kernel", ["ordered_by_barriers", "last_block"])
 def test_barriers_and_fences_order(race_checked_program: Path, kernel: str) -> None:
-    done = subprocess.run([race_checked_program, kernel], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([race_checked_program, kernel], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
 def test_stacks_of_the_system(portable_program: Path) -> None:
-    done = subprocess.run(
-        [portable_program, "ordered_by_barriers"], capture_output=True, text=True, timeout=60
-    )
+    done = subprocess.run([portable_program, "ordered_by_barriers"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "has diverged" in run(portable_program, "diverged_shuffle")

@@ -1,4 +1,4 @@
-// Kernels with one mistake each, for test_host_cuda.py: a program that runs the one it is told to, and should not end
+// Kernels with one mistake each, for test_mistakes.py: a program that runs the one it is told to, and should not end
 // well.
 #include <cstdint>
 #include <cstdio>

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import itertools
-import shutil
 from ctypes import c_float, c_void_p
 from pathlib import Path
 
@@ -14,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tests.plugins.host_kernels import CSRC, compile_once
-from tests.plugins.host_machine import RTX_4090, pretending, thread_order
+from tests.host_cuda.compiling import CSRC, compile_for_host
+from tests.host_cuda.gpus import RTX_4090, pretending, thread_order
 
 SOURCES = [*sorted(CSRC.glob("kernels/common/*.cu")), Path(__file__).with_name("probes.cu")]
 SEEDS = range(8)
@@ -48,10 +47,8 @@ class Probes:
 
 
 @pytest.fixture(scope="module")
-def probes(tmp_path_factory: pytest.TempPathFactory) -> Probes:
-    if shutil.which("g++") is None:
-        pytest.skip("needs g++ to compile kernels")
-    return Probes(compile_once(tmp_path_factory, "libprobes.so", sources=SOURCES))
+def probes() -> Probes:
+    return Probes(compile_for_host("libprobes.so", sources=SOURCES))
 
 
 @pytest.fixture(autouse=True)
