@@ -201,8 +201,7 @@ def export(
 
 def _export_profile(capacity: int, quantization: Quantization) -> Profile:
     """What an exported graph is described with: ranges as wide as the model."""
-    most = max(capacity, 2)
-    base = load_profile("cpu", {"capacity.max": most, "capacity.opt": min(most, 2048)})
+    base = load_profile("cpu", {"capacity.max": capacity, "capacity.opt": min(capacity, 2048)})
     return dataclasses.replace(base, quantization=quantization)
 
 

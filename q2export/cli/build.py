@@ -12,6 +12,7 @@ import click
 from q2export.cli import options
 from q2export.cli.output import aligned, format_bytes, print_json, warn
 from q2export.cli.results import manifest_rows, run_document, run_rows
+from q2export.cli.settings import overrides_of
 
 if TYPE_CHECKING:
     from q2export.package.placement import PlacementMode
@@ -81,11 +82,11 @@ def command(
     The package is complete or not there at all: it appears under its name when every check has passed.
     """
     from q2export import api
-    from q2export.contracts.profile_loading import parse_overrides
 
-    given = {"quantization.weights": quantization, "builder": builder}
-    short = [f"{key}={value}" for key, value in given.items() if value is not None]
-    overrides = parse_overrides([*settings, *short])
+    overrides = overrides_of(
+        settings,
+        {"quantization.weights": ("--quantization", quantization), "builder": ("--builder", builder)},
+    )
     if dry_run:
         plan = api.plan(model, profile=profile, overrides=overrides, revision=revision)
         warn(plan["warnings"])

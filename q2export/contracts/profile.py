@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -19,9 +20,23 @@ Device = Literal["cpu", "cuda"]
 DtypeChoice = Literal["auto", FloatDtype]
 Builder = Literal["auto", "tensorrt", "rtx"]
 Prepack = Literal["auto", "always", "never"]
-Origin = Literal["default", "profile", "command line", "lowered to fit"]
+Origin = Literal["default", "profile", "override", "lowered to fit"]
 
-COMMAND_LINE: Literal["command line"] = "command line"
+_DEVICES: Mapping[Target, Device] = {"tensorrt": "cuda", "onnxruntime": "cpu"}
+# Keys that mean something to one target alone.
+_ONLY_FOR: Mapping[Target, tuple[str, ...]] = {
+    "tensorrt": (
+        "gpu",
+        "compute_capability",
+        "memory_mib",
+        "builder",
+        "max_logits",
+        "version_compatible",
+        "weight_streaming",
+        "workspace_mib",
+    ),
+    "onnxruntime": ("threads", "prepack", "quantization.activations", "quantization.prefill"),
+}
 
 
 @dataclass(frozen=True)
@@ -63,7 +78,8 @@ class Profile:
         kv_dtype: of the KV cache; ``auto`` is ``dtype``.
         batch: sequences per step.
         prompt: tokens of one prompt.
-        capacity: tokens of one sequence, prompt and generated, the KV cache holds.
+        capacity: tokens of one sequence, prompt and generated, the KV cache holds; ``capacity.max``, lowered
+            to what the model holds, is the ``max_capacity`` of an engine.
         prefill_chunk: longest piece of a prompt given to the engine in one step, in tokens.
         parity: thresholds of ``verify`` and of the check after ``build``.
         description: one line for people.
@@ -79,7 +95,8 @@ class Profile:
         threads: CPU threads; 0 is one per core.
         prepack: whether ONNX Runtime keeps its own, faster copy of the matrices in memory. ``auto``: where
             the weights were converted anyway; those of an fp32 checkpoint stay mapped.
-        origin: where each value (dotted key) came from; not part of the profile's identity.
+        origin: where each value (by dotted key) came from, ``override`` being the command line or the
+            argument ``overrides``; not part of the profile's identity.
     """
 
     name: str
@@ -112,35 +129,43 @@ class Profile:
     def __post_init__(self) -> None:
         if not self.name:
             raise ProfileError("name must not be empty")
-        self._check_device()
+        self._check_target()
         self._check_sizes()
 
-    def _check_device(self) -> None:
-        if self.target == "tensorrt" and self.device != "cuda":
-            raise ProfileError(f"target 'tensorrt' needs device 'cuda', found {self.device!r}")
-        if self.device == "cpu" and (self.gpu or self.compute_capability):
-            raise ProfileError("device 'cpu' takes neither gpu nor compute_capability; leave them null")
+    def _check_target(self) -> None:
+        device = _DEVICES.get(self.target, self.device)
+        if self.device != device:
+            raise ProfileError(f"target {self.target!r} needs device {device!r}, found {self.device!r}")
+        for target, names in _ONLY_FOR.items():
+            for name in names if self.target != target else ():
+                self._refuse_unless_default(name, target)
         if self.compute_capability is not None and not re.fullmatch(r"\d{1,2}\.\d", self.compute_capability):
             raise ProfileError(f'compute_capability must look like "8.0", found {self.compute_capability!r}')
         if self.target == "tensorrt":
             self._check_tensorrt()
-        if self.target == "onnxruntime" and self.device == "cpu":
+        if self.target == "onnxruntime":
             for name, dtype in (("dtype", self.dtype), ("kv_dtype", self.kv_dtype)):
                 if dtype != "float32":
                     raise ProfileError(
                         f"{name} {dtype!r} is not implemented for ONNX Runtime on cpu; use 'float32'"
                     )
 
+    def _refuse_unless_default(self, key: str, target: str) -> None:
+        """Refuse a value that nothing would read."""
+        section, _, name = key.rpartition(".")
+        owner = getattr(self, section) if section else self
+        value = getattr(owner, name)
+        if value != next(item.default for item in dataclasses.fields(owner) if item.name == name):
+            raise ProfileError(
+                f"{key} is {value!r}, which is for target {target!r} alone; the target is {self.target!r}: "
+                "leave it out"
+            )
+
     def _check_tensorrt(self) -> None:
         if self.quantization.enabled and not self.quantization.symmetric:
             raise ProfileError(
                 "quantization.symmetric false is not implemented for TensorRT, which takes no zero points of "
                 "blocks; leave it true"
-            )
-        if self.quantization.activations != "float32":
-            raise ProfileError(
-                f"quantization.activations {self.quantization.activations!r} is for ONNX Runtime; TensorRT "
-                "multiplies quantized weights in the type of the engine: leave it 'float32'"
             )
         if self.compute_capability is None:
             raise ProfileError("target 'tensorrt' needs a compute_capability such as \"8.0\", found null")
@@ -177,15 +202,13 @@ class Profile:
         """The type asked for; None for the checkpoint's own."""
         return None if self.dtype == "auto" else self.dtype
 
-    def step_ranges(self, max_capacity: int) -> tuple[StepRanges, StepRanges]:
-        """What the prefill and the decode profile of an engine of at most ``max_capacity`` tokens take."""
-        capacity = _clipped(self.capacity, max_capacity)
-        chunk = min(self.prefill_chunk, max_capacity)
-        longest = Range(1, min(self.prompt.opt, chunk), chunk)
-        logits = Range(1, 1, min(self.max_logits, chunk))
+    def step_ranges(self) -> tuple[StepRanges, StepRanges]:
+        """What the prefill and the decode profile of a TensorRT engine take."""
+        longest = Range(1, min(self.prompt.opt, self.prefill_chunk), self.prefill_chunk)
+        logits = Range(1, 1, min(self.max_logits, self.prefill_chunk))
         one = Range(1, 1, 1)
-        prefill = StepRanges(self.batch, longest, logits, capacity)
-        return prefill, StepRanges(self.batch, one, one, capacity)
+        prefill = StepRanges(self.batch, longest, logits, self.capacity)
+        return prefill, StepRanges(self.batch, one, one, self.capacity)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON or YAML, without ``origin``; :meth:`from_dict` reads it back."""
@@ -201,10 +224,13 @@ class Profile:
         """
         return from_plain(cls, data, Source(label, ProfileError))
 
+    def leaves(self) -> dict[str, object]:
+        """Every value by its dotted key, ``capacity.max``, as plain data."""
+        return dict(_dotted(self.to_dict()))
+
     def overrides(self) -> dict[str, object]:
-        """Values given on the command line, by dotted key, as ``profile_loading.load_profile`` takes them."""
-        flat = dict(_dotted(self.to_dict()))
-        return {key: flat[key] for key, origin in self.origin.items() if origin == COMMAND_LINE}
+        """Values that take precedence over the file, as ``profile_loading.load_profile`` takes them."""
+        return {key: value for key, value in self.leaves().items() if self.origin.get(key) == "override"}
 
 
 def _dotted(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
@@ -214,7 +240,3 @@ def _dotted(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, ob
             yield from _dotted(value, join(prefix, name))
         else:
             yield join(prefix, name), value
-
-
-def _clipped(wanted: Range, largest: int) -> Range:
-    return Range(*(min(bound, largest) for bound in (wanted.min, wanted.opt, wanted.max)))

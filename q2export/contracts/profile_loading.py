@@ -1,20 +1,21 @@
 """Reading profiles.
 
-A profile is a YAML file (packaged in ``q2export.profiles``, or the user's own) and a few values from the
-command line. Precedence: command line > profile file > default of the dataclass.
+A profile is a YAML file (packaged in ``q2export.profiles``, or the user's own) and a few overriding values,
+of the command line or the caller. Precedence: override > profile file > default of the dataclass.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.resources
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from q2export.contracts.profile import COMMAND_LINE, Origin, Profile
+from q2export.contracts.profile import Origin, Profile
 from q2export.errors import ProfileError
-from q2export.strict.codec import Source, decode, fields_of, join, to_plain
+from q2export.strict.codec import Source, fields_of, join, to_plain
 from q2export.strict.suggest import nearest
 from q2export.strict.yaml import parse_yaml, read_yaml
 
@@ -25,47 +26,59 @@ def profile_names() -> list[str]:
     return sorted(entry.name[: -len(".yaml")] for entry in entries if entry.name.endswith(".yaml"))
 
 
-def parse_overrides(settings: Iterable[str]) -> dict[str, object]:
-    """Turn ``["capacity.max=8192", "threads=2"]`` (``--set``) into overrides for :func:`load_profile`.
-
-    Values are read as in a profile file, except that what belongs to a string needs no quotes
-    (``compute_capability=8.0``).
-
-    Raises:
-        ProfileError: no ``=``, a key given twice, or a value that is not valid YAML.
-    """
-    leaves, overrides = _leaves(Profile), {}
-    for setting in settings:
-        key, equals, text = setting.partition("=")
-        if not equals or not key:
-            raise ProfileError(f"--set {setting}: expected KEY=VALUE, for example capacity.max=8192")
-        if key in overrides:
-            raise ProfileError(f"--set {key} is given twice")
-        is_text = leaves.get(key) in (str, str | None) and text != "null"
-        overrides[key] = text if is_text else parse_yaml(text, f"--set {setting}", ProfileError)
-    return overrides
-
-
 def load_profile(name_or_path: str | Path, overrides: Mapping[str, object] | None = None) -> Profile:
     """Load a packaged profile by name, or a profile file by path, and apply overrides by dotted key.
 
-    A maximum given on the command line lowers what it leaves no room for: ``capacity.max=8192`` also lowers a
+    An overriding maximum lowers what it leaves no room for: ``capacity.max`` of 8192 also lowers a
     ``prompt.max`` of 32768 that comes from the file. ``Profile.origin`` records it as ``"lowered to fit"``.
 
     Raises:
         ProfileError: no such profile, unknown key (naming the nearest valid one), wrong type, or values that
-            contradict each other; the message names the file, or the command line, and the key.
+            contradict each other; the message names the file, the overrides and the key.
     """
     label, data = _read(name_or_path)
-    source, command_line = Source(label, ProfileError), Source("--set", ProfileError)
-    values, origin = _defaults(Profile)
-    for key, value in _flatten(Profile, data, source).items():
-        values[key], origin[key] = value, "profile"
-    for key, value in _checked_overrides(overrides or {}, command_line).items():
-        values[key], origin[key] = value, COMMAND_LINE
+    values = _defaults(Profile)
+    origin: dict[str, Origin] = dict.fromkeys(values, "default")
+    given = _flatten(Profile, data, Source(label, ProfileError))
+    values |= given
+    origin |= dict.fromkeys(given, "profile")
+    if overrides:
+        _check_keys(overrides)
+        values |= overrides
+        origin |= dict.fromkeys(overrides, "override")
+        label = f"{label} with {', '.join(f'{key}={_shown(value)}' for key, value in overrides.items())}"
+    return _decoded(values, origin, label)
+
+
+def fit_to_model(profile: Profile, context_length: int) -> Profile:
+    """Lower the largest capacity to the tokens a sequence of the model may hold, and what leaves no room.
+
+    Raises:
+        ProfileError: a larger capacity, or a prompt that does not fit, was asked for by an override.
+    """
+    if profile.capacity.max <= context_length:
+        return profile
+    if profile.origin.get("capacity.max") == "override":
+        raise ProfileError(
+            f"capacity.max is {profile.capacity.max}, but the model holds sequences of {context_length} "
+            "tokens (config.json); leave it out, or lower it"
+        )
+    values, origin = profile.leaves(), dict(profile.origin)
+    values["capacity.max"], origin["capacity.max"] = context_length, "lowered to fit"
+    return _decoded(values, origin, f"profile {profile.name!r} for a model of {context_length} tokens")
+
+
+def profile_keys() -> dict[str, Any]:
+    """Type of every value that may be overridden, by dotted key."""
+    keys = _leaves(Profile)
+    del keys["name"]  # a name that finds another profile, or none, helps nobody
+    return keys
+
+
+def _decoded(values: dict[str, object], origin: dict[str, Origin], label: str) -> Profile:
+    """The profile of these values, by dotted key: the one place where they are checked."""
     _lower_to_fit(values, origin)
-    where = f"{label} with {', '.join(f'--set {key}' for key in overrides)}" if overrides else label
-    profile = Profile.from_dict(_unflatten(values), where)
+    profile = Profile.from_dict(_unflatten(values), label)
     return dataclasses.replace(profile, origin=dict(sorted(origin.items())))
 
 
@@ -76,7 +89,8 @@ def _read(name_or_path: str | Path) -> tuple[str, object]:
         names = profile_names()
         if text not in names:
             raise ProfileError(
-                f"no packaged profile is called {text!r}{nearest(text, names)} ; or give a file, NAME.yaml"
+                f"no packaged profile is called {text!r}{nearest(text, names)} (a file of your own is "
+                f"given by its path, such as ./{text or 'NAME'}.yaml)"
             )
         resource = importlib.resources.files("q2export.profiles") / f"{text}.yaml"
         label = f"profile {text!r}"
@@ -95,7 +109,7 @@ def _leaves(kind: type, prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _defaults(kind: type) -> tuple[dict[str, object], dict[str, Origin]]:
+def _defaults(kind: type) -> dict[str, object]:
     """Value of every scalar that has a default, by dotted key; a section has it for all it holds or none."""
     values: dict[str, object] = {}
     for item in dataclasses.fields(kind):
@@ -106,35 +120,36 @@ def _defaults(kind: type) -> tuple[dict[str, object], dict[str, Origin]]:
         elif item.default_factory is not dataclasses.MISSING:
             plain = to_plain(item.default_factory())
             values |= {join(item.name, name): value for name, value in plain.items()}
-    return values, dict.fromkeys(values, "default")
+    return values
 
 
 def _flatten(kind: type, data: object, source: Source, prefix: str = "") -> dict[str, object]:
-    """Dotted key -> checked value of what ``data`` gives; what it does not give is left out."""
+    """Dotted key -> value of what ``data`` gives; the values are not checked yet."""
     if not isinstance(data, Mapping):
         raise source.refuse(prefix, "a mapping", data)
-    hints, flat = fields_of(kind), {}
+    hints = fields_of(kind)
+    flat: dict[str, object] = {}
     for name, value in data.items():
         if name not in hints:
             inside = f" in {prefix}" if prefix else ""
             raise ProfileError(f"{source.label}: unknown key {name!r}{inside}{nearest(str(name), hints)}")
         hint, key = hints[name], join(prefix, name)
-        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-            flat.update(_flatten(hint, value, source, key))
-        else:
-            flat[key] = decode(hint, value, source, key)
+        is_section = isinstance(hint, type) and dataclasses.is_dataclass(hint)
+        flat |= _flatten(hint, value, source, key) if is_section else {key: value}
     return flat
 
 
-def _checked_overrides(overrides: Mapping[str, object], source: Source) -> dict[str, object]:
-    leaves = _leaves(Profile)
-    leaves.pop("name")  # a name that finds another profile, or none, helps nobody
+def _check_keys(overrides: Mapping[str, object]) -> None:
+    keys = profile_keys()
     for key in overrides:
-        if key not in leaves:
-            inner = [leaf for leaf in leaves if leaf.startswith(f"{key}.")]
-            hint = f"; give one of {', '.join(inner)}" if inner else nearest(key, leaves)
-            raise ProfileError(f"--set: unknown key {key!r}{hint}")
-    return {key: decode(leaves[key], value, source, key) for key, value in overrides.items()}
+        if key not in keys:
+            inner = [name for name in keys if name.startswith(f"{key}.")]
+            hint = f"; give one of {', '.join(inner)}" if inner else nearest(key, keys)
+            raise ProfileError(f"a profile has no key {key!r}{hint}")
+
+
+def _shown(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=repr)
 
 
 _BOUNDED_BY = {
@@ -150,10 +165,10 @@ _BOUNDED_BY = {
 
 
 def _lower_to_fit(values: dict[str, object], origin: dict[str, Origin]) -> None:
-    """Lower values that a bound from the command line, or one lowered for it, leaves no room for."""
+    """Lower values that an overriding bound, or one lowered itself, leaves no room for."""
     for key, bound in _BOUNDED_BY.items():
         value, limit = values.get(key), values.get(bound)
-        if origin.get(key) == COMMAND_LINE or origin.get(bound) not in (COMMAND_LINE, "lowered to fit"):
+        if origin.get(key) == "override" or origin.get(bound) not in ("override", "lowered to fit"):
             continue
         if isinstance(value, int) and isinstance(limit, int) and value > limit:
             values[key], origin[key] = limit, "lowered to fit"

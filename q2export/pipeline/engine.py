@@ -77,7 +77,7 @@ def select_builder(profile: Profile) -> ModuleType:
 
 
 def plan_engine(
-    trt: ModuleType, config: ModelConfig, weights: int, profile: Profile, dtype: str, max_capacity: int
+    trt: ModuleType, config: ModelConfig, weights: int, profile: Profile, dtype: str
 ) -> EnginePlan:
     """Check that the model fits the GPU, and compute what building it takes. Nothing is written or read.
 
@@ -85,16 +85,15 @@ def plan_engine(
         trt: from :func:`select_builder`.
         config: of the model.
         weights: their bytes in the graph.
-        profile: what to build for.
+        profile: what to build for, fit to the model.
         dtype: of the graph.
-        max_capacity: tokens a sequence may hold.
 
     Raises:
         ProfileError: it does not fit; names the largest batch and capacity that would.
     """
     from q2export.plugins.tensorrt.loader import is_rtx
 
-    need = check_gpu_memory(budget(config, dtype, weights, profile), profile, max_capacity)
+    need = check_gpu_memory(budget(config, dtype, weights, profile), profile)
     builder = "rtx" if is_rtx(trt) else "tensorrt"
     return EnginePlan(trt, builder, need, host_bytes_to_build(weights), available_memory_bytes())
 
@@ -152,7 +151,7 @@ def build_engine(
 
     options = BuildOptions(
         compute_capability=_capability(profile),
-        profiles=profile.step_ranges(graph_engine.max_capacity),
+        profiles=profile.step_ranges(),
         workspace_mib=profile.workspace_mib,
         version_compatible=profile.version_compatible,
         weight_streaming=profile.weight_streaming,

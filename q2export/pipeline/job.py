@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from q2export.contracts.memory import CacheShape
 from q2export.contracts.profile import Profile, Target
-from q2export.contracts.profile_loading import load_profile
+from q2export.contracts.profile_loading import fit_to_model, load_profile
+from q2export.errors import ProfileError
 from q2export.pipeline import engine as engine_build
 from q2export.pipeline.engine import EnginePlan
 from q2export.pipeline.model_source import ModelSource, resolve_model
@@ -28,9 +29,8 @@ class Job:
         model: the checkpoint's name and folder.
         weights: its weights, and what is done to them first.
         target: of the graph.
-        profile: what to build for.
+        profile: what to build for, its capacity lowered to what the model holds.
         dtype: of the graph.
-        max_capacity: tokens a sequence may hold: of the profile, or of the model where that is less.
         engine: of a TensorRT build; None for others.
     """
 
@@ -39,8 +39,12 @@ class Job:
     target: Target
     profile: Profile
     dtype: str
-    max_capacity: int
     engine: EnginePlan | None = None
+
+    @property
+    def max_capacity(self) -> int:
+        """Tokens a sequence may hold."""
+        return self.profile.capacity.max
 
     @property
     def has_prefill_graph(self) -> bool:
@@ -109,20 +113,16 @@ def resolve_job(
     """
     resolved = load_profile(profile, overrides)
     trt = engine_build.select_builder(resolved) if resolved.target == "tensorrt" else None
-    section = "quantization."
-    explicit = [key.removeprefix(section) for key in resolved.overrides() if key.startswith(section)]
     found = resolve_model(model, revision)
-    job = resolve_graph(found, resolved.target, resolved, resolved.graph_dtype, explicit)
+    job = resolve_graph(found, resolved.target, resolved, resolved.graph_dtype)
     if trt is None:
         return job
     weights = job.weights.planned_bytes("tensorrt", job.dtype).total
-    plan = engine_build.plan_engine(trt, job.weights.config, weights, resolved, job.dtype, job.max_capacity)
+    plan = engine_build.plan_engine(trt, job.weights.config, weights, job.profile, job.dtype)
     return replace(job, engine=plan)
 
 
-def resolve_graph(
-    found: ModelSource, target: Target, profile: Profile, dtype: str | None, explicit: Collection[str] = ()
-) -> Job:
+def resolve_graph(found: ModelSource, target: Target, profile: Profile, dtype: str | None) -> Job:
     """Resolve a job as far as its graph.
 
     Args:
@@ -130,7 +130,6 @@ def resolve_graph(
         target: what the graph is for.
         profile: what else it is made for.
         dtype: of the graph; None is the checkpoint's own where the target takes it.
-        explicit: fields of ``quantization`` that somebody gave for this checkpoint.
 
     Raises:
         Q2ExportError: the checkpoint is not in order, or the target cannot honour what is asked for.
@@ -138,10 +137,28 @@ def resolve_graph(
     from q2export.exporter.export import target_dtype
     from q2export.exporter.lowering.limits import check_int8_prefill, check_quantized
 
+    given = profile.overrides()
+    section = "quantization."
+    explicit = [key.removeprefix(section) for key in given if key.startswith(section)]
     weights = find_weights(found.folder, profile.quantization, explicit)
+    if weights.packed is None:
+        _refuse_idle_quantization(given)
     chosen = target_dtype(weights.dtype, target, dtype)
     check_quantized(target, weights.quantized_weights.values())
+    if target != "onnxruntime" and profile.quantization.activations != "float32":
+        raise ProfileError(
+            f"quantization.activations {profile.quantization.activations!r} is for ONNX Runtime alone; the "
+            f"target is {target!r}: leave it 'float32'"
+        )
     if profile.quantization.prefill == "int8":
         check_int8_prefill(target, weights.quantized_weights)
-    capacity = min(profile.capacity.max, weights.config.context_length)
-    return Job(found, weights, target, profile, chosen, capacity)
+    return Job(found, weights, target, fit_to_model(profile, weights.config.context_length), chosen)
+
+
+def _refuse_idle_quantization(given: Iterable[str]) -> None:
+    """Refuse what was asked of quantized weights where none are."""
+    for key in given:
+        if key.startswith(("quantization.", "quality.")) and key != "quantization.weights":
+            raise ProfileError(
+                f"{key} is given, but no weight is quantized: leave it out, or give quantization.weights, too"
+            )

@@ -120,18 +120,18 @@ def budget(config: ModelConfig, dtype: str, weight_bytes: int, profile: Profile)
     return MemoryBudget(config, dtype, on_gpu, profile.prefill_chunk, profile.max_logits)
 
 
-def check_gpu_memory(wanted: MemoryBudget, profile: Profile, max_capacity: int) -> GpuNeed:
+def check_gpu_memory(wanted: MemoryBudget, profile: Profile) -> GpuNeed:
     """Refuse a batch and capacity that cannot fit the profile's GPU together with the model.
 
     Args:
         wanted: the model's budget.
-        profile: names the GPU, its memory and the largest batch. Without ``memory_mib`` nothing is refused.
-        max_capacity: tokens a sequence may hold.
+        profile: names the GPU, its memory, the largest batch and capacity. Without ``memory_mib`` nothing is
+            refused.
 
     Raises:
         ProfileError: naming what is needed, what there is, and the largest batch and capacity that would fit.
     """
-    need = wanted.need(profile.batch.max, max_capacity)
+    need = wanted.need(profile.batch.max, profile.capacity.max)
     if profile.memory_mib is None or need.total <= profile.memory_mib * _MIB:
         return need
     available = profile.memory_mib * _MIB
@@ -139,16 +139,16 @@ def check_gpu_memory(wanted: MemoryBudget, profile: Profile, max_capacity: int) 
         f"{profile.gpu or profile.name} has {_gib(available)}, but batch {need.batch} with capacity "
         f"{need.capacity} needs {_gib(need.total)}: weights {_gib(need.weights)}, KV cache "
         f"{_gib(need.kv_cache)}, activations {_gib(need.activations)}, reserve {_gib(RESERVED_BYTES)}; "
-        + _advice(wanted, profile, max_capacity, available)
+        + _advice(wanted, profile, available)
     )
 
 
-def _advice(wanted: MemoryBudget, profile: Profile, max_capacity: int, available: int) -> str:
+def _advice(wanted: MemoryBudget, profile: Profile, available: int) -> str:
     if wanted.need(1, 1).total > available:
         return "not even one sequence fits; use a GPU with more memory" + (
             "" if profile.weight_streaming else ", or keep weights on the host: --set weight_streaming=true"
         )
-    choices = []
+    choices, max_capacity = [], profile.capacity.max
     tokens = wanted.largest_capacity(profile.batch.max, max_capacity, available)
     if tokens:
         choices.append(f"batch {profile.batch.max} with capacity {tokens} (--set capacity.max={tokens})")

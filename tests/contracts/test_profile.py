@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from q2export.contracts.profile import ParityThresholds, Profile
-from q2export.contracts.profile_loading import load_profile, parse_overrides, profile_names
+from q2export.contracts.profile_loading import fit_to_model, load_profile, profile_names
 from q2export.contracts.quantization import Quantization
 from q2export.contracts.ranges import Range
 from q2export.errors import ProfileError
@@ -70,8 +70,8 @@ def test_precedence_and_origin(small: Path) -> None:
     assert profile.threads == 3
     assert profile.parity == ParityThresholds(0.001, 0.0, 1.0, 0.5)
     assert isinstance(profile.parity.max_kl_divergence, float)  # written as an integer
-    assert profile.origin["batch.max"] == "command line"
-    assert profile.origin["threads"] == "command line"
+    assert profile.origin["batch.max"] == "override"
+    assert profile.origin["threads"] == "override"
     assert profile.origin["batch.min"] == "profile"
     assert profile.origin["workspace_mib"] == "default"
     assert profile.overrides() == {"batch.max": 16, "threads": 3}
@@ -91,7 +91,10 @@ def test_lower_maximum_takes_the_rest_with_it(small: Path) -> None:
 
 
 def test_contradicting_command_line_is_refused(small: Path) -> None:
-    with pytest.raises(ProfileError, match=r"--set prompt.max: prompt\.max 50 exceeds capacity\.max 40"):
+    with pytest.raises(
+        ProfileError,
+        match=r"small\.yaml with capacity\.max=40, prompt\.max=50: prompt\.max 50 exceeds capacity\.max 40",
+    ):
         load_profile(small, {"capacity.max": 40, "prompt.max": 50})
     with pytest.raises(ProfileError, match=r"batch: a range needs .* found min 1, opt 9, max 4"):
         load_profile(small, {"batch.opt": 9})
@@ -153,8 +156,12 @@ def test_contradicting_file_is_refused_not_lowered(small: Path) -> None:
         ),
         ("name: small", "name: s\nquantization: {keep: x}", r"quantization\.keep must be a list, found 'x'"),
         ("name: small", "name: s\nthreads: -1", r"threads must be 0 \(all cores\) or more, found -1"),
-        ("name: small", "name: s\nworkspace_mib: 0", r"workspace_mib must be at least 1"),
-        ("name: small", "name: s\ngpu: A100", r"takes neither gpu nor compute_capability"),
+        (
+            "name: small",
+            "name: s\nworkspace_mib: 0",
+            r"workspace_mib is 0, which is for target 'tensorrt' alone",
+        ),
+        ("name: small", "name: s\ngpu: A100", r"gpu is 'A100', which is for target 'tensorrt' alone"),
         ("name: small", "name: s\norigin: {}", r"unknown key 'origin'"),
     ],
 )
@@ -163,14 +170,67 @@ def test_refused_files_name_file_and_key(small: Path, old: str, new: str, messag
         load_profile(edited(small, old, new))
 
 
-def test_compute_capability_is_text(small: Path) -> None:
-    edited(small, "device: cpu", "device: cuda")
-    assert load_profile(small, parse_overrides(["compute_capability=8.0"])).compute_capability == "8.0"
-    assert load_profile(small, parse_overrides(["compute_capability=null"])).compute_capability is None
+def test_compute_capability_is_text(tmp_path: Path) -> None:
+    assert load_profile("a100", {"compute_capability": "9.0"}).compute_capability == "9.0"
+    with pytest.raises(ProfileError, match="needs a compute_capability such as"):
+        load_profile("a100", {"compute_capability": None})
     with pytest.raises(ProfileError, match=r"must look like \"8\.0\", found 'sm_80'"):
-        load_profile(small, {"compute_capability": "sm_80"})
+        load_profile("a100", {"compute_capability": "sm_80"})
     with pytest.raises(ProfileError, match=r"compute_capability must be a string, found 8\.0 \(float\)"):
-        load_profile(edited(small, "device: cuda", "device: cuda\ncompute_capability: 8.0"))
+        load_profile("a100", {"compute_capability": 8.0})
+
+
+@pytest.mark.parametrize(
+    ("profile", "key", "value"),
+    [
+        ("cpu", "builder", "rtx"),
+        ("cpu", "device", "cuda"),
+        ("cpu", "memory_mib", 1),
+        ("cpu", "max_logits", 1),
+        ("cpu", "version_compatible", True),
+        ("cpu", "weight_streaming", True),
+        ("cpu", "workspace_mib", 1),
+        ("a100", "threads", 2),
+        ("a100", "prepack", "always"),
+        ("a100", "device", "cpu"),
+        ("a100", "quantization.activations", "int8"),
+        ("a100", "quantization.prefill", "int8"),
+    ],
+)
+def test_what_the_target_would_ignore_is_refused(profile: str, key: str, value: object) -> None:
+    with pytest.raises(ProfileError, match=rf"with {key}=.*target '\w+' (alone|needs device)"):
+        load_profile(profile, {key: value})
+
+
+def test_a_profile_is_fit_to_the_model(small: Path) -> None:
+    profile = load_profile(small)
+    assert fit_to_model(profile, 100) is profile
+    lowered = fit_to_model(profile, 20)
+    assert (lowered.capacity, lowered.prompt, lowered.prefill_chunk) == (
+        Range(16, 20, 20),
+        Range(1, 8, 20),
+        20,
+    )
+    assert lowered.origin["capacity.max"] == lowered.origin["prompt.max"] == "lowered to fit"
+    assert lowered.overrides() == {}
+    assert fit_to_model(profile, 1).capacity == Range(1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"capacity.max": 101}, r"capacity\.max is 101, but the model holds sequences of 20 tokens"),
+        ({"prompt.max": 21}, r"prompt\.max 21 exceeds capacity\.max 20"),
+        ({"prefill_chunk": 21}, r"prefill_chunk must be from 1 to prompt\.max 20, found 21"),
+        ({"capacity.opt": 21}, r"capacity: a range needs .* found min 16, opt 21, max 20"),
+    ],
+)
+def test_an_override_that_does_not_fit_the_model_is_refused(
+    small: Path, overrides: dict[str, object], message: str
+) -> None:
+    profile = load_profile(small, overrides)
+    with pytest.raises(ProfileError, match=message):
+        fit_to_model(profile, 20)
 
 
 @pytest.mark.parametrize("text", ["", "7", "[1]", "just text"])
@@ -189,38 +249,19 @@ def test_no_such_profile(name: str) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"capacty.max": 1}, r"--set: unknown key 'capacty\.max'; did you mean 'capacity\.max'\?"),
-        ({"capacity": 1}, r"unknown key 'capacity'; give one of capacity\.min, capacity\.opt, capacity\.max"),
-        ({"name": "other"}, r"unknown key 'name'"),
-        ({"origin": {}}, r"unknown key 'origin'"),
-        ({"threads": "2"}, r"--set: threads must be an integer, found '2' \(str\)"),
-        ({"threads": None}, r"--set: threads must be an integer, found None"),
-        ({"quantization": "int8"}, r"unknown key 'quantization'; give one of quantization\.weights, "),
-        ({"quantization.weight": "int8"}, r"unknown key .*; did you mean 'quantization\.weights'\?"),
+        ({"capacty.max": 1}, r"no key 'capacty\.max'; did you mean 'capacity\.max'\?"),
+        ({"capacity": 1}, r"no key 'capacity'; give one of capacity\.min, capacity\.opt, capacity\.max"),
+        ({"name": "other"}, r"no key 'name'"),
+        ({"origin": {}}, r"no key 'origin'"),
+        ({"threads": "2"}, r"small\.yaml with threads=2: threads must be an integer, found '2' \(str\)"),
+        ({"threads": None}, r"threads must be an integer, found None"),
+        ({"quantization": "int8"}, r"no key 'quantization'; give one of quantization\.weights, "),
+        ({"quantization.weight": "int8"}, r"no key .*; did you mean 'quantization\.weights'\?"),
     ],
 )
 def test_refused_overrides(small: Path, overrides: dict[str, object], message: str) -> None:
     with pytest.raises(ProfileError, match=message):
         load_profile(small, overrides)
-
-
-def test_parse_overrides() -> None:
-    settings = ["capacity.max=8192", "parity.max_abs_logit_error=1e-4", "gpu=a=b", "workspace_mib=null"]
-    assert parse_overrides(settings) == {
-        "capacity.max": 8192,
-        "parity.max_abs_logit_error": 1e-4,
-        "gpu": "a=b",
-        "workspace_mib": None,
-    }
-    for wrong, message in [
-        ("threads", "expected KEY=VALUE"),
-        ("=3", "expected KEY=VALUE"),
-        ("threads=[", "line 1"),
-    ]:
-        with pytest.raises(ProfileError, match=message):
-            parse_overrides([wrong])
-    with pytest.raises(ProfileError, match="--set threads is given twice"):
-        parse_overrides(["threads=1", "threads=2"])
 
 
 def ranges(largest: int) -> st.SearchStrategy[Range]:
@@ -231,25 +272,24 @@ def ranges(largest: int) -> st.SearchStrategy[Range]:
 def profiles(draw: st.DrawFn) -> Profile:
     capacity, prompt = sorted(draw(st.lists(ranges(1 << 20), min_size=2, max_size=2)), key=lambda r: -r.max)
     fraction = st.floats(0, 1)
-    target = draw(st.sampled_from(["onnxruntime", "tensorrt", "portable"]))
-    dtype = draw(st.sampled_from(["auto", "float16", "bfloat16"]))
-    capability = st.sampled_from(["8.0", "12.0"])
+    is_tensorrt = draw(st.booleans())
+    dtype = draw(st.sampled_from(["auto", "float16", "bfloat16"])) if is_tensorrt else "float32"
     return Profile(
         name=draw(st.text(min_size=1)),
         description=draw(st.text()),
-        target=target,
-        device="cuda",
-        gpu=draw(st.none() | st.text()),
-        compute_capability=draw(capability if target == "tensorrt" else st.none() | capability),
-        memory_mib=draw(st.none() | st.integers(1)),
+        target="tensorrt" if is_tensorrt else "onnxruntime",
+        device="cuda" if is_tensorrt else "cpu",
+        gpu=draw(st.none() | st.text()) if is_tensorrt else None,
+        compute_capability=draw(st.sampled_from(["8.0", "12.0"])) if is_tensorrt else None,
+        memory_mib=draw(st.none() | st.integers(1)) if is_tensorrt else None,
         dtype=dtype,
-        kv_dtype=draw(st.sampled_from(["auto", dtype])),
+        kv_dtype=draw(st.sampled_from(["auto", dtype])) if is_tensorrt else dtype,
         batch=draw(ranges(64)),
         prompt=prompt,
         capacity=capacity,
         prefill_chunk=draw(st.integers(1, prompt.max)),
-        workspace_mib=draw(st.none() | st.integers(1)),
-        threads=draw(st.integers(0)),
+        workspace_mib=draw(st.none() | st.integers(1)) if is_tensorrt else None,
+        threads=0 if is_tensorrt else draw(st.integers(0)),
         parity=ParityThresholds(draw(st.floats(0, 1e9)), draw(fraction), draw(fraction), draw(fraction)),
     )
 
@@ -282,12 +322,14 @@ def test_quantization_is_a_section(small: Path) -> None:
     assert plain.quantization == Quantization() and not plain.quantization.enabled
     assert plain.origin["quantization.weights"] == plain.origin["quantization.keep"] == "default"
     edited(small, "name: small", "name: s\nquantization: {weights: int8, keep: [lm_head.weight]}")
-    settings = ["quantization.weights=int4", "quantization.keep=['*.experts.*', a]"]
-    loaded = load_profile(small, parse_overrides(settings[:1]))
+    loaded = load_profile(small, {"quantization.weights": "int4"})
     assert loaded.quantization == Quantization(weights="int4", keep=("lm_head.weight",))
-    assert loaded.origin["quantization.weights"] == "command line"
+    assert loaded.origin["quantization.weights"] == "override"
     assert loaded.origin["quantization.keep"] == "profile"
-    assert load_profile(small, parse_overrides(settings[1:])).quantization.keep == ("*.experts.*", "a")
+    assert load_profile(small, {"quantization.keep": ["*.experts.*", "a"]}).quantization.keep == (
+        "*.experts.*",
+        "a",
+    )
     assert Profile.from_dict(loaded.to_dict()) == loaded
     assert load_profile(small, loaded.overrides()).quantization == loaded.quantization
 
@@ -295,7 +337,7 @@ def test_quantization_is_a_section(small: Path) -> None:
 def test_quantization_that_tensorrt_cannot_honour() -> None:
     for key, value, message in (
         ("symmetric", False, "which takes no zero points of blocks"),
-        ("activations", "int8", "is for ONNX Runtime"),
+        ("activations", "int8", "is for target 'onnxruntime' alone"),
     ):
         with pytest.raises(ProfileError, match=message):
             load_profile("a100", {"quantization.weights": "int4", f"quantization.{key}": value})

@@ -25,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("stored", "target", "asked", "expected"),
+    ("own", "target", "asked", "expected"),
     [
         ("F32", "portable", None, "float32"),
         ("BF16", "portable", None, "bfloat16"),
@@ -37,10 +37,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("BF16", "tensorrt", None, "bfloat16"),
     ],
 )
-def test_type_of_the_graph(
-    tmp_path: Path, packed: str, target: str, asked: str | None, expected: str
-) -> None:
-    source = load_source(write_checkpoint(tmp_path / "c", tiny_config(), dtype=packed))
+def test_type_of_the_graph(tmp_path: Path, own: str, target: str, asked: str | None, expected: str) -> None:
+    source = load_source(write_checkpoint(tmp_path / "c", tiny_config(), dtype=own))
     assert target_dtype(source.dtype, target, asked) == expected
 
 

@@ -184,7 +184,7 @@ def test_plan_writes_nothing_and_counts_bytes(tmp_path: Path) -> None:
     none = {"quantized_bytes": 0, "prefill_bytes": 0}
     assert planned["weights"] == {"in_place_bytes": 0, "converted_bytes": 4 * size} | none
     assert planned["quantization"] is None
-    assert planned["origin"]["threads"] == "command line"
+    assert planned["origin"]["threads"] == "override"
 
 
 DENSE_72B = {

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from q2export.contracts.profile import Profile
-from q2export.contracts.profile_loading import load_profile, profile_names
+from q2export.contracts.profile_loading import fit_to_model, load_profile, profile_names
 from q2export.contracts.ranges import Range
 from q2export.errors import ProfileError
 from q2export.exporter.checkpoint.config import ModelConfig, parse_config
@@ -75,18 +75,16 @@ def test_a_dense_layer_among_sparse_ones_counts() -> None:
 def test_every_profile_takes_the_models_its_gpu_is_for(name: str) -> None:
     profile = load_profile(name)
     assert profile.memory_mib is not None and profile.compute_capability is not None
-    need = check_gpu_memory(
-        budget(SEVEN_B, "bfloat16", SEVEN_B_BYTES, profile), profile, profile.capacity.max
-    )
+    need = check_gpu_memory(budget(SEVEN_B, "bfloat16", SEVEN_B_BYTES, profile), profile)
     assert need.total <= profile.memory_mib << 20
     large = budget(MOE_57B, "bfloat16", MOE_57B_BYTES, profile)
     if name == "h200":
-        check_gpu_memory(large, profile, 32768)
+        check_gpu_memory(large, fit_to_model(profile, 32768))
     else:
         with pytest.raises(
             ProfileError, match=rf"{profile.gpu} has .*weights 106\.9 GiB.*not even one sequence"
         ):
-            check_gpu_memory(large, profile, profile.capacity.max)
+            check_gpu_memory(large, profile)
 
 
 def test_the_seven_gpus_are_there() -> None:
@@ -101,17 +99,17 @@ def profile_of(memory_mib: int | None, batch: int) -> Profile:
 def test_the_advice_is_the_largest_that_fits(batch: int, capacity: int, memory_mib: int) -> None:
     """Against trying every batch and capacity."""
     model = config(num_hidden_layers=64, head_dim=64, num_attention_heads=32, num_key_value_heads=16)
-    profile = profile_of(memory_mib, batch)
+    profile = fit_to_model(profile_of(memory_mib, batch), capacity)
     wanted = budget(model, "float16", 700 << 20, profile)
 
     def fits(rows: int, tokens: int) -> bool:
         return wanted.need(rows, tokens).total <= memory_mib << 20
 
     if fits(batch, capacity):
-        assert check_gpu_memory(wanted, profile, capacity) == wanted.need(batch, capacity)
+        assert check_gpu_memory(wanted, profile) == wanted.need(batch, capacity)
         return
     with pytest.raises(ProfileError) as caught:
-        check_gpu_memory(wanted, profile, capacity)
+        check_gpu_memory(wanted, profile)
     advice = str(caught.value).partition("reserve 1.0 GiB; ")[2]
     if not fits(1, 1):
         assert advice.startswith("not even one sequence fits")
@@ -131,13 +129,13 @@ def test_the_advice_is_the_largest_that_fits(batch: int, capacity: int, memory_m
 
 def test_streamed_weights_are_not_on_the_gpu() -> None:
     profile = replace(load_profile("l4"), weight_streaming=True)
-    need = check_gpu_memory(budget(MOE_57B, "bfloat16", MOE_57B_BYTES, profile), profile, 4096)
+    need = check_gpu_memory(budget(MOE_57B, "bfloat16", MOE_57B_BYTES, profile), profile)
     assert need.weights == 0
 
 
 def test_without_a_size_nothing_is_refused() -> None:
-    profile = profile_of(None, 64)
-    need = check_gpu_memory(budget(MOE_57B, "bfloat16", MOE_57B_BYTES, profile), profile, 65536)
+    profile = replace(profile_of(None, 64), capacity=Range(1, 1, 65536))
+    need = check_gpu_memory(budget(MOE_57B, "bfloat16", MOE_57B_BYTES, profile), profile)
     assert need.total > 300 * GIB
 
 

@@ -79,7 +79,7 @@ def _ranges(package: Path, engine: EngineInfo) -> list[dict[str, Range]]:
 
     profile = Profile.from_dict(dict(read_package(package).manifest.profile), "manifest")
     found = []
-    for step in profile.step_ranges(engine.max_capacity):
+    for step in profile.step_ranges():
         shapes = step.shapes(engine.num_key_value_heads, engine.head_dim)
         every: dict[str, Range] = {}
         for name, (smallest, _, largest) in shapes.items():
