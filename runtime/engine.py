@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,15 +15,16 @@ from q2export.runtime.backends.base import Backend, Float32Array, Int64Array
 from q2export.runtime.chat import ChatTemplate, Message
 from q2export.runtime.generate import RunningSequence, generate
 from q2export.runtime.generation_config import GenerationDefaults
+from q2export.runtime.lifetime import Lifetime, TokenStream
 from q2export.runtime.options import GenerationOptions, OptionKeywords
 from q2export.runtime.prompt import new_token_limit, token_array
-from q2export.runtime.results import GenerationResult, TokenEvent
+from q2export.runtime.results import GenerationResult
 from q2export.runtime.sampling import Sampler, check_finite
 from q2export.runtime.stopping import StopStrings
 from q2export.runtime.tokenizer import IncrementalDetokenizer, Tokenizer
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
+    from typing_extensions import Self, Unpack
 
 Prompt = str | Sequence[int] | npt.NDArray[np.integer[Any]]
 """Token ids, or text for an engine with a tokenizer."""
@@ -33,7 +35,8 @@ _SCORE_PIECE_BYTES = 64 << 20  # logits asked for at once
 class Engine:
     """A loaded engine package. See :func:`q2export.runtime.load`.
 
-    Calls do not share state: each allocates a KV cache of the size it needs and drops it at its end.
+    Calls do not share state: each allocates a KV cache of the size it needs and drops it at its end. Several
+    threads may call it at once. It is a context manager, whose end closes it.
 
     Args:
         backend: the engine proper.
@@ -53,7 +56,8 @@ class Engine:
         defaults: GenerationDefaults | None = None,
         chat_template: ChatTemplate | None = None,
     ) -> None:
-        self.backend = backend
+        self._backend: Backend[Any] | None = backend
+        self._lifetime = Lifetime()
         self.tokenizer = tokenizer
         self.defaults = GenerationDefaults() if defaults is None else defaults
         self.chat_template = chat_template
@@ -66,6 +70,35 @@ class Engine:
         outside = [i for i in self.defaults.eos_token_ids if i >= vocab_size]
         if outside:
             raise ConfigError(f"eos_token_id {outside[0]} is outside the engine's vocabulary of {vocab_size}")
+
+    @property
+    def backend(self) -> Backend[Any]:
+        """The engine proper.
+
+        Raises:
+            GenerationError: the engine is closed.
+        """
+        backend = self._backend
+        if backend is None:
+            raise self._lifetime.refusal()
+        return backend
+
+    def close(self) -> None:
+        """Free the engine; may be called from any thread, and again.
+
+        What other threads generate ends with a :class:`~q2export.errors.GenerationError` after the step that
+        runs, for which this waits; so does every later use.
+        """
+        self._lifetime.close()
+        self._backend = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
 
     def generate(self, prompt: Prompt, **options: Unpack[OptionKeywords]) -> GenerationResult:
         """Continue a prompt. What is not given comes from the package's ``generation_config.json``.
@@ -94,19 +127,21 @@ class Engine:
         sequences = self._sequences(prompts, options)
         results = {
             sequence.index: event.result
-            for sequence, event in generate(self.backend, sequences)
+            for sequence, event in generate(self.backend, sequences, self._lifetime.computing)
             if event.result
         }
         return [results[sequence.index] for sequence in sequences]
 
-    def stream(self, prompt: Prompt, **options: Unpack[OptionKeywords]) -> Iterator[TokenEvent]:
+    def stream(self, prompt: Prompt, **options: Unpack[OptionKeywords]) -> TokenStream:
         """Continue a prompt token by token. Options and errors are those of :meth:`generate`.
 
         Wrong options are refused here, before the first token is asked for. The last event carries the
-        result, which equals that of :meth:`generate`. Closing the iterator ends the generation.
+        result, which equals that of :meth:`generate`. The stream may be cancelled from any thread.
         """
-        sequences = self._sequences([prompt], options)
-        return (event for _, event in generate(self.backend, sequences))
+        backend, sequences = self.backend, self._sequences([prompt], options)
+        return TokenStream(
+            lambda computing: (event for _, event in generate(backend, sequences, computing)), self._lifetime
+        )
 
     def score(self, token_ids: Sequence[int] | npt.NDArray[np.integer[Any]]) -> Float32Array:
         """Logits after each token of one sequence: float32 ``[tokens, vocab]``.
@@ -220,7 +255,8 @@ class Engine:
             piece = tokens[None, start : start + width]
             count = piece.shape[1]
             lengths = np.array([start], np.int64), np.array([count], np.int64)
-            logits = backend.forward(cache, piece, *lengths, np.arange(count)[None])[0]
+            with self._lifetime.computing():
+                logits = backend.forward(cache, piece, *lengths, np.arange(count)[None])[0]
             check_finite(logits, functools.partial(_after, start))
             yield logits
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import nullcontext
 
 import numpy as np
 
 from q2export.runtime.backends.base import Backend, CacheT, Float32Array, Int64Array, KVCache
+from q2export.runtime.lifetime import Computing
 from q2export.runtime.prefill import prefill
 from q2export.runtime.results import FinishReason, GenerationResult, Timings, TokenEvent
 from q2export.runtime.sampling import Sampler, check_finite
@@ -85,7 +87,7 @@ class RunningSequence:
         assert self.finish_reason is not None
         return GenerationResult(
             token_ids=tuple(self.token_ids),
-            text=None if self._detokenizer is None else "".join(self._text),
+            decoded=None if self._detokenizer is None else "".join(self._text),
             finish_reason=self.finish_reason,
             stop_string=self._stop_string,
             timings=timings,
@@ -105,11 +107,16 @@ class RunningSequence:
 
 
 def generate(
-    backend: Backend[CacheT], sequences: Sequence[RunningSequence]
-) -> Iterator[tuple[RunningSequence, TokenEvent]]:
+    backend: Backend[CacheT], sequences: Sequence[RunningSequence], computing: Computing = nullcontext
+) -> Generator[tuple[RunningSequence, TokenEvent], None, None]:
     """Generate until every sequence has ended, yielding each token as it is chosen.
 
     Those that still run are kept in the first rows of the cache, so that the others cost nothing.
+
+    Args:
+        backend: the engine.
+        sequences: at least one, none of them begun.
+        computing: the context of each call of the backend.
 
     Raises:
         GenerationError: the batch is larger than the engine takes, or the engine returned NaN or infinity.
@@ -117,7 +124,7 @@ def generate(
     spent, resumed = 0.0, time.perf_counter()
     running = sorted(sequences, key=lambda sequence: len(sequence.prompt), reverse=True)
     cache = backend.new_cache(len(running), _capacity(backend, running))
-    logits = prefill(backend, cache, [sequence.prompt for sequence in running])
+    logits = prefill(backend, cache, [sequence.prompt for sequence in running], computing)
     prefill_seconds = time.perf_counter() - resumed
     first_token_seconds: float | None = None
     while running:
@@ -138,7 +145,8 @@ def generate(
         resumed = time.perf_counter()
         running = _drop_ended(cache, running)
         if running:
-            logits = _step(backend, cache, running)
+            with computing():
+                logits = _step(backend, cache, running)
 
 
 def _after(running: Sequence[RunningSequence], row: int) -> str:

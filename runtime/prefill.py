@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import numpy as np
 
 from q2export.runtime.backends.base import Backend, CacheT, Float32Array, Int64Array
+from q2export.runtime.lifetime import Computing
 
 # What a call costs besides its tokens, in tokens: every call reads all weights. From a 0.5B model in fp32
 # on 2 CPU threads: a one-token step takes 46 ms, a further prompt token 1.8 ms.
@@ -48,13 +50,19 @@ def plan_prefill(lengths: Sequence[int], chunk: int) -> list[PrefillCall]:
     return calls[::-1]
 
 
-def prefill(backend: Backend[CacheT], cache: CacheT, prompts: Sequence[Int64Array]) -> Float32Array:
+def prefill(
+    backend: Backend[CacheT],
+    cache: CacheT,
+    prompts: Sequence[Int64Array],
+    computing: Computing = nullcontext,
+) -> Float32Array:
     """Run prompts through the engine into an empty cache.
 
     Args:
         backend: the engine.
         cache: with a row for each prompt.
         prompts: token ids, longest prompt first, each of at least one token.
+        computing: the context of each call of the backend.
 
     Returns:
         logits after the last token of each prompt: ``[prompts, vocab]``.
@@ -68,5 +76,6 @@ def prefill(backend: Backend[CacheT], cache: CacheT, prompts: Sequence[Int64Arra
         for row in range(rows):
             input_ids[row, : query[row]] = prompts[row][past[row] : past[row] + query[row]]
         indices = (query - 1)[:, None] if near == 0 else np.empty((rows, 0), np.int64)
-        logits = backend.forward(cache, input_ids, past, query, indices)
+        with computing():
+            logits = backend.forward(cache, input_ids, past, query, indices)
     return logits[:, 0]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from q2export.errors import GenerationError
+
 FinishReason = Literal["stop", "length"]
 """``stop``: an end-of-text token or a stop string; ``length``: ``max_new_tokens``, or the engine is full."""
 
@@ -46,17 +48,33 @@ class GenerationResult:
 
     Attributes:
         token_ids: what the engine generated, with the end-of-text token or the tokens of the stop string.
-        text: the decoded text, without special tokens, cut before the stop string; None without a tokenizer.
+        decoded: the text; None for an engine without a tokenizer. Read it as :attr:`text`.
         finish_reason: see :data:`FinishReason`.
         stop_string: the stop string that ended the text, if one did.
         timings: see :class:`Timings`.
     """
 
     token_ids: tuple[int, ...]
-    text: str | None
+    decoded: str | None
     finish_reason: FinishReason
     stop_string: str | None
     timings: Timings
+
+    @property
+    def has_text(self) -> bool:
+        """Whether the engine has a tokenizer."""
+        return self.decoded is not None
+
+    @property
+    def text(self) -> str:
+        """The text, without special tokens, cut before the stop string.
+
+        Raises:
+            GenerationError: the engine has no tokenizer; see :attr:`has_text`.
+        """
+        if self.decoded is None:
+            raise GenerationError("the engine has no tokenizer, thus no text; read token_ids")
+        return self.decoded
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,8 @@ def command(
     if as_json:
         from q2export.strict.codec import to_plain
 
-        print_json({"prompt": text, **to_plain(result)})
+        plain = to_plain(result)
+        print_json({"prompt": text, "text": plain.pop("decoded"), **plain})
     elif stream is False:
         click.echo(result.text)
     click.echo(timings_text(result.timings), err=True)

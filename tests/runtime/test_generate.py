@@ -42,7 +42,9 @@ def test_greedy_equals_the_reference(length: int) -> None:
     assert list(result.token_ids) == greedy_reference(prompt, 12)
     assert result.finish_reason == "length"
     assert result.stop_string is None
-    assert result.text is None
+    assert not result.has_text
+    with pytest.raises(GenerationError, match="no tokenizer"):
+        assert result.text
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 5, 64])

@@ -110,7 +110,7 @@ def test_closing_a_stream_ends_the_generation() -> None:
     stream = Engine(backend, tokenizer=TOKENIZER).stream(PROMPT, max_new_tokens=50)
     next(stream)
     next(stream)
-    stream.close()  # type: ignore[attr-defined]
+    stream.close()
     assert len(backend.calls) == 2
 
 
