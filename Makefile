@@ -1,7 +1,6 @@
 # Targets run in a virtual environment of the repository's own (.venv), made on first use.
 #   make demo    build the two small checkpoints of tests/data, verify both engines, print generated text
 #   make test    lint, then the tests: what CI runs
-#   make test CUDA_ARCHITECTURES=90    the same, with the kernels built for a GPU of compute capability 9.0
 #   make bench   the comparisons of benchmarks/, with the peers in an environment of their own
 
 PYTHON ?= python3
@@ -11,10 +10,6 @@ STAMP := $(VENV)/.stamp
 PEERS := .venv-peers
 PEERS_STAMP := $(PEERS)/.stamp
 JOBS := 2
-# Which GPUs the kernels are built for, where there is a CUDA compiler: native, none, or compute capabilities. These
-# are what tests/test_kernel_resources.py looks at; a wheel to hand out has more, see docs/installation.md.
-CUDA_ARCHITECTURES ?= 80;90
-export Q2EXPORT_CUDA_ARCHITECTURES = $(CUDA_ARCHITECTURES)
 DEMOS := demo-qwen2-tiny demo-qwen2-moe-tiny
 
 .PHONY: venv demo $(DEMOS) test lint format pytest bench clean

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import sys
 from functools import cache
@@ -23,23 +24,35 @@ PLUGINS = Path("q2export", "plugins")  # of a checkout and of a source distribut
 sys.path.insert(0, str(ROOT / PLUGINS))  # what q2export imports need not be installed yet
 import kernel_build  # noqa: E402
 
-LIBRARY = PLUGINS / "lib" / "libq2export_kernels.so"
+LIBRARY = PLUGINS / "lib" / kernel_build.LIBRARY.name
+RECORD = LIBRARY.with_name(kernel_build.RECORD.name)
+reason = ""
+"""Why there are no kernels."""
 
 
 @cache
 def plan() -> kernel_build.Plan | None:
-    """What the kernels are built with; None, and a line that says why, where that is nothing."""
+    """What the kernels are built with; None where that is nothing, and ``reason`` says why."""
     try:
         return kernel_build.plan(os.environ)
-    except kernel_build.NoKernelsError as reason:
-        sys.stderr.write(f"q2export without CUDA kernels: {reason}\n")
-        return None
     except kernel_build.KernelBuildError as error:
-        sys.exit(f"error: {error}")
+        without_kernels(error)
+        return None
+
+
+def without_kernels(error: kernel_build.KernelBuildError) -> None:
+    """Keep the reason for ``q2export doctor`` and go on; where the kernels are asked for, end here."""
+    global reason
+    if kernel_build.is_required(os.environ):
+        none = f"{kernel_build.ARCHITECTURES_VARIABLE}=none"
+        sys.exit(f"error: no CUDA kernels: {error}\n{none} installs q2export without them")
+    sys.stderr.write(f"q2export without CUDA kernels: {error}\n")
+    command, *said = str(error).splitlines()  # of what does not compile; else one line
+    reason = next((line for line in said if re.search("error|fatal", line)), command)
 
 
 class BuildKernels(Command):
-    """Part of ``build``: the library of the kernels."""
+    """Part of ``build``: the library of the kernels, and what it was built with or why it was not."""
 
     description = "compile the CUDA kernels"
     user_options = [("build-lib=", "d", "folder of the package to be")]
@@ -47,37 +60,41 @@ class BuildKernels(Command):
     def initialize_options(self) -> None:
         self.build_lib: str | None = None
         self.editable_mode = False
+        self.built: list[Path] = []
 
     def finalize_options(self) -> None:
         self.set_undefined_options("build_py", ("build_lib", "build_lib"))
 
     def run(self) -> None:
+        folder = ROOT if self.editable_mode else Path(self.build_lib or "")
+        record = folder / RECORD
+        record.parent.mkdir(parents=True, exist_ok=True)
+        if self.compile(folder / LIBRARY):
+            record.write_text(f"{plan()}\n", encoding="utf-8")
+            self.built = [LIBRARY, RECORD]
+        elif not (self.editable_mode and (folder / LIBRARY).is_file()):  # a tree keeps what it has
+            (folder / LIBRARY).unlink(missing_ok=True)
+            record.write_text(f"none: {reason}\n", encoding="utf-8")
+            self.built = [RECORD]
+
+    def compile(self, target: Path) -> bool:
+        """Bring the library up to date; False where there is none to be."""
         chosen = plan()
-        target = ROOT / LIBRARY if self.editable_mode else self.packaged()
         if chosen is None:
-            if not self.editable_mode:  # that of an earlier build is not this one's
-                target.unlink(missing_ok=True)
-            return
-        self.announce(f"CUDA kernels by {chosen}", logging.INFO)
-        library = kernel_build.KernelLibrary(
-            chosen.compiler, chosen.architectures, ROOT / "build" / "kernels"
-        )
+            return False
+        self.announce(f"CUDA kernels: {chosen}, by {chosen.compiler.path}", logging.INFO)
+        folder = ROOT / "build" / "kernels"
+        library = kernel_build.KernelLibrary(chosen.compiler, chosen.architectures, folder)
         built = library.objects / target.name
         try:
             library.build(built, kernel_build.available_cores())
         except kernel_build.KernelBuildError as error:
-            sys.exit(
-                f"error: the CUDA kernels do not build: {error}\n"
-                f"{kernel_build.ARCHITECTURES_VARIABLE}=none installs q2export without them"
-            )
-        target.parent.mkdir(parents=True, exist_ok=True)
+            without_kernels(error)
+            return False
         partial = target.with_suffix(".partial")
         shutil.copy2(built, partial)
         partial.replace(target)
-
-    def packaged(self) -> Path:
-        """Where the library is in the package to be."""
-        return Path(self.build_lib or "", LIBRARY)
+        return True
 
     def get_source_files(self) -> list[str]:
         """For source distributions: what the kernels and the C++ plugins are built from."""
@@ -87,11 +104,11 @@ class BuildKernels(Command):
 
     def get_outputs(self) -> list[str]:
         """Files of the package to be."""
-        return [] if plan() is None else [str(self.packaged())]
+        return [str(Path(self.build_lib or "", each)) for each in self.built]
 
     def get_output_mapping(self) -> dict[str, str]:
         """The same, and where they are for an editable installation."""
-        return dict.fromkeys(self.get_outputs(), str(LIBRARY))
+        return {str(Path(self.build_lib or "", each)): str(each) for each in self.built}
 
 
 class Build(build):

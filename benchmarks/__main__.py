@@ -73,7 +73,7 @@ def run_case(name: str, settings: RunSettings, rounds: int | None = None) -> dic
     result: dict[str, Any] = {
         "case": name,
         "kind": kind,
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": commit(REPOSITORY),
         "command": shlex.join(
             ["python", "-m", "benchmarks", name, *([f"--rounds={rounds}"] if rounds else [])]

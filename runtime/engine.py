@@ -24,7 +24,7 @@ from q2export.runtime.stopping import StopStrings
 from q2export.runtime.tokenizer import IncrementalDetokenizer, Tokenizer
 
 if TYPE_CHECKING:
-    from typing_extensions import Self, Unpack
+    from typing import Self, Unpack
 
 Prompt = str | Sequence[int] | npt.NDArray[np.integer[Any]]
 """Token ids, or text for an engine with a tokenizer."""

@@ -17,7 +17,7 @@ from q2export.errors import GenerationError
 from q2export.strict.suggest import nearest
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
 Documented = TypeVar("Documented", bound=type)
 

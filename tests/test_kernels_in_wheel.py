@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +18,7 @@ import q2export
 from tests.plugins import fake_nvcc
 
 LIBRARY = "q2export/plugins/lib/libq2export_kernels.so"
+RECORD = "q2export/plugins/lib/libq2export_kernels.txt"
 NAME = f"q2export-{q2export.__version__}"
 
 
@@ -36,8 +39,18 @@ class Source:
             shutil.copy(repository / name, self.folder)
 
     def environment(self, architectures: str) -> Mapping[str, str]:
+        """With no GPU present but those of ``nvidia-smi``, beside the compiler."""
+        path = f"{self.nvcc.parent}{os.pathsep}{os.environ['PATH']}"
         home = str(self.nvcc.parents[1])
-        return {**os.environ, "CUDA_HOME": home, "Q2EXPORT_CUDA_ARCHITECTURES": architectures}
+        return {
+            **os.environ,
+            "PATH": path,
+            "CUDA_HOME": home,
+            "Q2EXPORT_CUDA_ARCHITECTURES": architectures,
+        }
+
+    def break_kernels(self) -> None:
+        (self.folder / "plugins" / "csrc" / "kernels" / "common" / "error.cu").write_text("#error\n")
 
     def pip_wheel(self, architectures: str) -> subprocess.CompletedProcess[str]:
         """Build a wheel in an empty folder."""
@@ -65,6 +78,7 @@ def test_the_wheel_has_the_kernels_and_is_of_a_platform(source: Source) -> None:
         assert built.name.startswith(f"{NAME}-py3-none-linux_")
         with zipfile.ZipFile(built) as archive:
             assert gencode in archive.read(LIBRARY).decode().splitlines()[0]
+            assert archive.read(RECORD).decode() == f"CUDA 13.0 for {gencode}\n"
             assert not [name for name in archive.namelist() if ".data/" in name or "csrc" in name]
             assert "Root-Is-Purelib: false" in archive.read(f"{NAME}.dist-info/WHEEL").decode()
     calls = fake_nvcc.calls(source.nvcc)
@@ -75,10 +89,27 @@ def test_the_wheel_has_the_kernels_and_is_of_a_platform(source: Source) -> None:
     assert built.name == f"{NAME}-py3-none-any.whl"
     with zipfile.ZipFile(built) as archive:
         assert LIBRARY not in archive.namelist(), "that of an earlier build"
+        assert archive.read(RECORD).decode() == "none: Q2EXPORT_CUDA_ARCHITECTURES is none\n"
 
 
-def test_a_compiler_that_fails_fails_the_installation(source: Source) -> None:
-    (source.folder / "plugins" / "csrc" / "kernels" / "common" / "error.cu").write_text("#error\n")
+def test_unless_told_the_kernels_are_for_the_gpus_present(source: Source) -> None:
+    tool = source.nvcc.with_name("nvidia-smi")
+    for script, reason in (("exit 9", "there is no GPU here"), ("echo 8.6", None)):
+        tool.write_text(f"#!/bin/sh\n{script}\n")
+        tool.chmod(0o755)
+        with zipfile.ZipFile(source.wheel("")) as archive:
+            assert (LIBRARY in archive.namelist()) == (reason is None)
+            assert (reason or "CUDA 13.0 for sm_86") in archive.read(RECORD).decode()
+    source.break_kernels()
+    with zipfile.ZipFile(source.wheel("")) as archive:
+        assert LIBRARY not in archive.namelist(), "what nobody asked for fails no installation"
+        assert re.fullmatch(
+            r"none: .*error\.cu\(1\): error: #error directive\n", archive.read(RECORD).decode()
+        )
+
+
+def test_a_compiler_that_fails_fails_the_installation_that_asks_for_kernels(source: Source) -> None:
+    source.break_kernels()
     done = source.pip_wheel("80")
     assert done.returncode != 0
     assert "error.cu(1): error: #error directive" in done.stderr
@@ -87,9 +118,30 @@ def test_a_compiler_that_fails_fails_the_installation(source: Source) -> None:
 
 
 def test_what_is_no_architecture_is_refused(source: Source) -> None:
-    done = source.pip_wheel("sm_90")
-    assert done.returncode != 0
-    assert "error: Q2EXPORT_CUDA_ARCHITECTURES has 'sm_90', expected compute capabilities" in done.stderr
+    for architectures, reason in (
+        ("sm_90", "Q2EXPORT_CUDA_ARCHITECTURES has 'sm_90', expected compute capabilities"),
+        ("130", "generates code for none of sm_130"),
+    ):
+        done = source.pip_wheel(architectures)
+        assert done.returncode != 0
+        assert "error: no CUDA kernels: " in done.stderr and reason in done.stderr
+
+
+def test_a_source_distribution_builds_the_same_wheel(source: Source, tmp_path: Path) -> None:
+    script = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    subprocess.run(
+        command, check=True, cwd=source.folder, stdout=subprocess.DEVNULL, env=source.environment("80")
+    )
+    with zipfile.ZipFile(source.wheel("80")) as archive:
+        expected = {name: archive.read(name) for name in archive.namelist()}
+    with tarfile.open(tmp_path / f"{NAME}.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    source.folder = tmp_path / NAME
+    with zipfile.ZipFile(source.wheel("80")) as archive:
+        found = {name: archive.read(name) for name in archive.namelist()}
+    assert found.keys() == expected.keys()
+    assert [name for name in found if found[name] != expected[name] and ".dist-info/" not in name] == []
 
 
 @pytest.mark.parametrize("mode", ["lenient", "strict"])

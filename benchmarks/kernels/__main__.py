@@ -57,7 +57,7 @@ def run(cases: Sequence[Case], arguments: argparse.Namespace) -> dict[str, Any]:
     }
     records = [measure(case, ceilings, properties.L2_cache_size, arguments) for case in cases]
     return {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": commit(REPOSITORY),
         "command": shlex.join(["python", "-m", "benchmarks.kernels", *arguments.cases]),
         "gpu": properties.name,

@@ -20,7 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import commit
-from q2export.plugins.kernel_build import KernelBuildError, KernelLibrary, available_cores, plan
+from q2export.plugins.kernel_build import (
+    ARCHITECTURES_VARIABLE,
+    KernelBuildError,
+    KernelLibrary,
+    available_cores,
+    plan,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RESULTS = REPOSITORY / "benchmarks" / "results" / "kernels"
@@ -142,7 +148,7 @@ def problems(log: str) -> list[str]:
 def report(records: Iterable[Resources], library: KernelLibrary) -> dict[str, Any]:
     """What ``resources.json`` holds."""
     return {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": commit(REPOSITORY),
         "command": "python -m benchmarks.kernels.resources",
         "nvcc": library.compiler.version,
@@ -201,7 +207,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output-dir", type=Path, default=RESULTS, help="default: %(default)s")
     output: Path = parser.parse_args(argv).output_dir
     try:
-        library = build(os.environ)
+        library = build({ARCHITECTURES_VARIABLE: "all", **os.environ})
     except KernelBuildError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -92,7 +92,7 @@ def _asymmetric_range(
     """Zero is among the codes' values, so that it is exact; hence the range of a block includes it."""
     steps = np.float32(scheme.levels - 1)
     below = np.minimum(smallest, 0) / steps  # divided first: the range of huge values would overflow
-    unit = _nonzero(np.maximum(largest, 0) / steps - below)
+    unit = _nonzero(np.subtract(np.maximum(largest, 0) / steps, below))
     return unit, np.rint(below / -unit * steps).astype(np.uint8)
 
 

@@ -13,15 +13,17 @@ from .compiler import (
     NoKernelsError,
     Plan,
     find_compiler,
+    is_required,
     plan,
     wanted_architectures,
 )
-from .library import LIBRARY, KernelLibrary, available_cores
+from .library import LIBRARY, RECORD, KernelLibrary, available_cores, recorded
 
 __all__ = [
     "ARCHITECTURES",
     "ARCHITECTURES_VARIABLE",
     "LIBRARY",
+    "RECORD",
     "Compiler",
     "KernelBuildError",
     "KernelLibrary",
@@ -29,6 +31,8 @@ __all__ = [
     "Plan",
     "available_cores",
     "find_compiler",
+    "is_required",
     "plan",
+    "recorded",
     "wanted_architectures",
 ]

@@ -6,7 +6,7 @@ import os
 import sys
 
 from .compiler import KernelBuildError, plan
-from .library import CSRC, LIBRARY, KernelLibrary, available_cores
+from .library import CSRC, LIBRARY, RECORD, KernelLibrary, available_cores
 
 
 def main() -> int:
@@ -17,6 +17,7 @@ def main() -> int:
         chosen = plan(os.environ)
         library = KernelLibrary(chosen.compiler, chosen.architectures, CSRC.parents[1] / "build" / "kernels")
         library.build(LIBRARY, available_cores())
+        RECORD.write_text(f"{chosen}\n", encoding="utf-8")
     except KernelBuildError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1

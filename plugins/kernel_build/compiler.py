@@ -14,7 +14,12 @@ ARCHITECTURES = ("80", "86", "89", "90a", "100", "120")
 """A100; RTX 30; Ada (L4, L40S, RTX 40); Hopper, with its own instructions; Blackwell (B200; RTX 50)."""
 
 ARCHITECTURES_VARIABLE = "Q2EXPORT_CUDA_ARCHITECTURES"
-"""Environment variable that names others ("80;90"), the GPUs at hand ("native") or no kernels ("none")."""
+"""Environment variable: compute capabilities ("80;90"), the GPUs present ("native"), "all" or "none".
+
+Without it the kernels are built for the GPUs present, where that is possible.
+"""
+
+_LOWEST = 80  # asynchronous copies
 
 
 class KernelBuildError(Exception):
@@ -60,9 +65,12 @@ class Plan:
 
     def __str__(self) -> str:
         missing = f"; not for {_names(self.left_out)}, which it does not know" if self.left_out else ""
-        return (
-            f"CUDA {self.compiler.version} ({self.compiler.path}) for {_names(self.architectures)}{missing}"
-        )
+        return f"CUDA {self.compiler.version} for {_names(self.architectures)}{missing}"
+
+
+def is_required(environment: Mapping[str, str]) -> bool:
+    """Whether kernels are asked for, so that an installation without them has failed."""
+    return _value(environment) not in ("", "none")
 
 
 def plan(environment: Mapping[str, str], packages: Sequence[str] = tuple(sys.path)) -> Plan:
@@ -86,6 +94,11 @@ def plan(environment: Mapping[str, str], packages: Sequence[str] = tuple(sys.pat
         raise NoKernelsError(
             f"CUDA {compiler.version} ({compiler.path}) generates code for none of {_names(left_out)}; "
             "install CUDA 12.8 or later"
+        )
+    if left_out and _value(environment) not in ("", "all"):
+        raise KernelBuildError(
+            f"{ARCHITECTURES_VARIABLE} asks for {_names(left_out)}, which CUDA {compiler.version} "
+            f"({compiler.path}) does not know; install CUDA 12.8 or later, or leave it out"
         )
     return Plan(compiler, known, left_out)
 
@@ -136,34 +149,56 @@ def wanted_architectures(environment: Mapping[str, str]) -> tuple[str, ...]:
     """Return the targets to build for, in ascending order; none is no kernels.
 
     Raises:
-        KernelBuildError: the environment's value is not a list of them, or the GPU at hand cannot be asked.
+        NoKernelsError: nothing is asked for, and there is no GPU that the kernels run on.
+        KernelBuildError: the environment's value is no list of targets, or is native where there is no GPU.
     """
-    value = environment.get(ARCHITECTURES_VARIABLE, "").strip().lower()
+    value = _value(environment)
     if value == "none":
         return ()
-    named = _present() if value == "native" else [each for each in re.split(r"[;,\s]+", value) if each]
+    if value == "all":
+        return ARCHITECTURES
+    if value in ("", "native"):
+        return _targets(_present(required=value == "native"))
+    named = [each for each in re.split(r"[;,\s]+", value) if each]
     for each in named:
-        if not re.fullmatch(r"\d{2,3}[af]?", each):
+        if not re.fullmatch(r"\d{2,3}[af]?", each) or _number(each)[0] < _LOWEST:
             raise KernelBuildError(
-                f"{ARCHITECTURES_VARIABLE} has {each!r}, expected compute capabilities such as '80;90', "
-                "or native, or none"
+                f"{ARCHITECTURES_VARIABLE} has {each!r}, expected compute capabilities from 80 on such as "
+                "'80;90', or native, all or none"
             )
-    # There is one Hopper, so that its own instructions can be had whenever it is asked for.
-    targets = {"90a" if each == "90" else each for each in named}
-    return tuple(sorted(targets, key=_number)) or ARCHITECTURES
+    return _targets(named)
 
 
-def _present() -> list[str]:
-    """Compute capabilities of the GPUs at hand."""
+def _present(required: bool) -> list[str]:
+    """Compute capabilities of the GPUs present that the kernels run on; at least one."""
     command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     except (OSError, subprocess.CalledProcessError) as error:
-        raise KernelBuildError(
-            f"{ARCHITECTURES_VARIABLE} is native, but nvidia-smi names no GPU ({error}); "
-            "name the compute capability"
-        ) from error
-    return done.stdout.replace(".", "").split()
+        if required:
+            raise KernelBuildError(
+                f"{ARCHITECTURES_VARIABLE} is native, but nvidia-smi names no GPU ({error}); "
+                "name the compute capability"
+            ) from error
+        found = []
+    numbers = [each.replace(".", "") for each in found if re.fullmatch(r"\d+\.\d", each)]
+    usable = [each for each in numbers if int(each) >= _LOWEST]
+    if not usable:
+        gpus = f"only GPUs of compute capability {', '.join(found)}" if found else "no GPU"
+        raise NoKernelsError(
+            f"there is {gpus} here; {ARCHITECTURES_VARIABLE}='80;90' builds for these compute capabilities "
+            "all the same, 'all' for all from 80 on"
+        )
+    return usable
+
+
+def _value(environment: Mapping[str, str]) -> str:
+    return environment.get(ARCHITECTURES_VARIABLE, "").strip().lower()
+
+
+def _targets(capabilities: Sequence[str]) -> tuple[str, ...]:
+    # There is one Hopper, so that its own instructions can be had whenever it is asked for.
+    return tuple(sorted({"90a" if each == "90" else each for each in capabilities}, key=_number))
 
 
 def code_flags(architectures: Sequence[str]) -> list[str]:

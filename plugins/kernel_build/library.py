@@ -19,6 +19,9 @@ CSRC = Path(__file__).resolve().parents[1] / "csrc"
 LIBRARY = CSRC.with_name("lib") / "libq2export_kernels.so"
 """Where the package has its kernels."""
 
+RECORD = LIBRARY.with_suffix(".txt")
+"""Beside it: what it was built with, or why it was not."""
+
 _FLAGS = ("-std=c++17", "-O3", "-DNDEBUG", "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra", "-Xptxas=-v")
 _LINK_FLAGS = ("-shared", "-cudart=static", "-Xlinker=--no-undefined")
 
@@ -103,6 +106,14 @@ class KernelLibrary:
         os.replace(partial, target)
         record.write_text(_text([version, *command]), encoding="utf-8")
         return target
+
+
+def recorded(path: Path = RECORD) -> str:
+    """What the kernels of this installation were built with, or why there are none, in one line."""
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        return "not built"
 
 
 def available_cores() -> int:

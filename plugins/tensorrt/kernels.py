@@ -196,7 +196,8 @@ def load(path: Path) -> ctypes.CDLL:
     rebuild = "in the source tree: python -m q2export.plugins.kernel_build"
     if not path.is_file():
         raise MissingDependencyError(
-            f"the CUDA kernels are needed to run this engine, but {path} is absent; {rebuild}"
+            f"the CUDA kernels are needed to run this engine, but {path} is absent "
+            f"({kernel_build.recorded()}); {rebuild}"
         )
     try:
         library = ctypes.CDLL(str(path))

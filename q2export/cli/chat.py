@@ -14,7 +14,7 @@ from q2export.errors import GenerationError
 from q2export.strict.suggest import nearest
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
+    from typing import Unpack
 
     from q2export.runtime.engine import Engine
     from q2export.runtime.options import OptionKeywords

@@ -16,7 +16,7 @@ from q2export.cli.sampling import check_greedy, generation_options, timings_text
 from q2export.errors import GenerationError
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
+    from typing import Unpack
 
     from q2export.runtime.options import OptionKeywords
     from q2export.runtime.results import GenerationResult, TokenEvent

@@ -63,6 +63,7 @@ class Environment:
         cores: usable by this process. memory_bytes: of the machine; None where it is not known.
         packages: installed versions, by distribution.
         providers: execution providers of ONNX Runtime; empty if it is not installed.
+        kernels: what the CUDA kernels were built with, or why there are none.
         problems: what is wrong with the installation, one sentence each.
     """
 
@@ -75,6 +76,7 @@ class Environment:
     available_memory_bytes: int | None
     packages: Mapping[str, str]
     providers: tuple[str, ...]
+    kernels: str
     gpus: tuple[Gpu, ...]
     capabilities: tuple[Capability, ...]
     problems: tuple[str, ...]
@@ -82,6 +84,8 @@ class Environment:
 
 def examine() -> Environment:
     """Look at this machine; takes well under a second, more where ``nvidia-smi`` is slow."""
+    from q2export.plugins.kernel_build import recorded
+
     packages = installed_versions(_PACKAGES)
     providers, provider_problem = _providers()
     memory = _meminfo()
@@ -96,6 +100,7 @@ def examine() -> Environment:
         available_memory_bytes=memory.get("MemAvailable"),
         packages=packages,
         providers=providers,
+        kernels=recorded(),
         gpus=found_gpus,
         capabilities=(*_capabilities(packages, providers), _runs_tensorrt(packages, found_gpus)),
         problems=(*provider_problem, *_conflicts(packages)),
@@ -118,13 +123,13 @@ def _capabilities(packages: Mapping[str, str], providers: tuple[str, ...]) -> It
 
 
 def _runs_tensorrt(packages: Mapping[str, str], found_gpus: tuple[Gpu, ...]) -> Capability:
-    from q2export.plugins.kernel_build import LIBRARY
+    from q2export.plugins.kernel_build import LIBRARY, recorded
 
     missing = [] if found_gpus else ["an NVIDIA GPU"]
     if "cuda-bindings" not in packages or not any(name in packages for name in _TENSORRT):
         missing.append("TensorRT and cuda-bindings: pip install 'q2export[rtx]'")
     if not LIBRARY.is_file():
-        missing.append("the CUDA kernels: install q2export where there is a CUDA compiler")
+        missing.append(f"the CUDA kernels: {recorded()}")
     return Capability("run TensorRT engines", not missing, "; ".join(missing))
 
 

@@ -56,8 +56,7 @@ def test_what_running_tensorrt_engines_needs(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setattr(environment, "gpus", tuple)
     install(monkeypatch, onnxruntime="1.31.1")
     assert ability().missing == (
-        "an NVIDIA GPU; TensorRT and cuda-bindings: pip install 'q2export[rtx]'; "
-        "the CUDA kernels: install q2export where there is a CUDA compiler"
+        "an NVIDIA GPU; TensorRT and cuda-bindings: pip install 'q2export[rtx]'; the CUDA kernels: not built"
     )
     library.touch()
     install(monkeypatch, tensorrt="10.13.0", cuda_bindings="13.0.3")

@@ -22,12 +22,14 @@ from q2export.plugins.kernel_build.compiler import code_flags
 from tests.host_cuda.compiling import ROOT
 from tests.plugins import fake_nvcc
 
+ALL = {"Q2EXPORT_CUDA_ARCHITECTURES": "all"}
+
 
 class TestArchitectures:
     @pytest.mark.parametrize(
         ("value", "expected"),
         [
-            ("", ARCHITECTURES),
+            ("all", ARCHITECTURES),
             ("86", ("86",)),
             ("100;80, 90", ("80", "90a", "100")),
             ("90a 90", ("90a",)),
@@ -37,16 +39,25 @@ class TestArchitectures:
     def test_are_read(self, value: str, expected: tuple[str, ...]) -> None:
         assert wanted_architectures({"Q2EXPORT_CUDA_ARCHITECTURES": value}) == expected
 
-    def test_of_the_gpus_at_hand(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize("value", ["", "native"])
+    def test_of_the_gpus_present(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+        environment = {"Q2EXPORT_CUDA_ARCHITECTURES": value}
         monkeypatch.setenv("PATH", str(tmp_path))
-        with pytest.raises(KernelBuildError, match="is native, but nvidia-smi names no GPU"):
-            wanted_architectures({"Q2EXPORT_CUDA_ARCHITECTURES": "native"})
+        with pytest.raises(KernelBuildError) as caught:
+            wanted_architectures(environment)
+        assert isinstance(caught.value, NoKernelsError) != (value == "native")
+        assert ("nvidia-smi names no GPU" if value else "there is no GPU here; Q2EXPORT_CUDA") in str(
+            caught.value
+        )
         tool = tmp_path / "nvidia-smi"
-        tool.write_text("#!/bin/sh\nprintf '9.0\\n8.9\\n9.0\\n'\n")
+        tool.write_text("#!/bin/sh\nprintf '9.0\\n8.9\\n[N/A]\\n7.5\\n9.0\\n'\n")
         tool.chmod(0o755)
-        assert wanted_architectures({"Q2EXPORT_CUDA_ARCHITECTURES": "native"}) == ("89", "90a")
+        assert wanted_architectures(environment) == ("89", "90a")
+        tool.write_text("#!/bin/sh\nprintf '7.5\\n'\n")
+        with pytest.raises(NoKernelsError, match=r"only GPUs of compute capability 7\.5 here"):
+            wanted_architectures(environment)
 
-    @pytest.mark.parametrize("value", ["sm_90", "9.0", "80;all", "none;80"])
+    @pytest.mark.parametrize("value", ["sm_90", "9.0", "75", "80;all", "none;80"])
     def test_are_refused_by_name(self, value: str) -> None:
         wrong = value.split(";")[-1] if "all" in value else value.split(";")[0]
         with pytest.raises(KernelBuildError, match=f"Q2EXPORT_CUDA_ARCHITECTURES has '{re.escape(wrong)}'"):
@@ -79,17 +90,17 @@ class TestPlan:
     def test_takes_cuda_home_before_path_before_packages(self, tmp_path: Path) -> None:
         home, path = fake_nvcc.install(tmp_path / "home"), fake_nvcc.install(tmp_path / "path")
         package = fake_nvcc.install(tmp_path / "site" / "nvidia" / "cu13")
-        environment = {"CUDA_HOME": str(tmp_path / "home"), "PATH": str(path.parent)}
+        environment = {"CUDA_HOME": str(tmp_path / "home"), "PATH": str(path.parent), **ALL}
         packages = [str(tmp_path / "site")]
         assert plan(environment, packages).compiler.path == home
         del environment["CUDA_HOME"]
         assert plan(environment, packages).compiler.path == path
-        assert plan({}, packages).compiler.path == package
+        assert plan(ALL, packages).compiler.path == package
 
     def test_a_compiler_that_does_not_run_is_passed_over(self, tmp_path: Path) -> None:
         broken, works = fake_nvcc.install(tmp_path / "broken"), fake_nvcc.install(tmp_path / "works")
         broken.write_text("#!/bin/sh\nexit 1\n")
-        environment = {"CUDA_HOME": str(tmp_path / "broken"), "PATH": str(works.parent)}
+        environment = {"CUDA_HOME": str(tmp_path / "broken"), "PATH": str(works.parent), **ALL}
         assert plan(environment, ()).compiler.path == works
 
     def test_without_a_compiler_says_where_it_looked(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,16 +108,17 @@ class TestPlan:
         with pytest.raises(
             NoKernelsError, match="no CUDA compiler: looked for /opt/cuda/bin/nvcc, nvcc, /usr/local"
         ):
-            plan({"CUDA_HOME": "/opt/cuda"}, ())
+            plan({"CUDA_HOME": "/opt/cuda", **ALL}, ())
 
     def test_an_old_compiler_leaves_architectures_out(self, tmp_path: Path) -> None:
-        nvcc = fake_nvcc.install(tmp_path, codes="80,86,89,90")
-        chosen = plan({"CUDA_HOME": str(tmp_path)}, ())
+        fake_nvcc.install(tmp_path, codes="80,86,89,90")
+        chosen = plan({"CUDA_HOME": str(tmp_path), **ALL}, ())
         assert (chosen.architectures, chosen.left_out) == (("80", "86", "89", "90a"), ("100", "120"))
         assert str(chosen) == (
-            f"CUDA 13.0 ({nvcc}) for sm_80, sm_86, sm_89, sm_90a; "
-            "not for sm_100, sm_120, which it does not know"
+            "CUDA 13.0 for sm_80, sm_86, sm_89, sm_90a; not for sm_100, sm_120, which it does not know"
         )
+        with pytest.raises(KernelBuildError, match=r"asks for sm_100, which CUDA 13\.0 .* does not know"):
+            plan({"CUDA_HOME": str(tmp_path), "Q2EXPORT_CUDA_ARCHITECTURES": "80;100"}, ())
         with pytest.raises(
             NoKernelsError, match=r"generates code for none of sm_100; install CUDA 12\.8 or later"
         ):
