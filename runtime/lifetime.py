@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from q2export.errors import GenerationError
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
     from q2export.runtime.results import TokenEvent
 
