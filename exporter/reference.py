@@ -28,7 +28,7 @@ _EMBEDDING, _NORM, _HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm
 
 @dataclass
 class Run:
-    """Result of one pass; the shape of ``q2export.compare.verify.contracts.ReferenceRun``.
+    """Result of one pass.
 
     Attributes:
         logits: per sequence, float32 ``[tokens, vocab_size]``.
@@ -59,11 +59,12 @@ class ReferenceLayer:
 
 
 class CheckpointReference:
-    """Runs a checkpoint, teacher-forced."""
+    """Runs a checkpoint, teacher-forced; ``values`` are its parameters in float32."""
 
     def __init__(self, source: Source) -> None:
         self._config = source.config
-        self._values = ParameterValues(source.checkpoint, source.packed)
+        self.num_layers = source.config.num_hidden_layers
+        self.values = ParameterValues(source.checkpoint, source.packed)
         inv_freq, self._attention_factor = inverse_frequencies(self._config.rope, self._config.head_dim)
         self._inv_freq = torch.from_numpy(inv_freq)
 
@@ -110,9 +111,7 @@ class CheckpointReference:
 
     def embed(self, sequence: Sequence[int]) -> Tensor:
         """Rows of the embedding, ``[1, tokens, hidden_size]``; only these rows are read."""
-        rows = {
-            token: torch.from_numpy(self._values.rows(_EMBEDDING, token, 1)[0]) for token in set(sequence)
-        }
+        rows = {token: torch.from_numpy(self.values.rows(_EMBEDDING, token, 1)[0]) for token in set(sequence)}
         return torch.stack([rows[token] for token in sequence])[None]
 
     def head(self, hidden: Sequence[Tensor]) -> list[Float32Array]:
@@ -122,7 +121,7 @@ class CheckpointReference:
         """
         name = _EMBEDDING if self._config.tie_word_embeddings else _HEAD
         logits = [np.empty((len(one), self._config.vocab_size), dtype=np.float32) for one in hidden]
-        for first, rows in self._values.slices(name):
+        for first, rows in self.values.slices(name):
             weight = torch.from_numpy(rows)
             for out, one in zip(logits, hidden, strict=True):
                 out[:, first : first + len(rows)] = functional.linear(one, weight).numpy()
@@ -134,7 +133,7 @@ class CheckpointReference:
 
     def _read(self, name: str) -> Tensor:
         """One parameter in float32."""
-        return torch.from_numpy(self._values.read(name))
+        return torch.from_numpy(self.values.read(name))
 
     @staticmethod
     def _keep(run: Run, capture: Collection[str], name: str, tensors: Sequence[Tensor]) -> None:

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from q2export.compare.command import verify_command
 from q2export.compare.parity import check_engine, check_same_model, verify_parity
 from q2export.compare.prompts import GOLDEN_FILES, write_golden
 from q2export.compare.quality.check import check_quality, verify_quality
-from q2export.compare.quality.models import words_of
+from q2export.compare.quality.text import words_of
 from q2export.contracts.profile import Profile
 from q2export.contracts.profile_loading import load_profile
 from q2export.contracts.quantization import Quantization
@@ -270,14 +271,23 @@ def verify(
     found = resolve_model(model, revision)
     source = load_source(found.folder)
     check_same_model(opened.manifest, source)
+    command = verify_command(
+        package,
+        model,
+        revision=revision,
+        prompts=prompts,
+        text=text,
+        greedy_tokens=greedy_tokens,
+        threads=threads,
+    )
     if opened.manifest.quantization is not None and source.quantization is None:
         if prompts is not None:
             raise ParityError("quality is measured on running text; leave the prompts out and give a text")
-        quality = verify_quality(opened, found, source, text=text, threads=threads)
+        quality = verify_quality(opened, found, source, text=text, threads=threads, command=command)
         if report is not None:
-            from q2export.compare.quality.report import write_quality_page
+            from q2export.compare.quality.page import quality_page
 
-            write_quality_page(quality, Path(report))
+            quality_page(quality).write(Path(report))
         return quality
     result = verify_parity(
         opened,
@@ -287,9 +297,10 @@ def verify(
         text=None if text is None else words_of(text),
         greedy_tokens=greedy_tokens,
         threads=threads,
+        command=command,
     )
     if report is not None:
-        from q2export.compare.verify.report import write_report
+        from q2export.compare.verify.page import parity_page
 
-        write_report(result, Path(report))
+        parity_page(result).write(Path(report))
     return result

@@ -131,7 +131,6 @@ def quality_report(
     text: str | Path | None = None,
     thresholds: QualityThresholds | None = None,
     revision: str | None = None,
-    result: QuantizeResult | None = None,
 ) -> QualityReport:
     """Compare a quantized checkpoint with the model it was made from, under PyTorch, layer by layer.
 
@@ -141,13 +140,13 @@ def quality_report(
         text: to measure on, or a UTF-8 file of it; None takes a short built-in text.
         thresholds: what is allowed; None judges nothing.
         revision: of a hub id.
-        result: of :func:`quantize`, whose errors of the single weights then go into the report.
 
     Raises:
         Q2ExportError: a folder is not what it should be, or the text is too short.
     """
-    from q2export.compare.quality.models import MAX_TOKENS as QUALITY_TOKENS
-    from q2export.compare.quality.models import measure_quality, quality_windows, weight_qualities
+    from q2export.compare.quality.measure import Labels, measure_quality
+    from q2export.compare.quality.text import MAX_TOKENS as QUALITY_TOKENS
+    from q2export.compare.quality.text import quality_windows
     from q2export.exporter.checkpoint.source import load_source
 
     found = resolve_model(model, revision)
@@ -159,8 +158,6 @@ def quality_report(
         original,
         other,
         quality_windows(found.folder, text, QUALITY_TOKENS, original.config.context_length),
-        names=(found.id, Path(quantized).name),
-        command=shlex.join([*arguments, *(["--text", str(text)] if isinstance(text, Path) else [])]),
-        thresholds=thresholds,
-        weights=() if result is None else weight_qualities(result.weights),
+        Labels(found.id, Path(quantized).name, shlex.join(arguments)),
+        thresholds,
     )

@@ -86,7 +86,7 @@ def test_the_wheel_holds_every_module_and_data_file_and_nothing_else(wheel: Path
         others = {name.partition("/")[0] for name in archive.namelist()} - {"q2export"}
     assert found == expected
     assert others == {f"q2export-{q2export.__version__}.dist-info"}
-    must = {"q2export/py.typed", "q2export/profiles/cpu.yaml", "q2export/compare/verify/report.html"}
+    must = {"q2export/py.typed", "q2export/profiles/cpu.yaml", "q2export/compare/report/page.html"}
     assert must <= found
 
 

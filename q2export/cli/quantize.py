@@ -116,11 +116,11 @@ def command(
     warn(made.warnings)
     quality = None
     if report is not None or text is not None:
-        quality = quality_report(model, output, text=text, revision=revision, result=made.result)
+        quality = quality_report(model, output, text=text, revision=revision)
     if report is not None and quality is not None:
-        from q2export.compare.quality.report import write_quality_page
+        from q2export.compare.quality.page import quality_page
 
-        write_quality_page(quality, report)
+        quality_page(quality).write(report)
     if as_json:
         print_json({**_document(made), **({"quality": quality.document()} if quality else {})})
         return

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from q2export.compare.prompts import ParityPrompts, parity_prompts, smoke_prompts
+from q2export.compare.verify.results import RunInfo
 from q2export.contracts.profile import Profile
 from q2export.contracts.profile_loading import load_profile
 from q2export.errors import PackageError, ParityError
@@ -27,27 +28,12 @@ from q2export.pipeline.job import Job
 from q2export.pipeline.model_source import ModelSource
 
 if TYPE_CHECKING:
-    from q2export.compare.verify.contracts import EngineProbe, ReferenceRun
+    from q2export.compare.verify.engine_probe import EngineProbe
     from q2export.compare.verify.results import ParityReport
     from q2export.exporter.checkpoint.source import Source
 
 
 SMOKE_GREEDY_TOKENS = 16
-
-
-@dataclass(frozen=True)
-class StreamedReference:
-    """The exporter's reference in the form the runtime's comparison takes."""
-
-    source: Source
-
-    def run(self, sequences: Sequence[Sequence[int]], capture: Collection[str] = ()) -> ReferenceRun:
-        """See :meth:`q2export.compare.verify.contracts.Reference.run`."""
-        from q2export.compare.verify.contracts import ReferenceRun
-        from q2export.exporter.reference import CheckpointReference
-
-        result = CheckpointReference(self.source).run(sequences, capture)
-        return ReferenceRun(result.logits, result.captures)
 
 
 def engine_probe(
@@ -66,7 +52,7 @@ def engine_probe(
     Raises:
         PackageError: a TensorRT engine cannot run here, for want of a GPU, say.
     """
-    from q2export.compare.verify.backend_probe import BackendProbe
+    from q2export.compare.verify.engine_probe import EngineProbe
     from q2export.compare.verify.onnxruntime_probe import OnnxRuntimeProbe
 
     if engine.tensorrt is None:
@@ -74,7 +60,7 @@ def engine_probe(
     from q2export.runtime.backends.tensorrt.session import open_backend
 
     backend = open_backend(folder, engine, engine.tensorrt, rebuild_command)
-    return BackendProbe(lambda: backend)
+    return EngineProbe(lambda: backend)
 
 
 @dataclass(frozen=True)
@@ -87,7 +73,7 @@ class Comparison:
         source: the checkpoint whose weights the engine has; quantized ones are dequantized for PyTorch.
         profile: its thresholds, and the threads.
         prepack: see :func:`engine_probe`.
-        model_id, command: for the report.
+        info: for the report.
         rebuild_command: for messages.
     """
 
@@ -96,8 +82,7 @@ class Comparison:
     source: Source
     profile: Profile
     prepack: bool
-    model_id: str
-    command: str
+    info: RunInfo
     rebuild_command: str
 
     @property
@@ -110,7 +95,7 @@ class Comparison:
         )
 
     def exactly(self) -> Comparison:
-        """The same graph with its products in float32, at the thresholds of float32.
+        """The same graph with its matmuls in float32, at the thresholds of float32.
 
         Without its own copy of the matrices ONNX Runtime dequantizes them, and multiplies in float32.
         Rounding then hides no fault of the graph or its weights.
@@ -125,7 +110,7 @@ class Comparison:
     def report(self, prompts: ParityPrompts) -> ParityReport:
         """Compare."""
         from q2export.compare.verify.compare import compare
-        from q2export.compare.verify.results import RunInfo
+        from q2export.exporter.reference import CheckpointReference
 
         probe = engine_probe(
             self.folder,
@@ -135,11 +120,11 @@ class Comparison:
             rebuild_command=self.rebuild_command,
         )
         return compare(
-            StreamedReference(self.source),
+            CheckpointReference(self.source),
             probe,
             prompts.prompts,
             self.profile.parity,
-            info=RunInfo(self.folder.name, self.model_id, self.command, installed_versions(LIBRARIES)),
+            info=self.info,
             n_greedy=prompts.greedy_tokens,
             text_tokens=prompts.text,
             decode=prompts.decode,
@@ -156,6 +141,16 @@ class Comparison:
             if not exact.passed:
                 return exact
         return self.report(prompts)
+
+
+def run_info(engine: str, model: str, command: str = "") -> RunInfo:
+    """What a report says of a run; a build has no ``command`` that repeats its check alone."""
+    return RunInfo(engine, model, command, installed_versions(LIBRARIES))
+
+
+def rebuild_command(job: Job) -> str:
+    """For messages about an engine whose package has no manifest yet."""
+    return shlex.join(["q2export", "build", "--model", job.model.id, "--profile", job.profile.name])
 
 
 def parity_summary(report: ParityReport) -> ParitySummary:
@@ -221,9 +216,14 @@ def check_engine(
         reason = engine_build.why_not_run(job.profile)
         if reason is not None:
             return None, reason
-    command = f"q2export verify PACKAGE --model {shlex.quote(job.model.id)}"
     comparison = Comparison(
-        writer.folder, engine, source, job.profile, prepack, job.model.id, command, command
+        folder=writer.folder,
+        engine=engine,
+        source=source,
+        profile=job.profile,
+        prepack=prepack,
+        info=run_info(f"{job.profile.name} engine", job.model.id),
+        rebuild_command=rebuild_command(job),
     )
     tokens = min(SMOKE_GREEDY_TOKENS, engine.max_capacity // 2)
     prompts = ParityPrompts(smoke_prompts(writer.folder, engine), None, tokens, None)
@@ -251,6 +251,7 @@ def verify_parity(
     text: str | None,
     greedy_tokens: int,
     threads: int | None,
+    command: str,
 ) -> ParityReport:
     """Compare a package with the PyTorch reference of the checkpoint whose weights it has.
 
@@ -259,6 +260,7 @@ def verify_parity(
         found: how the checkpoint is called. source: the checkpoint.
         prompts, text, greedy_tokens: see :func:`q2export.compare.prompts.parity_prompts`.
         threads: CPU threads; None is what the profile says.
+        command: repeats the comparison, for the report.
 
     Raises:
         ParityError: the two cannot be compared.
@@ -271,8 +273,7 @@ def verify_parity(
         source=source,
         profile=profile if threads is None else replace(profile, threads=threads),
         prepack=manifest.prepacks,
-        model_id=found.id,
-        command=shlex.join(["q2export", "verify", opened.folder.name, "--model", found.id]),
+        info=run_info(opened.folder.name, found.id, command),
         rebuild_command=opened.rebuild_command(),
     )
     chosen = parity_prompts(opened.folder, manifest.engine, prompts, text, greedy_tokens)

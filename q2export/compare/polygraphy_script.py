@@ -99,13 +99,13 @@ def _runners(manifest: Manifest) -> tuple[str, ...]:
 
 def _write_data(folder: Path, manifest: Manifest, source: Source) -> None:
     """Inputs of the golden step, and what PyTorch computes from them in float32."""
-    from q2export.compare.parity import StreamedReference
+    from q2export.compare.polygraphy_files import save_inputs, save_outputs
     from q2export.compare.prompts import golden_step
-    from q2export.compare.verify.golden import save_inputs, save_outputs
+    from q2export.exporter.reference import CheckpointReference
     from q2export.runtime.backends.onnxruntime import step_inputs
 
     tokens, positions = golden_step(manifest.engine)
-    logits = StreamedReference(source).run([tokens]).logits[0][positions]
+    logits = CheckpointReference(source).run([tokens]).logits[0][positions]
     save_inputs(folder / INPUTS, [step_inputs(manifest.engine, tokens, positions)])
     save_outputs(folder / OUTPUTS, REFERENCE, [{"logits": logits[None]}])
 

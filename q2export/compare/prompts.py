@@ -118,7 +118,7 @@ def write_golden(folder: Path, engine: EngineInfo, *, prepack: bool = False) -> 
     Raises:
         ParityError: the engine is one ONNX Runtime cannot run on the CPU.
     """
-    from q2export.compare.verify.golden import save_inputs, save_outputs
+    from q2export.compare.polygraphy_files import save_inputs, save_outputs
     from q2export.runtime.backends.onnxruntime import step_inputs
     from q2export.runtime.backends.onnxruntime_session import open_session
 

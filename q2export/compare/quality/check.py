@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from q2export.compare.parity import engine_probe
-from q2export.compare.quality.models import BUILD_TOKENS, MAX_TOKENS, measure_quality, quality_windows
+from q2export.compare.parity import engine_probe, rebuild_command
+from q2export.compare.quality.measure import Labels, measure_quality
+from q2export.compare.quality.text import BUILD_TOKENS, MAX_TOKENS, quality_windows
 from q2export.contracts.profile import Profile
 from q2export.errors import PackageError, ParityError
 from q2export.package.manifest import EngineInfo, QualitySummary
@@ -61,16 +61,19 @@ def check_quality(
     probe = None
     if job.engine is None or engine_build.why_not_run(job.profile) is None:
         probe = engine_probe(
-            writer.folder, engine, threads=job.profile.threads, prepack=made.prepacks, rebuild_command=""
+            writer.folder,
+            engine,
+            threads=job.profile.threads,
+            prepack=made.prepacks,
+            rebuild_command=rebuild_command(job),
         )
     report = measure_quality(
         job.weights.source,
         made.source,
         quality_windows(writer.folder, text, BUILD_TOKENS, engine.max_capacity),
-        names=(job.model.id, writer.output.name),
-        command=f"q2export verify PACKAGE --model {shlex.quote(job.model.id)}",
-        thresholds=job.profile.quality,
-        score=probe.score if probe is not None else None,
+        Labels(job.model.id, f"{job.profile.name} engine"),
+        job.profile.quality,
+        None if probe is None else probe.score,
     )
     if not (report.passed or allow_loss):
         from q2export.compare.quality.summary import quality_lines
@@ -100,7 +103,13 @@ def summary_of(report: QualityReport) -> QualitySummary:
 
 
 def verify_quality(
-    package: Package, model: ModelSource, original: Source, *, text: str | Path | None, threads: int | None
+    package: Package,
+    model: ModelSource,
+    original: Source,
+    *,
+    text: str | Path | None,
+    threads: int | None,
+    command: str,
 ) -> QualityReport:
     """Compare a package of quantized weights with the unquantized model.
 
@@ -109,6 +118,7 @@ def verify_quality(
         model: name of the original. original: its checkpoint.
         text: to measure on; None is the built-in text.
         threads: CPU threads; None is what the profile says.
+        command: repeats the comparison, for the report.
 
     Raises:
         PackageError: the package holds no quantized checkpoint of its own.
@@ -131,13 +141,11 @@ def verify_quality(
         prepack=manifest.prepacks,
         rebuild_command=package.rebuild_command(),
     )
-    words = ["q2export", "verify", package.folder.name, "--model", model.id]
     return measure_quality(
         original,
         load_source(folder),
         quality_windows(package.folder, text, MAX_TOKENS, manifest.engine.max_capacity),
-        names=(model.id, package.folder.name),
-        command=shlex.join([*words, *(["--text", str(text)] if isinstance(text, Path) else [])]),
-        thresholds=profile.quality,
-        score=probe.score,
+        Labels(model.id, package.folder.name, command),
+        profile.quality,
+        probe.score,
     )

@@ -1,68 +1,115 @@
-"""Logits of two models on one text, window by window: KL divergence, top-1 agreement, perplexity."""
+"""Measuring what quantization costs: a quantized model, or an engine of it, against the unquantized one."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from q2export.compare.quality.results import TextQuality
-from q2export.compare.verify.metrics import measure_logits, merge_metrics, perplexity
-from q2export.compare.verify.results import LogitMetrics
+from q2export.compare.quality.logits import TextComparison
+from q2export.compare.quality.results import QualityReport, QuantizedForm, WeightQuality
+from q2export.compare.quality.text import QualityText
+from q2export.contracts.quantization import QualityThresholds
 from q2export.errors import ParityError
-from q2export.runtime.backends.base import Float32Array
+from q2export.package.manifest import installed_versions
 
-WINDOW_TOKENS = 256
-"""Tokens of one window: long enough for context, short enough that two windows of logits fit in memory."""
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from q2export.exporter.checkpoint.source import Source
+
+    Score = Callable[[Sequence[int]], npt.NDArray[np.float32]]
+
+_LIBRARIES = ("torch", "onnxruntime", "numpy", "tokenizers")
 
 
-def windows_of(tokens: Sequence[int], at_most: int, length: int = WINDOW_TOKENS) -> list[list[int]]:
-    """Cut the first ``at_most`` tokens of a text into pieces of at least two tokens each.
+@dataclass(frozen=True)
+class Labels:
+    """How a report names what it compares.
+
+    Attributes:
+        model: the unquantized model. quantized: what is compared with it.
+        command: repeats the comparison; empty where none does.
+    """
+
+    model: str
+    quantized: str
+    command: str = ""
+
+
+def measure_quality(
+    original: Source,
+    quantized: Source,
+    text: QualityText,
+    labels: Labels,
+    thresholds: QualityThresholds | None = None,
+    score: Score | None = None,
+) -> QualityReport:
+    """Compare logits on a text, every layer on the way, and every quantized weight.
+
+    Args:
+        original: the unquantized checkpoint. quantized: the same model in the packed form.
+        text: what to compare on.
+        labels: for the report.
+        thresholds: what is allowed; None judges nothing.
+        score: logits ``[tokens, vocab_size]`` of an engine, which then stand in for those that the quantized
+            checkpoint gives under PyTorch.
 
     Raises:
-        ParityError: the text has fewer than two tokens, or a window would.
+        ParityError: the two are not the same model, or ``quantized`` is not quantized.
     """
-    if length < 2:
-        raise ParityError(f"a window of {length} tokens predicts nothing; expected at least 2")
-    used = list(tokens[:at_most])
-    found = [used[start : start + length] for start in range(0, len(used), length)]
-    if found and len(found[-1]) < 2:
-        found.pop()
-    if not found:
-        raise ParityError(f"the text has {len(tokens)} tokens; perplexity needs at least 2")
-    return found
+    from q2export.compare.quality.layers import compare_layers
+    from q2export.exporter.quantization.quantize import source_bytes
+    from q2export.exporter.reference import CheckpointReference
+
+    form = _form(original, quantized)
+    comparison = TextComparison()
+
+    def compare(
+        tokens: Sequence[int], exact: npt.NDArray[np.float32], found: npt.NDArray[np.float32]
+    ) -> None:
+        comparison.add(tokens, exact, found if score is None else score(tokens))
+
+    errors = compare_layers(
+        CheckpointReference(original), CheckpointReference(quantized), quantized.packed, text.windows, compare
+    )
+    return QualityReport(
+        model=labels.model,
+        quantized=labels.quantized,
+        measured="pytorch" if score is None else "engine",
+        form=form,
+        thresholds=thresholds,
+        text=comparison.result(text.name),
+        layers=errors.layers,
+        weights=tuple(
+            WeightQuality(name, weight.shape, errors.weights[name], weight.nbytes)
+            for name, weight in quantized.packed.items()
+        ),
+        reference_bytes=source_bytes(original),
+        quantized_bytes=sum(ref.nbytes for ref in quantized.checkpoint.tensors.values()),
+        command=labels.command,
+        environment=installed_versions(_LIBRARIES),
+    )
 
 
-class TextComparison:
-    """Takes the logits of one window after another and keeps figures only."""
+def _form(original: Source, quantized: Source) -> QuantizedForm:
+    """How the second is quantized.
 
-    def __init__(self) -> None:
-        self._metrics: list[LogitMetrics] = []
-        self._predictions = 0
-        self._log_reference = 0.0
-        self._log_quantized = 0.0
+    Raises:
+        ParityError: it is not, or is another model than the first.
+    """
+    from q2export.exporter.checkpoint.packed import PackedQuantization
 
-    def add(self, tokens: Sequence[int], reference: Float32Array, quantized: Float32Array) -> None:
-        """Compare the logits ``[tokens, vocab]`` of one window.
-
-        Raises:
-            ParityError: shapes differ, or a value is not finite.
-        """
-        self._metrics.append(measure_logits(reference, quantized, tie_margin=0.0))
-        predictions = len(tokens) - 1
-        self._predictions += predictions
-        self._log_reference += predictions * math.log(perplexity(reference, tokens))
-        self._log_quantized += predictions * math.log(perplexity(quantized, tokens))
-
-    def result(self, name: str) -> TextQuality:
-        """Figures of all windows; ``name`` is that of the text."""
-        total = merge_metrics(self._metrics)
-        return TextQuality(
-            name=name,
-            windows=len(self._metrics),
-            tokens=total.tokens,
-            reference_perplexity=math.exp(self._log_reference / self._predictions),
-            quantized_perplexity=math.exp(self._log_quantized / self._predictions),
-            mean_kl=total.mean_kl,
-            max_kl=total.max_kl,
-            top1_agreement=total.top1_agreement,
-        )
+    packed = quantized.config.quantization
+    if not isinstance(packed, PackedQuantization):
+        raise ParityError(f"{quantized.folder}: is not a quantized checkpoint in the packed form")
+    for name in ("model_type", "num_hidden_layers", "hidden_size", "vocab_size", "num_attention_heads"):
+        ours, theirs = getattr(original.config, name), getattr(quantized.config, name)
+        if ours != theirs:
+            raise ParityError(
+                f"{quantized.folder}: not a quantized form of {original.folder}: {name} is {theirs}, "
+                f"there {ours}"
+            )
+    scheme = packed.scheme
+    return QuantizedForm(scheme.bits, scheme.block_size, scheme.symmetric, packed.method)

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
+from q2export.compare.report.stored import StoredReport
 from q2export.contracts.quantization import QualityThresholds
-from q2export.errors import ParityError
 from q2export.package.sections import Measured
-from q2export.strict.codec import Source, from_plain, to_plain
-
-SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -90,7 +86,7 @@ class QuantizedForm:
 
 
 @dataclass(frozen=True)
-class QualityReport:
+class QualityReport(StoredReport):
     """The outcome.
 
     Attributes:
@@ -99,10 +95,13 @@ class QualityReport:
             weights.
         form: how it is quantized.
         thresholds: what is allowed; None judges nothing.
-        text: logits on a text. layers: in order. weights: in order; empty where they were not compared.
+        text: logits on a text. layers, weights: in order.
         reference_bytes, quantized_bytes: of all weights.
-        command: that repeats the comparison. environment: versions of what took part.
+        command: repeats the comparison; empty where none does. environment: versions of what took part.
     """
+
+    SCHEMA_VERSION: ClassVar[int] = 2
+    LABEL: ClassVar[str] = "quality report"
 
     model: str
     quantized: str
@@ -126,45 +125,6 @@ class QualityReport:
     def logits_of(self) -> str:
         """:attr:`measured` for people."""
         return "the engine" if self.measured == "engine" else "PyTorch, from the quantized weights"
-
-    @property
-    def passed(self) -> bool:
-        """Whether every limit held."""
-        return not self.failures
-
-    def document(self) -> dict[str, Any]:
-        """The report as plain data, with the verdict."""
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "passed": self.passed,
-            "failures": list(self.failures),
-            **to_plain(self),
-        }
-
-    def to_json(self) -> str:
-        """:meth:`document` as strict JSON, indented."""
-        return json.dumps(self.document(), indent=2, allow_nan=False, ensure_ascii=False)
-
-    @classmethod
-    def from_json(cls, text: str, label: str = "quality report") -> QualityReport:
-        """Read what :meth:`to_json` wrote; ``label`` names the file in messages.
-
-        Raises:
-            ParityError: if the text is not JSON, of another schema version, or a field is missing, unknown or
-                of the wrong type; the message names the field.
-        """
-        try:
-            document = json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise ParityError(f"{label}: not JSON ({error}); measure again") from error
-        version = document.pop("schema_version", None) if isinstance(document, dict) else None
-        if version != SCHEMA_VERSION:
-            raise ParityError(
-                f"{label}: expected schema_version {SCHEMA_VERSION}, found {version!r}; measure again"
-            )
-        for derived in ("passed", "failures"):
-            document.pop(derived, None)
-        return from_plain(cls, document, Source(label, ParityError))
 
 
 def _failures(text: TextQuality, limits: QualityThresholds) -> Iterator[str]:

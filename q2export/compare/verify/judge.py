@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from q2export.compare.verify.formatting import percent
+from q2export.compare.report.numbers import percent
 from q2export.compare.verify.results import GreedyDifference, LogitMetrics, SequenceResult
 from q2export.contracts.profile import ParityThresholds
 

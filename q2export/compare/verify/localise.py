@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from q2export.compare.verify.bisect import (
-    NoiseModel,
+from q2export.compare.verify.activation_differences import (
+    FLOAT32_NOISE,
     first_divergence,
-    is_stage,
-    layer_errors,
-    stage_errors,
+    layer_differences,
+    stage_differences,
 )
-from q2export.compare.verify.contracts import (
-    HEAD_POINT,
-    EngineProbe,
-    PointInfo,
-    Reference,
-    ReferenceRun,
-)
+from q2export.compare.verify.activations import HEAD, Activation
+from q2export.compare.verify.engine_probe import EngineProbe
 from q2export.compare.verify.judge import Verdict
-from q2export.compare.verify.results import Curve, Divergence, PointError, SequenceResult
-from q2export.errors import ParityError
-from q2export.runtime.backends.base import Float32Array
+from q2export.compare.verify.results import ActivationDifference, Curve, Divergence, SequenceResult
+
+if TYPE_CHECKING:
+    from q2export.exporter.reference import CheckpointReference, Run
 
 MIN_CURVE_TOKENS = 16
 
@@ -36,19 +32,23 @@ class Findings:
     warnings: tuple[str, ...]
 
 
+def stages_of(probe: EngineProbe) -> list[Activation]:
+    """What the error curve is made of: the residual stream and what is outside the layers."""
+    return [activation for activation in probe.activations() if activation.is_stage]
+
+
 def capture_names(probe: EngineProbe) -> list[str]:
-    """Points the reference must capture for the error curve; the head's are its logits."""
-    return [point.name for point in _stages(probe) if point.name != HEAD_POINT]
+    """Activations the reference must capture for the error curve; the head's are its logits."""
+    return [stage.name for stage in stages_of(probe) if stage.name != HEAD]
 
 
 def localise(
-    reference: Reference,
+    reference: CheckpointReference,
     probe: EngineProbe,
-    run: ReferenceRun,
+    run: Run,
     sequences: Sequence[SequenceResult],
     tokens: Sequence[Sequence[int]],
     verdict: Verdict,
-    noise: NoiseModel,
 ) -> Findings:
     """Compute the error curve and, if the verdict is failure, look for its origin.
 
@@ -62,25 +62,20 @@ def localise(
         sequences: results of the comparison, parallel to ``tokens``.
         tokens: the compared sequences.
         verdict: of the comparison.
-        noise: what rounding explains.
     """
-    stages = _stages(probe)
+    stages = stages_of(probe)
     if not stages:
         return Findings(None, None, ("the engine exposes no intermediate tensors: no error curve",))
     focus = max(range(len(tokens)), key=lambda index: _severity(sequences[index]))
     prefix = tokens[focus][: _prefix_length(sequences[focus])]
-    errors = _stage_errors(probe, stages, run, focus, prefix, noise)
+    errors = _stage_differences(probe, stages, run, focus, prefix)
     reproduced = _reproduces(errors, sequences[focus])
     diverges = any(stage.diverges for stage in errors)
     divergence = None
     if verdict.failures and (diverges or (verdict.logits_failed and reproduced)):
-        divergence = _find_origin(reference, probe, errors, prefix, noise)
+        divergence = _find_origin(reference, probe, errors, prefix)
     warnings = tuple(_warnings(errors, verdict, reproduced))
     return Findings(Curve(sequences[focus].name, len(prefix), errors), divergence, warnings)
-
-
-def _stages(probe: EngineProbe) -> list[PointInfo]:
-    return [point for point in probe.points() if is_stage(point)]
 
 
 def _severity(sequence: SequenceResult) -> float:
@@ -93,33 +88,26 @@ def _prefix_length(sequence: SequenceResult) -> int:
     return max(worst + 1, min(MIN_CURVE_TOKENS, sequence.tokens))
 
 
-def _stage_errors(
-    probe: EngineProbe,
-    stages: Sequence[PointInfo],
-    run: ReferenceRun,
-    focus: int,
-    prefix: Sequence[int],
-    noise: NoiseModel,
-) -> tuple[PointError, ...]:
-    names = [stage.name for stage in stages]
-    rows = {**run.captures, HEAD_POINT: run.logits}
-    _require_points(rows, names, "reference")
+def _stage_differences(
+    probe: EngineProbe, stages: Sequence[Activation], run: Run, focus: int, prefix: Sequence[int]
+) -> tuple[ActivationDifference, ...]:
+    rows = {**run.captures, HEAD: run.logits}
     # Attention is causal: the first rows of a longer sequence are those of its prefix.
-    expected = {name: rows[name][focus][: len(prefix)] for name in names}
-    return stage_errors(stages, expected, _capture(probe, prefix, names), noise)
+    expected = {stage.name: rows[stage.name][focus][: len(prefix)] for stage in stages}
+    return stage_differences(stages, expected, probe.capture(prefix, list(expected)), FLOAT32_NOISE)
 
 
-def _reproduces(errors: Sequence[PointError], sequence: SequenceResult) -> bool:
+def _reproduces(errors: Sequence[ActivationDifference], sequence: SequenceResult) -> bool:
     """Whether the logit error is still there when intermediate tensors are exposed."""
     if any(stage.diverges for stage in errors):
         return True
     if sequence.metrics is None:
         return False
     head = errors[-1]
-    return head.name != HEAD_POINT or (head.max_abs or 0.0) >= 0.5 * sequence.metrics.max_abs_error
+    return head.name != HEAD or (head.max_abs or 0.0) >= 0.5 * sequence.metrics.max_abs_error
 
 
-def _warnings(errors: Sequence[PointError], verdict: Verdict, reproduced: bool) -> Iterator[str]:
+def _warnings(errors: Sequence[ActivationDifference], verdict: Verdict, reproduced: bool) -> Iterator[str]:
     if verdict.logits_failed and not reproduced:
         yield (
             "the error vanishes when intermediate tensors are exposed, which keeps the backend from fusing "
@@ -134,36 +122,22 @@ def _warnings(errors: Sequence[PointError], verdict: Verdict, reproduced: bool) 
 
 
 def _find_origin(
-    reference: Reference,
+    reference: CheckpointReference,
     probe: EngineProbe,
-    errors: Sequence[PointError],
+    errors: Sequence[ActivationDifference],
     prefix: Sequence[int],
-    noise: NoiseModel,
 ) -> Divergence:
     stage = first_divergence(errors)
     inner = [
-        point
-        for point in probe.points()
-        if stage.layer is not None and point.layer == stage.layer and not is_stage(point)
+        one
+        for one in probe.activations()
+        if stage.layer is not None and one.layer == stage.layer and not one.is_stage
     ]
     origin = stage
     if inner:
-        names = [point.name for point in inner]
-        run = reference.run([prefix], names)
-        _require_points(run.captures, names, "reference")
-        expected = {name: run.captures[name][0] for name in names}
-        engine = _capture(probe, prefix, names)
-        origin = first_divergence(layer_errors(inner, expected, engine, stage, noise))
+        names = [one.name for one in inner]
+        captures = reference.run([prefix], names).captures
+        expected = {name: captures[name][0] for name in names}
+        engine = probe.capture(prefix, names)
+        origin = first_divergence(layer_differences(inner, expected, engine, stage, FLOAT32_NOISE))
     return Divergence(stage.layer, origin, gradual=not origin.diverges)
-
-
-def _capture(probe: EngineProbe, tokens: Sequence[int], names: Sequence[str]) -> Mapping[str, Float32Array]:
-    captured = probe.capture(tokens, names)
-    _require_points(captured, names, "engine")
-    return captured
-
-
-def _require_points(found: Collection[str], names: Sequence[str], side: str) -> None:
-    for name in names:
-        if name not in found:
-            raise ParityError(f"the {side} did not capture {name!r}, which it was asked for")

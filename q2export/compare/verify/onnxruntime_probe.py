@@ -13,14 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from q2export.compare.verify.backend_probe import BackendProbe
-from q2export.compare.verify.contracts import (
-    EMBEDDING_POINT,
-    HEAD_POINT,
-    NORM_POINT,
-    PointInfo,
-    residual_point,
-)
+from q2export.compare.verify.activations import EMBEDDING, HEAD, NORM, WITHIN_LAYER, Activation, layer_path
+from q2export.compare.verify.engine_probe import EngineProbe
 from q2export.errors import MissingDependencyError
 from q2export.package.manifest import EngineInfo
 from q2export.runtime.backends.base import Backend, Float32Array, Int64Array
@@ -30,21 +24,9 @@ from q2export.runtime.backends.onnxruntime_session import open_session
 if TYPE_CHECKING:
     import onnx
 
-_LAYER_POINTS = (
-    "input_layernorm",
-    "self_attn.q_proj",
-    "self_attn.k_proj",
-    "self_attn.v_proj",
-    "self_attn.attention",
-    "self_attn.o_proj",
-    "post_attention_layernorm",
-    "mlp.gate",
-    "mlp",
-)
 
-
-class OnnxRuntimeProbe(BackendProbe):
-    """An :class:`~q2export.compare.verify.contracts.EngineProbe` over the ONNX engine of a package."""
+class OnnxRuntimeProbe(EngineProbe):
+    """The ONNX engine of a package; it shows every activation its graph still has."""
 
     def __init__(self, folder: Path, engine: EngineInfo, *, threads: int = 0, prepack: bool = False) -> None:
         """Remember the package; nothing is loaded yet.
@@ -69,11 +51,29 @@ class OnnxRuntimeProbe(BackendProbe):
             length = np.array([piece.shape[1]], dtype=np.int64)
             backend.forward(cache, piece, past, length, np.empty((1, 0), dtype=np.int64))
 
-    def capture(self, tokens: Sequence[int], points: Collection[str]) -> dict[str, Float32Array]:
-        """Run the engine with the values of ``points`` exposed: float32 ``[tokens, width]`` each."""
+    def activations(self) -> list[Activation]:
+        """The activations of :mod:`.activations` that exist in this engine's graph, in order."""
+        model = self._model()
+        producers = {name: node for node in model.graph.node for name in node.output}
+        wanted: list[tuple[str, int | None]] = [(EMBEDDING, None)]
+        for layer in range(self._engine.num_hidden_layers):
+            path = layer_path(layer)
+            wanted += [(f"{path}.{name}", layer) for name in WITHIN_LAYER]
+            wanted.append((path, layer))
+        wanted += [(NORM, None), (HEAD, None)]
+        found = []
+        for name, index in wanted:
+            value = _value_of(name, producers)
+            if value in producers:
+                found.append(Activation(name, index, _op(producers, value)))
+        return found
+
+    def capture(self, tokens: Sequence[int], names: Collection[str]) -> dict[str, Float32Array]:
+        """Run the engine once, without a cache, with the values of ``names`` exposed."""
         onnx = _onnx()
         model = self._model()
-        values = {point: self._value_of(model, point) for point in points}
+        produced = {name for node in model.graph.node for name in node.output}
+        values = {name: _value_of(name, produced) for name in names}
         known = {output.name for output in model.graph.output}
         for value in sorted(set(values.values()) - known):
             model.graph.output.append(onnx.helper.make_tensor_value_info(value, onnx.TensorProto.FLOAT, None))
@@ -83,40 +83,21 @@ class OnnxRuntimeProbe(BackendProbe):
             prepack=self._prepack,
             weights_folder=self._folder,
         )
-        names = sorted(set(values.values()))
+        asked = sorted(set(values.values()))
         feed = step_inputs(self._engine, tokens, np.arange(len(tokens), dtype=np.int64))
-        found = dict(zip(names, session.run(names, feed), strict=True))
-        return {point: found[value].reshape(len(tokens), -1) for point, value in values.items()}
-
-    def points(self) -> list[PointInfo]:
-        """The points of the contract that exist in this engine's graph, in the order of computation."""
-        model = self._model()
-        producers = {name: node for node in model.graph.node for name in node.output}
-        wanted: list[tuple[str, int | None]] = [(EMBEDDING_POINT, None)]
-        for layer in range(self._engine.num_hidden_layers):
-            path = residual_point(layer)
-            wanted += [(f"{path}.{name}", layer) for name in _LAYER_POINTS]
-            wanted.append((path, layer))
-        wanted += [(NORM_POINT, None), (HEAD_POINT, None)]
-        found = []
-        for name, owner in wanted:
-            value = self._value_of(model, name)
-            if value in producers:
-                found.append(PointInfo(name, owner, _op(producers, value)))
-        return found
-
-    def _value_of(self, model: onnx.ModelProto, point: str) -> str:
-        """The graph's name of a point: the same, but for a dense MLP, which ends in its last product."""
-        if point == HEAD_POINT:
-            return "logits"
-        if point.endswith(".mlp"):
-            names = {name for node in model.graph.node for name in node.output}
-            return point if point in names else f"{point}.down_proj"
-        return point
+        found = dict(zip(asked, session.run(asked, feed), strict=True))
+        return {name: found[value].reshape(len(tokens), -1) for name, value in values.items()}
 
     def _model(self) -> onnx.ModelProto:
         model: onnx.ModelProto = _onnx().load(str(self._folder / self._engine.file), load_external_data=False)
         return model
+
+
+def _value_of(name: str, produced: Collection[str]) -> str:
+    """The graph's name of an activation: the same, but for logits and a dense MLP, which ends in a matmul."""
+    if name == HEAD:
+        return "logits"
+    return f"{name}.down_proj" if name.endswith(".mlp") and name not in produced else name
 
 
 def _op(producers: Mapping[str, onnx.NodeProto], value: str) -> str:

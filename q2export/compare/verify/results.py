@@ -6,15 +6,12 @@ position along the last axis (for logits: the token id). KL divergences are in n
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
+from q2export.compare.report.stored import StoredReport
 from q2export.contracts.profile import ParityThresholds
-from q2export.errors import ParityError
-from q2export.strict.codec import Source, from_plain, to_plain
-
-SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -154,13 +151,13 @@ class SequenceResult:
 
 
 @dataclass(frozen=True)
-class PointError:
+class ActivationDifference:
     """How far one captured tensor is from the reference.
 
     Attributes:
-        name: point name; ``layer`` its decoder layer or None; ``op`` what computes it.
+        name: module path; ``layer`` its decoder layer or None; ``op`` what computes it.
         max_abs, mean_abs: absolute error; None, like the two below, if the engine's values are not finite.
-        max_error, mean_error: error relative to the scale of the tensor, defined in :mod:`.bisect`.
+        max_error, mean_error: error relative to the scale of the tensor, see :mod:`.activation_differences`.
         reference_rms: root mean square of the reference tensor.
         tolerance: the largest ``max_error`` that rounding explains here, given the error of the inputs.
         worst: the element with the largest relative error.
@@ -190,12 +187,12 @@ class Divergence:
 
     Attributes:
         layer: decoder layer, or None for embedding, final norm and head.
-        point: the first diverging tensor; ``point.name`` and ``point.op`` say which.
+        activation: the first diverging tensor; its ``name`` and ``op`` say which.
         gradual: no single step exceeds its tolerance; this is the largest step of a slow drift.
     """
 
     layer: int | None
-    point: PointError
+    activation: ActivationDifference
     gradual: bool
 
 
@@ -206,7 +203,7 @@ class Curve:
 
     sequence: str
     tokens: int
-    stages: tuple[PointError, ...]
+    stages: tuple[ActivationDifference, ...]
 
 
 @dataclass(frozen=True)
@@ -220,7 +217,7 @@ class RunInfo:
 
 
 @dataclass(frozen=True)
-class ParityReport:
+class ParityReport(StoredReport):
     """The outcome of one parity check.
 
     Attributes:
@@ -231,6 +228,9 @@ class ParityReport:
         divergence: only searched for after a failure.
     """
 
+    SCHEMA_VERSION: ClassVar[int] = 2
+    LABEL: ClassVar[str] = "parity report"
+
     info: RunInfo
     thresholds: ParityThresholds
     failures: tuple[str, ...]
@@ -239,37 +239,3 @@ class ParityReport:
     total: LogitMetrics | None
     curve: Curve | None
     divergence: Divergence | None
-
-    @property
-    def passed(self) -> bool:
-        """Whether every limit held."""
-        return not self.failures
-
-    def to_json(self) -> str:
-        """The report as strict JSON (no NaN or infinity), indented."""
-        document = {"schema_version": SCHEMA_VERSION, "passed": self.passed, **to_plain(self)}
-        return json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False)
-
-    @classmethod
-    def from_json(cls, text: str, label: str = "parity report") -> ParityReport:
-        """Read what :meth:`to_json` wrote; ``label`` names the file in messages.
-
-        Raises:
-            ParityError: if the text is not JSON, of another schema version, or a field is missing, unknown or
-                of the wrong type; the message names the field.
-        """
-        try:
-            document = json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise ParityError(f"{label}: not JSON ({error}); run 'q2export verify' again") from error
-        version = document.pop("schema_version", None) if isinstance(document, dict) else None
-        if version != SCHEMA_VERSION:
-            raise ParityError(
-                f"{label}: expected schema_version {SCHEMA_VERSION}, found {version!r}; "
-                f"run 'q2export verify' again"
-            )
-        passed = document.pop("passed", None)
-        report = from_plain(cls, document, Source(label, ParityError))
-        if passed is not report.passed:
-            raise ParityError(f"{label}: 'passed' is {passed!r} but it lists {len(report.failures)} failures")
-        return report

@@ -3,39 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
-from q2export.compare.verify.formatting import percent, scientific
+from q2export.compare.report.checks import Check, check_lines
+from q2export.compare.report.numbers import percent, scientific
 from q2export.compare.verify.results import Divergence, ParityReport
 
 
-@dataclass(frozen=True)
-class Check:
-    """One row of the summary: what was measured, what is allowed, and whether it holds (None: not judged)."""
-
-    name: str
-    measured: str
-    limit: str
-    holds: bool | None
-    note: str
-
-
 def summary_lines(report: ParityReport) -> list[str]:
-    """The verdict, the summary table in aligned columns, what failed, and where it began."""
-    checks = list(summary_checks(report))
-    marks = {True: "ok", False: "FAILS", None: ""}
-    rows = [(check.name, check.measured, check.limit, marks[check.holds], check.note) for check in checks]
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    """The verdict, the limits in aligned columns, what failed, and where it began."""
     lines = [f"{'PASS' if report.passed else 'FAIL'}: {report.info.engine} against {report.info.model}"]
-    for name, measured, limit, mark, note in rows:
-        cells = (
-            name.ljust(widths[0]),
-            measured.rjust(widths[1]),
-            limit.ljust(widths[2]),
-            mark.ljust(widths[3]),
-            note,
-        )
-        lines.append("  " + "  ".join(cells).rstrip())
+    lines += check_lines(summary_checks(report))
     lines += [f"failed: {failure}" for failure in report.failures]
     lines += [f"note: {warning}" for warning in report.warnings]
     if report.divergence:
@@ -45,19 +22,19 @@ def summary_lines(report: ParityReport) -> list[str]:
 
 def describe_divergence(divergence: Divergence) -> list[str]:
     """Layer, op, error, index and both values, in two lines."""
-    point = divergence.point
+    found = divergence.activation
     where = "outside the layers" if divergence.layer is None else f"layer {divergence.layer}"
     kind = "largest step of a gradual drift" if divergence.gradual else "first divergence"
-    head = f"{kind}: {where}, {point.name} ({point.op})"
-    if point.non_finite:
-        bad = point.non_finite
+    head = f"{kind}: {where}, {found.name} ({found.op})"
+    if found.non_finite:
+        bad = found.non_finite
         return [head, f"  {bad.value} at [{bad.token}, {bad.channel}], {bad.count:,} values are not finite"]
-    if point.worst is None or point.max_error is None:
+    if found.worst is None or found.max_error is None:
         return [head]
     return [
-        f"{head}: relative error {scientific(point.max_error)}, tolerance {scientific(point.tolerance)}",
-        f"  at [{point.worst.token}, {point.worst.channel}]: reference {point.worst.reference:.7g}, "
-        f"engine {point.worst.engine:.7g}",
+        f"{head}: relative error {scientific(found.max_error)}, tolerance {scientific(found.tolerance)}",
+        f"  at [{found.worst.token}, {found.worst.channel}]: reference {found.worst.reference:.7g}, "
+        f"engine {found.worst.engine:.7g}",
     ]
 
 
@@ -98,9 +75,7 @@ def summary_checks(report: ParityReport) -> Iterator[Check]:
         yield Check(
             "Max relative logit error",
             scientific(total.max_rel_error, 3),
-            "",
-            None,
-            f"mean {scientific(total.mean_rel_error)}",
+            note=f"mean {scientific(total.mean_rel_error)}",
         )
     yield from _greedy_checks(report)
     yield from _perplexity_checks(report)
@@ -127,4 +102,4 @@ def _perplexity_checks(report: ParityReport) -> Iterator[Check]:
             engine = sequence.engine_perplexity
             measured = "not finite" if engine is None else f"{engine:.6g}"
             note = f"reference {sequence.reference_perplexity:.6g}, over {sequence.tokens:,} tokens"
-            yield Check("Perplexity", measured, "", None, note)
+            yield Check("Perplexity", measured, note=note)

@@ -15,9 +15,9 @@ import pytest
 import q2export
 from q2export.cli.main import main
 from q2export.compare.quality import check
-from q2export.compare.quality.models import quality_windows
 from q2export.compare.quality.results import QualityReport
-from q2export.compare.quality.text import TEXT
+from q2export.compare.quality.sample_text import TEXT
+from q2export.compare.quality.text import quality_windows
 from q2export.contracts.profile_loading import load_profile
 from q2export.errors import PackageError, ParityError
 from q2export.exporter.checkpoint.source import load_source

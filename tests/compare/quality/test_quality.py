@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +11,8 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from q2export.compare.quality.measure import TextComparison, windows_of
-from q2export.compare.quality.report import layer_figure, render_quality_page, write_quality_page
+from q2export.compare.quality.logits import TextComparison
+from q2export.compare.quality.page import layer_figure, quality_page
 from q2export.compare.quality.results import (
     LayerQuality,
     QualityReport,
@@ -20,6 +21,7 @@ from q2export.compare.quality.results import (
     WeightQuality,
 )
 from q2export.compare.quality.summary import quality_lines
+from q2export.compare.quality.text import windows_of
 from q2export.contracts.quantization import QualityThresholds
 from q2export.errors import ParityError, ProfileError
 
@@ -103,7 +105,7 @@ def test_each_limit_fails_on_its_own(change: dict[str, float], message: str) -> 
     (failure,) = worse.failures
     assert failure.startswith(message)
     assert quality_lines(worse)[-1] == f"failed: {failure}"
-    assert "FAILS" in "\n".join(quality_lines(worse)) and "✕ fails" in render_quality_page(worse)
+    assert "FAILS" in "\n".join(quality_lines(worse)) and "✕ fails" in quality_page(worse).render()
     assert replace(worse, thresholds=None).passed  # nothing to judge by
 
 
@@ -120,6 +122,12 @@ def test_json_round_trip() -> None:
         )
     with pytest.raises(ParityError, match="not JSON"):
         QualityReport.from_json("{")
+    document = json.loads(REPORT.to_json())
+    with pytest.raises(ParityError, match="'passed' is False, but its figures give True"):
+        QualityReport.from_json(json.dumps(document | {"passed": False}))
+    document["text"]["mean_kl"] = 1.0
+    with pytest.raises(ParityError, match="'passed' is True, but its figures give False"):
+        QualityReport.from_json(json.dumps(document))
 
 
 def test_the_table_names_the_worst() -> None:
@@ -132,7 +140,7 @@ def test_the_table_names_the_worst() -> None:
 
 def test_the_page_is_whole_and_escaped(tmp_path: Path) -> None:
     page = tmp_path / "quality.html"
-    write_quality_page(REPORT, page)
+    quality_page(REPORT).write(page)
     text = page.read_text(encoding="utf-8")
     assert "int4, blocks of 32, symmetric, round-to-nearest" in text
     assert "m &lt;int4&gt;" in text and "<int4>" not in text

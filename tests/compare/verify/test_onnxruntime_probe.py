@@ -73,9 +73,9 @@ def tokens(count: int, seed: int = 0) -> list[int]:
     return np.random.default_rng(seed).integers(0, 131, count).tolist()
 
 
-def test_points(built: Built) -> None:
-    """Every point of the contract, in the order of computation; the router only where there is one."""
-    points = built.probe().points()
+def test_activations(built: Built) -> None:
+    """Every activation, in the order of computation; the router only where there is one."""
+    found = built.probe().activations()
     inner = ["input_layernorm", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]
     inner += ["self_attn.attention", "self_attn.o_proj", "post_attention_layernorm"]
     expected: list[tuple[str, int | None]] = [("model.embed_tokens", None)]
@@ -84,8 +84,8 @@ def test_points(built: Built) -> None:
         router = ["mlp.gate"] if built.name == "moe" and layer != 1 else []
         expected += [(f"{path}.{point}", layer) for point in [*inner, *router, "mlp"]] + [(path, layer)]
     expected += [("model.norm", None), ("lm_head", None)]
-    assert [(point.name, point.layer) for point in points] == expected
-    ops = {point.name: point.op for point in points}
+    assert [(point.name, point.layer) for point in found] == expected
+    ops = {point.name: point.op for point in found}
     assert ops["model.embed_tokens"] == "Gather"
     assert ops["model.layers.1.input_layernorm"] == "RMSNormalization"
     assert ops["model.layers.1.self_attn.q_proj"] == ops["model.layers.1.mlp"] == ops["lm_head"] == "Gemm"
@@ -95,7 +95,7 @@ def test_points(built: Built) -> None:
 
 def test_captures_are_those_of_the_reference(built: Built) -> None:
     sequence, probe = tokens(13), built.probe()
-    names = [point.name for point in probe.points()]
+    names = [point.name for point in probe.activations()]
     expected = built.reference().run([sequence], names).captures
     actual = probe.capture(sequence, names)
     assert actual.keys() == set(names)
@@ -104,7 +104,7 @@ def test_captures_are_those_of_the_reference(built: Built) -> None:
         assert np.abs(actual[name] - expected[name][0]).max() <= BOUND, name
 
 
-def test_capture_of_some_points(built: Built) -> None:
+def test_capture_of_some(built: Built) -> None:
     captured = built.probe().capture([3, 4], ["model.layers.1.mlp", "lm_head"])
     assert {name: array.shape for name, array in captured.items()} == {
         "model.layers.1.mlp": (2, 56),
@@ -264,7 +264,7 @@ def check_named(report: ParityReport, fault: Fault) -> None:
     assert not report.passed
     assert any("logit error" in failure for failure in report.failures)
     assert report.divergence is not None
-    point = report.divergence.point
+    point = report.divergence.activation
     name = fault.point if fault.layer is None else f"model.layers.{fault.layer}.{fault.point}"
     assert (report.divergence.layer, point.name, point.op) == (fault.layer, name, fault.op)
     assert point.diverges and not report.divergence.gradual
@@ -286,7 +286,7 @@ def test_engine_with_a_weight_that_is_not_finite(packages: Callable[[str], Built
     assert not report.passed and report.total is None
     assert "engine logits are not finite: nan" in report.failures[0]
     assert report.divergence is not None
-    assert report.divergence.point.name == "model.layers.1.self_attn.o_proj"
+    assert report.divergence.activation.name == "model.layers.1.self_attn.o_proj"
 
 
 def test_command_line(
@@ -300,7 +300,9 @@ def test_command_line(
     assert json.loads(capsys.readouterr().out)["failures"] == []
     assert main(["verify", str(package), *arguments, "--report", str(tmp_path / "report.html")]) == 1
     captured = capsys.readouterr()
-    assert json.loads(captured.out)["divergence"]["point"]["name"] == "model.layers.2.self_attn.attention"
+    assert (
+        json.loads(captured.out)["divergence"]["activation"]["name"] == "model.layers.2.self_attn.attention"
+    )
     assert "model.layers.2.self_attn.attention" in captured.err
     assert "model.layers.2.self_attn.attention" in (tmp_path / "report.html").read_text()
 

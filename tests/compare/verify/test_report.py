@@ -9,12 +9,12 @@ from xml.etree import ElementTree
 
 import pytest
 
+from q2export.compare.report.numbers import percent, scientific
+from q2export.compare.report.svg import LogScale
 from q2export.compare.verify.compare import compare
 from q2export.compare.verify.figures import relative_error_figure
-from q2export.compare.verify.formatting import percent, scientific
-from q2export.compare.verify.report import render_report, write_report
+from q2export.compare.verify.page import parity_page
 from q2export.compare.verify.results import ParityReport
-from q2export.compare.verify.svg import LogScale
 from tests.compare.verify.samples import BROKEN, HEALTHY, SPOILT
 from tests.compare.verify.tiny import INFO, PROMPTS, THRESHOLDS, TinyEngine, pair
 
@@ -28,7 +28,7 @@ def figures(page: str) -> dict[str, ElementTree.Element]:
 
 @pytest.mark.parametrize("report", [HEALTHY, BROKEN, SPOILT], ids=["healthy", "broken", "spoilt"])
 def test_the_page_is_self_contained(report: ParityReport) -> None:
-    page = render_report(report)
+    page = parity_page(report).render()
     page = page.replace('xmlns="http://www.w3.org/2000/svg"', "")
     assert not re.search(r"<script|<link|<img|<iframe|@import|url\(|https?://|javascript:", page)
     assert page.startswith("<!DOCTYPE html>") and page.rstrip().endswith("</html>")
@@ -36,7 +36,7 @@ def test_the_page_is_self_contained(report: ParityReport) -> None:
 
 @pytest.mark.parametrize("report", [HEALTHY, BROKEN, SPOILT], ids=["healthy", "broken", "spoilt"])
 def test_every_figure_is_well_formed_and_described(report: ParityReport) -> None:
-    found = figures(render_report(report))
+    found = figures(parity_page(report).render())
     expected = {"relative-error", "absolute-error", "top1-agreement", "greedy"}
     assert set(found) == expected | ({"logit-histogram"} if report.total else set())
     for name, element in found.items():
@@ -54,26 +54,28 @@ def test_every_figure_is_well_formed_and_described(report: ParityReport) -> None
 
 
 def test_the_headline_and_the_origin_are_shown() -> None:
-    passed, failed = render_report(HEALTHY), render_report(BROKEN)
+    passed, failed = parity_page(HEALTHY).render(), parity_page(BROKEN).render()
     assert "<title>PASS: parity of engine</title>" in passed and "Where it diverges" not in passed
     assert "<title>FAIL: parity of engine</title>" in failed
-    assert "<strong>layer 1</strong>" in failed and "model.layers.1.self_attn.o_proj" in failed
+    assert "model.layers.1.self_attn.o_proj, in layer 1." in failed
     for failure in BROKEN.failures:
         assert failure.replace("'", "&#39;") in failed
-    assert BROKEN.divergence is not None and BROKEN.divergence.point.worst is not None
-    assert f"{BROKEN.divergence.point.worst.engine:.7g}" in failed
+    assert BROKEN.divergence is not None and BROKEN.divergence.activation.worst is not None
+    assert f"{BROKEN.divergence.activation.worst.engine:.7g}" in failed
     assert INFO.command in failed and "numpy" in failed
 
 
 def test_curves_have_a_point_per_stage_and_gaps_where_not_finite() -> None:
     def dots(report: ParityReport) -> int:
-        svg = figures(render_report(report))["relative-error"]
+        svg = figures(parity_page(report).render())["relative-error"]
         return sum("dot max" in (child.get("class") or "") for child in svg.iter(f"{SVG}circle"))
 
     assert HEALTHY.curve is not None and SPOILT.curve is not None
     assert dots(HEALTHY) == len(HEALTHY.curve.stages) == 6
     assert dots(SPOILT) == 2  # embedding and layer 0; layer 1 is NaN
-    crosses = [t.text for t in figures(render_report(SPOILT))["relative-error"].iter(f"{SVG}text")].count("✕")
+    crosses = [
+        t.text for t in figures(parity_page(SPOILT).render())["relative-error"].iter(f"{SVG}text")
+    ].count("✕")
     assert crosses == 4
 
 
@@ -88,7 +90,7 @@ def test_lines_do_not_bridge_a_gap() -> None:
 
 def test_histogram_bars_beyond_the_limit_are_marked() -> None:
     def over(report: ParityReport) -> bool:
-        svg = figures(render_report(report))["logit-histogram"]
+        svg = figures(parity_page(report).render())["logit-histogram"]
         return any(child.get("class") == "bar over" for child in svg.iter(f"{SVG}rect"))
 
     assert over(BROKEN) and not over(HEALTHY)
@@ -108,7 +110,7 @@ def test_text_of_tokens_is_escaped(tmp_path: Path) -> None:
         n_greedy=2,
         decode=lambda _: "<script>",
     )
-    write_report(report, tmp_path / "report.html")
+    parity_page(report).write(tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     for forbidden in ("<script>", "<b>engine", "<i>", "<u>"):
         assert forbidden not in page
@@ -118,16 +120,16 @@ def test_text_of_tokens_is_escaped(tmp_path: Path) -> None:
 
 def test_pages_without_curve_greedy_text_or_error_are_complete() -> None:
     reference, healthy = pair(1)
-    hidden = {point.name for point in TinyEngine(healthy).points()}
+    hidden = {point.name for point in TinyEngine(healthy).activations()}
     opaque = compare(
         reference, TinyEngine(healthy, hidden=hidden), PROMPTS, THRESHOLDS, info=INFO, n_greedy=0
     )
-    assert set(figures(render_report(opaque))) == {"logit-histogram", "top1-agreement"}
+    assert set(figures(parity_page(opaque).render())) == {"logit-histogram", "top1-agreement"}
     exact = compare(reference, TinyEngine(reference.model), [[4]], THRESHOLDS, info=INFO, n_greedy=1)
     assert exact.total is not None and exact.total.max_abs_error == 0
-    assert "PASS" in render_report(exact)
+    assert "PASS" in parity_page(exact).render()
     zero = replace(exact, thresholds=replace(THRESHOLDS, max_abs_logit_error=0.0))
-    assert "limit 0" not in render_report(zero)
+    assert "limit 0" not in parity_page(zero).render()
 
 
 def test_numbers_are_formatted() -> None:

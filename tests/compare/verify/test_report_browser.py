@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from q2export.compare.verify.report import render_report
+from q2export.compare.verify.page import parity_page
 from q2export.compare.verify.results import ParityReport
 from tests.compare.verify.samples import BROKEN, DEEP, HEALTHY, SPOILT
 
@@ -76,7 +76,7 @@ def browse(tmp_path: Path, page: str, *arguments: str) -> str:
 
 
 def measure(tmp_path: Path, report: ParityReport, width: int) -> dict[str, Any]:
-    page = render_report(report).replace("</body>", f"{PROBE}</body>")
+    page = parity_page(report).render().replace("</body>", f"{PROBE}</body>")
     dom = browse(tmp_path, page, f"--window-size={width},2000", "--dump-dom")
     found = re.search(r'<pre id="probe">(.*?)</pre>', dom, flags=re.DOTALL)
     assert found, dom[-500:]
@@ -121,7 +121,7 @@ def test_the_screenshot_is_not_blank(tmp_path: Path) -> None:
     png = tmp_path / "page.png"
     browse(tmp_path, "<!DOCTYPE html><title>blank</title>", "--window-size=1100,1500", f"--screenshot={png}")
     blank = pixels_that_change(png)[2]
-    browse(tmp_path, render_report(BROKEN), "--window-size=1100,1500", f"--screenshot={png}")
+    browse(tmp_path, parity_page(BROKEN).render(), "--window-size=1100,1500", f"--screenshot={png}")
     width, height, share = pixels_that_change(png)
     assert (width, height) == (1100, 1500)
     assert share > 0.01 > blank

@@ -17,7 +17,7 @@ from tests.compare.verify.samples import BROKEN, HEALTHY, SPOILT
 def test_json_round_trip(report: ParityReport) -> None:
     text = report.to_json()
     document = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
-    assert document["passed"] is report.passed and document["schema_version"] == 1
+    assert document["passed"] is report.passed and document["schema_version"] == 2
     assert ParityReport.from_json(text) == report
 
 
@@ -29,10 +29,10 @@ def change(**values: Any) -> str:
     ("text", "message"),
     [
         ("{", "parity.json: not JSON"),
-        ("[]", "expected schema_version 1, found None"),
-        (change(schema_version=2), "expected schema_version 1, found 2"),
-        (change(passed=True), "'passed' is True but it lists"),
-        (change(passed="no"), "'passed' is 'no' but it lists"),
+        ("[]", "expected schema_version 2, found None"),
+        (change(schema_version=1), "expected schema_version 2, found 1"),
+        (change(passed=True), "'passed' is True, but its figures give False"),
+        (change(passed="no"), "'passed' is 'no', but its figures give False"),
         (change(extra=1), "unknown key 'extra'"),
         (
             change(curve={"sequence": "prompt 0", "tokens": "many", "stages": []}),
@@ -53,9 +53,9 @@ def test_the_terminal_summary_says_what_matters() -> None:
     assert any("Perplexity" in line for line in lines)
     broken = "\n".join(summary_lines(BROKEN))
     assert broken.startswith("FAIL: engine against model\n")
-    assert BROKEN.divergence is not None and BROKEN.divergence.point.worst is not None
+    assert BROKEN.divergence is not None and BROKEN.divergence.activation.worst is not None
     assert "first divergence: layer 1, model.layers.1.self_attn.o_proj (Gemm): relative error" in broken
-    assert f"reference {BROKEN.divergence.point.worst.reference:.7g}" in broken
+    assert f"reference {BROKEN.divergence.activation.worst.reference:.7g}" in broken
     assert f"failed: {BROKEN.failures[0]}" in broken
     spoilt = "\n".join(summary_lines(SPOILT))
     assert "first divergence: layer 1, model.layers.1.mlp (Gemm)" in spoilt and "nan at [3, 0]" in spoilt

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from q2export.compare.verify.contracts import PointInfo, ReferenceRun
+from q2export.compare.verify.activations import Activation
 from q2export.compare.verify.results import RunInfo
 from q2export.contracts.profile import ParityThresholds
+from q2export.exporter.reference import Run
 
 HEADS, HEAD_DIM, KV_HEADS, VOCAB = 6, 4, 2, 61
 HIDDEN, INTERMEDIATE = HEADS * HEAD_DIM, 40
@@ -54,8 +55,8 @@ def make_weights(layers: int, seed: int = 0) -> Weights:
     return weights
 
 
-def point_infos(layers: int) -> list[PointInfo]:
-    """Every point of the contract, in order."""
+def tiny_activations(layers: int) -> list[Activation]:
+    """Every activation, in order."""
     inner = {
         "input_layernorm": "RMSNormalization",
         "self_attn.q_proj": "Gemm",
@@ -66,11 +67,11 @@ def point_infos(layers: int) -> list[PointInfo]:
         "post_attention_layernorm": "RMSNormalization",
         "mlp": "Gemm",
     }
-    points = [PointInfo("model.embed_tokens", None, "Gather")]
+    found = [Activation("model.embed_tokens", None, "Gather")]
     for layer in range(layers):
-        points += [PointInfo(f"model.layers.{layer}.{name}", layer, op) for name, op in inner.items()]
-        points.append(PointInfo(f"model.layers.{layer}", layer, "Add"))
-    return [*points, PointInfo("model.norm", None, "RMSNormalization"), PointInfo("lm_head", None, "Gemm")]
+        found += [Activation(f"model.layers.{layer}.{name}", layer, op) for name, op in inner.items()]
+        found.append(Activation(f"model.layers.{layer}", layer, "Add"))
+    return [*found, Activation("model.norm", None, "RMSNormalization"), Activation("lm_head", None, "Gemm")]
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class TinyModel:
     tap: Tap = lambda name, value: value
 
     def forward(self, tokens: Sequence[int]) -> dict[str, np.ndarray]:
-        """Every point, ``[tokens, width]`` float32."""
+        """Every activation, ``[tokens, width]`` float32."""
         found: dict[str, np.ndarray] = {}
 
         def keep(name: str, value: np.ndarray) -> np.ndarray:
@@ -141,21 +142,21 @@ def rotate(x: np.ndarray, base: float) -> np.ndarray:
 
 @dataclass
 class TinyReference:
-    """The contract's reference; ``asked`` records each call."""
+    """Stands for ``CheckpointReference``; ``asked`` records each call."""
 
     model: TinyModel
     asked: list[tuple[int, tuple[str, ...]]] = field(default_factory=list)
 
-    def run(self, sequences: Sequence[Sequence[int]], capture: Collection[str] = ()) -> ReferenceRun:
-        """See the contract."""
+    def run(self, sequences: Sequence[Sequence[int]], capture: Collection[str] = ()) -> Run:
+        """As the probe does."""
         self.asked.append((len(sequences), tuple(capture)))
         runs = [self.model.forward(tokens) for tokens in sequences]
-        return ReferenceRun([r["lm_head"] for r in runs], {name: [r[name] for r in runs] for name in capture})
+        return Run([r["lm_head"] for r in runs], {name: [r[name] for r in runs] for name in capture})
 
 
 @dataclass(frozen=True)
 class TinyEngine:
-    """The contract's engine. ``decoder`` generates and ``exposed`` is captured, if other than ``model``."""
+    """Stands for an ``EngineProbe``; ``decoder`` generates and ``exposed`` is captured, if not ``model``."""
 
     model: TinyModel
     decoder: TinyModel | None = None
@@ -163,24 +164,24 @@ class TinyEngine:
     hidden: Collection[str] = ()
 
     def score(self, tokens: Sequence[int]) -> np.ndarray:
-        """See the contract."""
+        """As the probe does."""
         return self.model.forward(tokens)["lm_head"]
 
     def greedy(self, prompt: Sequence[int], n: int) -> list[int]:
-        """See the contract."""
+        """As the probe does."""
         tokens = list(prompt)
         for _ in range(n):
             tokens.append(int((self.decoder or self.model).forward(tokens)["lm_head"][-1].argmax()))
         return tokens[len(prompt) :]
 
-    def capture(self, tokens: Sequence[int], points: Collection[str]) -> dict[str, np.ndarray]:
-        """See the contract."""
+    def capture(self, tokens: Sequence[int], names: Collection[str]) -> dict[str, np.ndarray]:
+        """As the probe does."""
         found = (self.exposed or self.model).forward(tokens)
-        return {name: found[name] for name in points}
+        return {name: found[name] for name in names}
 
-    def points(self) -> list[PointInfo]:
-        """See the contract."""
-        return [point for point in point_infos(self.model.layers) if point.name not in self.hidden]
+    def activations(self) -> list[Activation]:
+        """As the probe does."""
+        return [one for one in tiny_activations(self.model.layers) if one.name not in self.hidden]
 
 
 def pair(layers: int, seed: int = 0) -> tuple[TinyReference, TinyModel]:

@@ -10,17 +10,16 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from q2export.compare.verify import metrics
-from q2export.compare.verify.bisect import (
+from q2export.compare.verify.activation_differences import (
     FLOAT32_NOISE,
     NoiseModel,
     first_divergence,
-    is_stage,
-    layer_errors,
-    stage_errors,
+    layer_differences,
+    stage_differences,
 )
+from q2export.compare.verify.activations import Activation
 from q2export.compare.verify.compare import compare
-from q2export.compare.verify.contracts import PointInfo
-from q2export.compare.verify.results import ParityReport, PointError
+from q2export.compare.verify.results import ActivationDifference, ParityReport
 from q2export.errors import ParityError
 from tests.compare.verify.tiny import INFO, PROMPTS, THRESHOLDS, TinyEngine, TinyModel, pair, perturb
 
@@ -57,7 +56,7 @@ def test_one_perturbed_weight_names_its_layer_and_tensor(data: st.DataObject) ->
     assume(not report.passed)  # some elements hardly matter
     assert report.divergence is not None
     assert report.divergence.layer == layer
-    assert report.divergence.point.name == f"model.layers.{layer}.{SHOWS_AT.get(weight, weight)}"
+    assert report.divergence.activation.name == f"model.layers.{layer}.{SHOWS_AT.get(weight, weight)}"
     assert not report.divergence.gradual
 
 
@@ -68,8 +67,8 @@ def test_wrong_rope_names_the_attention_of_its_layer(layers: int, seed: int, dat
     _, healthy = pair(layers, seed)
     report = check(layers, seed, replace(healthy, rope_base={layer: 500.0}))
     assert not report.passed and report.divergence is not None
-    assert report.divergence.point.name == f"model.layers.{layer}.self_attn.attention"
-    assert report.divergence.point.op == "Q2GroupQueryAttention"
+    assert report.divergence.activation.name == f"model.layers.{layer}.self_attn.attention"
+    assert report.divergence.activation.op == "Q2GroupQueryAttention"
 
 
 @pytest.mark.parametrize("layer", [0, 4])
@@ -87,7 +86,7 @@ def test_faults_outside_the_layers_are_named(name: str, layers: int) -> None:
     index = {"model.norm": (5,), "model.embed_tokens": (9, 5), "lm_head": (9, 5)}[name]
     report = check(layers, 0, perturb(healthy, name, index, 0.1))
     assert not report.passed and report.divergence is not None
-    assert (report.divergence.layer, report.divergence.point.name) == (None, name)
+    assert (report.divergence.layer, report.divergence.activation.name) == (None, name)
 
 
 @settings(max_examples=40, deadline=None)
@@ -106,7 +105,7 @@ def test_a_divergence_reports_index_and_both_values() -> None:
     broken = perturb(healthy, "model.layers.1.self_attn.o_proj", (7, 2), 0.5)
     report = compare(reference, TinyEngine(broken), PROMPTS, THRESHOLDS, info=INFO, n_greedy=3)
     assert report.divergence is not None and report.curve is not None
-    worst = report.divergence.point.worst
+    worst = report.divergence.activation.worst
     assert worst is not None and worst.channel == 7  # only this row of o_proj is wrong
     index = int(report.curve.sequence.removeprefix("prompt "))
     tokens = [*PROMPTS[index], *TinyEngine(broken).greedy(PROMPTS[index], 3)]
@@ -129,14 +128,14 @@ def test_a_non_finite_tensor_is_named_with_its_position() -> None:
     assert not report.passed and report.total is None
     assert "prompt 0: engine logits are not finite: nan at token" in report.failures[0]
     assert report.divergence is not None and report.divergence.layer == 2
-    point = report.divergence.point
+    point = report.divergence.activation
     assert point.name == "model.layers.2.self_attn.v_proj" and point.non_finite is not None
     assert (point.non_finite.token, point.non_finite.channel, point.non_finite.value) == (1, 3, "inf")
     assert report.curve is not None
     assert [stage.max_error is None for stage in report.curve.stages] == [False] * 3 + [True] * 4
 
 
-STREAM = [PointInfo("model.layers.0", 0, "Add"), PointInfo("model.layers.1", 1, "Add")]
+STREAM = [Activation("model.layers.0", 0, "Add"), Activation("model.layers.1", 1, "Add")]
 
 
 def test_cancelling_a_massive_activation_is_rounding() -> None:
@@ -149,9 +148,9 @@ def test_cancelling_a_massive_activation_is_rounding() -> None:
     wrong[0, 3] += 0.004  # two units in the last place of 20,000: 0.4 % of what is left
     reference = {"model.layers.0": before, "model.layers.1": after}
     engine = {"model.layers.0": before, "model.layers.1": wrong}
-    errors = stage_errors(STREAM, reference, engine, FLOAT32_NOISE)
+    errors = stage_differences(STREAM, reference, engine, FLOAT32_NOISE)
     assert not any(error.diverges for error in errors)
-    unexplained = stage_errors(
+    unexplained = stage_differences(
         STREAM, {**reference, "model.layers.0": after}, {**engine, "model.layers.0": after}, FLOAT32_NOISE
     )
     assert [error.diverges for error in unexplained] == [False, True]
@@ -159,28 +158,30 @@ def test_cancelling_a_massive_activation_is_rounding() -> None:
 
 def test_inherited_error_is_no_divergence_and_a_gradual_drift_names_its_largest_step() -> None:
     reference = {f"model.layers.{i}": np.ones((2, 4), np.float32) for i in range(4)}
-    stages = [PointInfo(name, i, "Add") for i, name in enumerate(reference)]
+    stages = [Activation(name, i, "Add") for i, name in enumerate(reference)]
     noise = NoiseModel(floor=1e-3, growth=10.0)
     drift = (2e-4, 9e-4, 5e-3, 6e-3)
     engine = {
         name: value * np.float32(1 + e) for (name, value), e in zip(reference.items(), drift, strict=True)
     }
-    errors = stage_errors(stages, reference, engine, noise)
+    errors = stage_differences(stages, reference, engine, noise)
     assert not any(error.diverges for error in errors)
     assert first_divergence(errors).layer == 2
     assert errors[2].tolerance == pytest.approx(10 * 9e-4 + 1e-3, rel=1e-3)
 
 
-def test_points_in_a_layer_inherit_from_those_before_them() -> None:
+def test_activations_in_a_layer_inherit_from_those_before_them() -> None:
     """Attention may enlarge a rounding error of the queries."""
-    output = PointError("model.layers.0", 0, "Add", 0.0, 0.0, 0.0, 0.0, 1.0, FLOAT32_NOISE.floor, None, None)
-    inner = [PointInfo("q_proj", 0, "Gemm"), PointInfo("attention", 0, "Q2GroupQueryAttention")]
+    output = ActivationDifference(
+        "model.layers.0", 0, "Add", 0.0, 0.0, 0.0, 0.0, 1.0, FLOAT32_NOISE.floor, None, None
+    )
+    inner = [Activation("q_proj", 0, "Gemm"), Activation("attention", 0, "Q2GroupQueryAttention")]
     ones = np.ones((2, 4), np.float32)
     reference = {"q_proj": ones, "attention": ones}
     engine = {"q_proj": ones * np.float32(1 + 5e-6), "attention": ones * np.float32(1 + 5e-5)}
-    errors = layer_errors(inner, reference, engine, output, FLOAT32_NOISE)
+    errors = layer_differences(inner, reference, engine, output, FLOAT32_NOISE)
     assert [error.diverges for error in errors] == [False, False, False]
-    errors = layer_errors(inner, reference, {**engine, "q_proj": ones}, output, FLOAT32_NOISE)
+    errors = layer_differences(inner, reference, {**engine, "q_proj": ones}, output, FLOAT32_NOISE)
     assert first_divergence(errors).name == "attention"
 
 
@@ -190,9 +191,9 @@ def test_blocks_of_rows_do_not_change_errors(monkeypatch: pytest.MonkeyPatch) ->
     engine = {
         name: value + rng.standard_normal((9, 4)).astype(np.float32) for name, value in reference.items()
     }
-    whole = stage_errors(STREAM, reference, engine, FLOAT32_NOISE)
+    whole = stage_differences(STREAM, reference, engine, FLOAT32_NOISE)
     monkeypatch.setattr(metrics, "BLOCK_ELEMENTS", 8)
-    blocks = stage_errors(STREAM, reference, engine, FLOAT32_NOISE)
+    blocks = stage_differences(STREAM, reference, engine, FLOAT32_NOISE)
     assert [error.worst for error in blocks] == [error.worst for error in whole]
     assert [error.mean_error for error in blocks] == pytest.approx([error.mean_error for error in whole])
 
@@ -220,9 +221,9 @@ def test_a_fault_at_late_positions_is_on_the_curve() -> None:
     report = compare(reference, engine, [], THRESHOLDS, info=INFO, text_tokens=text)
     assert report.total is not None and report.total.worst.token == 25
     assert report.curve is not None and report.curve.tokens == 26
-    assert report.divergence is not None and report.divergence.point.worst is not None
-    assert report.divergence.point.name == "model.layers.1.self_attn.o_proj"
-    assert report.divergence.point.worst.token == 25
+    assert report.divergence is not None and report.divergence.activation.worst is not None
+    assert report.divergence.activation.name == "model.layers.1.self_attn.o_proj"
+    assert report.divergence.activation.worst.token == 25
 
 
 def test_quiet_and_zero_rows_are_judged_at_the_scale_of_the_tensor() -> None:
@@ -230,32 +231,32 @@ def test_quiet_and_zero_rows_are_judged_at_the_scale_of_the_tensor() -> None:
     reference[1] = 0.0
     engine = reference.copy()
     engine[1, 2] = 1e-9
-    (error,) = stage_errors(
+    (error,) = stage_differences(
         STREAM[:1], {"model.layers.0": reference}, {"model.layers.0": engine}, FLOAT32_NOISE
     )
     assert error.max_error == pytest.approx(1e-9 / (1e-3 * (2 / 3) ** 0.5), rel=1e-6)
     zeros = {"model.layers.0": np.zeros((3, 4), np.float32)}
-    (error,) = stage_errors(STREAM[:1], zeros, {"model.layers.0": engine}, FLOAT32_NOISE)
+    (error,) = stage_differences(STREAM[:1], zeros, {"model.layers.0": engine}, FLOAT32_NOISE)
     assert error.max_error == 1.0
 
 
-def test_a_fault_in_the_residual_addition_is_named_when_the_inner_points_are_right() -> None:
-    output = PointError("model.layers.3", 3, "Add", 0.1, 0.1, 0.1, 0.1, 1.0, 1e-5, None, None)
-    inner = [PointInfo("model.layers.3.mlp", 3, "Gemm")]
+def test_a_fault_in_the_residual_addition_is_named_when_those_within_the_layer_are_right() -> None:
+    output = ActivationDifference("model.layers.3", 3, "Add", 0.1, 0.1, 0.1, 0.1, 1.0, 1e-5, None, None)
+    inner = [Activation("model.layers.3.mlp", 3, "Gemm")]
     tensors = {"model.layers.3.mlp": np.ones((2, 2), np.float32)}
-    errors = layer_errors(inner, tensors, tensors, output, FLOAT32_NOISE)
+    errors = layer_differences(inner, tensors, tensors, output, FLOAT32_NOISE)
     assert first_divergence(errors) is output
 
 
 def test_stages_are_the_residual_stream_and_what_is_outside_layers() -> None:
-    assert is_stage(PointInfo("model.layers.11", 11, "Add"))
-    assert is_stage(PointInfo("lm_head", None, "Gemm"))
-    assert not is_stage(PointInfo("model.layers.1.mlp", 1, "Gemm"))
-    assert not is_stage(PointInfo("model.layers.11", 1, "Add"))
+    assert Activation("model.layers.11", 11, "Add").is_stage
+    assert Activation("lm_head", None, "Gemm").is_stage
+    assert not Activation("model.layers.1.mlp", 1, "Gemm").is_stage
+    assert not Activation("model.layers.11", 1, "Add").is_stage
 
 
 def test_a_reference_that_is_not_finite_is_refused() -> None:
     bad = {"model.layers.0": np.full((2, 2), np.nan, np.float32)}
     good = {"model.layers.0": np.ones((2, 2), np.float32)}
     with pytest.raises(ParityError, match=r"reference model\.layers\.0: nan at token 0, channel 0"):
-        stage_errors(STREAM[:1], bad, good, FLOAT32_NOISE)
+        stage_differences(STREAM[:1], bad, good, FLOAT32_NOISE)

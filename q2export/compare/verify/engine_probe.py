@@ -1,4 +1,4 @@
-"""Any backend as the engine under test: its logits and its greedy tokens, through the KV cache."""
+"""An engine under test: its logits and its greedy tokens, through the KV cache."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from q2export.compare.verify.contracts import PointInfo
-from q2export.errors import ParityError
+from q2export.compare.verify.activations import Activation
 from q2export.runtime.backends.base import Backend, Float32Array, Int64Array
 from q2export.runtime.prefill import prefill
 
 
-class BackendProbe:
-    """An :class:`~q2export.compare.verify.contracts.EngineProbe` without intermediate tensors."""
+class EngineProbe:
+    """Any backend; it shows no intermediate tensors."""
 
     def __init__(self, backend: Callable[[], Backend[Any]]) -> None:
         """Remember how to open the engine; nothing is loaded yet.
@@ -50,7 +49,7 @@ class BackendProbe:
         """
 
     def greedy(self, prompt: Sequence[int], n: int) -> list[int]:
-        """Exactly ``n`` greedy tokens after ``prompt``, one decode step each."""
+        """Exactly ``n`` greedy tokens after ``prompt``, one decode step each, past any end-of-text token."""
         backend = self._backend()
         cache = backend.new_cache(1, len(prompt) + n)
         token = int(prefill(backend, cache, [np.asarray(prompt, dtype=np.int64)])[0].argmax())
@@ -62,16 +61,10 @@ class BackendProbe:
             tokens.append(token)
         return tokens
 
-    def capture(self, tokens: Sequence[int], points: Collection[str]) -> dict[str, Float32Array]:
-        """Nothing can be exposed.
-
-        Raises:
-            ParityError: something is asked for.
-        """
-        if points:
-            raise ParityError(f"this engine exposes no intermediate tensors, {', '.join(points)} asked for")
-        return {}
-
-    def points(self) -> list[PointInfo]:
-        """None."""
+    def activations(self) -> list[Activation]:
+        """What :meth:`capture` can show, in the order of computation: nothing."""
         return []
+
+    def capture(self, tokens: Sequence[int], names: Collection[str]) -> dict[str, Float32Array]:
+        """Run the engine with activations exposed: float32 ``[tokens, width]`` for each of ``names``."""
+        return {}

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from q2export.compare.verify.contracts import PointInfo, residual_point
+from q2export.compare.verify.activations import Activation
 from q2export.compare.verify.metrics import (
     Float64Array,
     first_non_finite,
@@ -33,7 +33,7 @@ from q2export.compare.verify.metrics import (
     require_same_shape,
     row_blocks,
 )
-from q2export.compare.verify.results import Element, PointError
+from q2export.compare.verify.results import ActivationDifference, Element
 from q2export.runtime.backends.base import Float32Array
 
 QUIET_ROW = 1e-3  # a row is judged at no less than this fraction of the tensor's rms
@@ -56,95 +56,90 @@ class NoiseModel:
 FLOAT32_NOISE = NoiseModel(floor=128 * 2.0**-24)
 
 
-def is_stage(point: PointInfo) -> bool:
-    """Whether the point is on the way of the residual stream, rather than inside a layer."""
-    return point.layer is None or point.name == residual_point(point.layer)
-
-
-def stage_errors(
-    stages: Sequence[PointInfo],
+def stage_differences(
+    stages: Sequence[Activation],
     reference: Mapping[str, Float32Array],
     engine: Mapping[str, Float32Array],
     noise: NoiseModel,
-) -> tuple[PointError, ...]:
-    """The error curve: one :class:`PointError` per stage, in order.
+) -> tuple[ActivationDifference, ...]:
+    """The error curve: one :class:`ActivationDifference` per stage, in order.
 
     Args:
-        stages: points for which :func:`is_stage` holds, in the order of computation.
+        stages: those for which ``is_stage`` holds, in the order of computation.
         reference: ``[tokens, width]`` per stage name; ``engine`` likewise.
         noise: what rounding explains.
 
     Raises:
         ParityError: if shapes differ or a reference value is not finite.
     """
-    errors: list[PointError] = []
+    found: list[ActivationDifference] = []
     previous: Float32Array | None = None
     input_error = 0.0
     for stage in stages:
         expected, actual = reference[stage.name], engine[stage.name]
-        errors.append(_measure_point(stage, expected, actual, previous, input_error, noise))
+        found.append(_measure(stage, expected, actual, previous, input_error, noise))
         # The next stage inherits the error relative to the stream as it is now, cancelled or not.
-        own_scale = _measure_point(stage, expected, actual, None, input_error, noise)
+        own_scale = _measure(stage, expected, actual, None, input_error, noise)
         input_error = input_error if own_scale.max_error is None else own_scale.max_error
         previous = expected
-    return tuple(errors)
+    return tuple(found)
 
 
-def layer_errors(
-    points: Sequence[PointInfo],
+def layer_differences(
+    activations: Sequence[Activation],
     reference: Mapping[str, Float32Array],
     engine: Mapping[str, Float32Array],
-    output: PointError,
+    output: ActivationDifference,
     noise: NoiseModel,
-) -> tuple[PointError, ...]:
-    """Errors of the points inside one layer, in order, ending with the layer's output.
+) -> tuple[ActivationDifference, ...]:
+    """Differences of the activations inside one layer, in order, ending with the layer's output.
 
-    Each point may enlarge the largest error before it.
+    Each may enlarge the largest error before it.
 
     Args:
-        points: the layer's points for which :func:`is_stage` does not hold, in the order of computation.
-        reference: ``[tokens, width]`` per point name; ``engine`` likewise.
-        output: the layer's entry of :func:`stage_errors`.
+        activations: those within the layer, in the order of computation.
+        reference: ``[tokens, width]`` per name; ``engine`` likewise.
+        output: the layer's entry of :func:`stage_differences`.
         noise: what rounding explains.
 
     Raises:
         ParityError: if shapes differ or a reference value is not finite.
     """
-    errors: list[PointError] = []
+    found: list[ActivationDifference] = []
     input_error = (output.tolerance - noise.floor) / noise.growth
-    for point in points:
-        measured = _measure_point(point, reference[point.name], engine[point.name], None, input_error, noise)
-        errors.append(measured)
+    for one in activations:
+        measured = _measure(one, reference[one.name], engine[one.name], None, input_error, noise)
+        found.append(measured)
         input_error = max(input_error, measured.max_error or 0.0)
-    return (*errors, output)
+    return (*found, output)
 
 
-def first_divergence(errors: Sequence[PointError]) -> PointError:
-    """The first point that diverges, else the one whose error is the largest multiple of its tolerance.
+def first_divergence(differences: Sequence[ActivationDifference]) -> ActivationDifference:
+    """The first one that diverges, else the one whose error is the largest multiple of its tolerance.
 
     Args:
-        errors: at least one, in the order of computation.
+        differences: at least one, in the order of computation.
     """
-    for point in errors:
-        if point.diverges:
-            return point
-    return max(errors, key=lambda point: (point.max_error or 0.0) / point.tolerance)
+    for one in differences:
+        if one.diverges:
+            return one
+    return max(differences, key=lambda one: (one.max_error or 0.0) / one.tolerance)
 
 
-def _measure_point(
-    info: PointInfo,
+def _measure(
+    info: Activation,
     reference: Float32Array,  # [tokens, width]
     engine: Float32Array,  # [tokens, width]
     previous: Float32Array | None,  # [tokens, width], or another width, then ignored
     input_error: float,
     noise: NoiseModel,
-) -> PointError:
+) -> ActivationDifference:
     require_same_shape(reference, engine, info.name)
     require_finite(reference, f"reference {info.name}")
     tensor_rms = _rms(reference)
     tolerance = noise.growth * input_error + noise.floor
     if bad := first_non_finite(engine):
-        return PointError(
+        return ActivationDifference(
             info.name, info.layer, info.op, None, None, None, None, tensor_rms, tolerance, None, bad
         )
     if previous is not None and previous.shape != reference.shape:
@@ -164,7 +159,7 @@ def _measure_point(
             max_error = float(relative[token, channel])
             values = float(expected[token, channel]), float(actual[token, channel])
             worst = Element(start + token, channel, *values)
-    return PointError(
+    return ActivationDifference(
         name=info.name,
         layer=info.layer,
         op=info.op,
