@@ -23,7 +23,6 @@ from q2export.package.reader import Check, read_package
 from q2export.package.writer import PackageWriter, written_files
 from q2export.pipeline import engine as engine_build
 from q2export.pipeline import stages as pipeline
-from q2export.pipeline.files import Scan
 from q2export.pipeline.job import resolve_graph, resolve_job
 from q2export.pipeline.model_source import resolve_model
 from q2export.pipeline.results import BuildResult, ExportResult
@@ -33,6 +32,7 @@ from q2export.pipeline.stopwatch import Stopwatch, peak_rss_bytes
 if TYPE_CHECKING:
     from q2export.compare.quality.results import QualityReport
     from q2export.compare.verify.results import ParityReport
+    from q2export.exporter.weights.sink import Scan
     from q2export.runtime.engine import Engine
 
 
@@ -99,9 +99,9 @@ def build(
     if job.target == "portable":
         raise ExportError("target 'portable' has no engine; use 'q2export export --target portable'")
     job.announce()
-    with PackageWriter.open(Path(output), overwrite) as writer:
+    with PackageWriter.open(Path(output), overwrite, weights) as writer:
         scan: Scan = "all" if value_scan else "none"
-        made = pipeline.assemble(job, writer, scan=scan, placement=weights, watch=watch)
+        made = pipeline.assemble(job, writer, scan=scan, watch=watch)
         engine = made.engine
         if job.engine is not None:
             with watch.stage("engine"):
@@ -186,8 +186,8 @@ def export(
         profile = _export_profile(capacity, quantization or Quantization())
         job = resolve_graph(found, target, profile, dtype)
     job.announce()
-    with PackageWriter.open(Path(output), overwrite) as writer:
-        made = pipeline.assemble(job, writer, scan="converted", placement=weights, watch=watch)
+    with PackageWriter.open(Path(output), overwrite, weights) as writer:
+        made = pipeline.assemble(job, writer, scan="converted", watch=watch)
         if golden:
             _write_golden(writer, made, watch)
         skipped = "exported, not built"

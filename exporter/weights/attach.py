@@ -1,4 +1,4 @@
-"""Pointing the initializers of a graph at their data."""
+"""Pointing the initializers of a graph at their data, and writing its ONNX file."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import onnx
 import onnx_ir as ir
 
 from q2export.errors import ExportError
+from q2export.exporter.graph.check import check_structure
 from q2export.exporter.weights.bind import Binding, BindingPlan
 from q2export.exporter.weights.convert import converted_header
 
@@ -65,3 +67,17 @@ def attach(model: ir.Model, plan: BindingPlan, places: Mapping[Binding, Place]) 
             shape=ir.Shape(binding.shape),
             name=binding.name,
         )
+
+
+def serialize(model: ir.Model) -> bytes:
+    """The ONNX file of a graph whose weights are attached, after onnx.checker has passed it.
+
+    Raises:
+        ExportError: the checker refuses the graph, which is a fault of the exporter.
+    """
+    proto = ir.to_proto(model)
+    check_structure(proto)
+    data: bytes = proto.SerializeToString()
+    if len(data) >= onnx.checker.MAXIMUM_PROTOBUF:
+        raise ExportError(f"the graph alone takes {len(data)} bytes, more than a protobuf file may have")
+    return data

@@ -1,16 +1,14 @@
 """Binding initializers to data: in place in the checkpoint where the types agree, written anew where not.
 
-Three steps, so that nothing is written before everything is known to fit: :func:`plan_binding` decides from
-headers alone, :func:`q2export.exporter.weights.convert.write_converted` streams what must change into one
-safetensors file, :func:`q2export.exporter.weights.attach.attach` points the graph at the files.
+Nothing is written before everything is known to fit: :func:`plan_binding` decides from headers alone. Then
+``place.py`` brings in the files that are used in place, ``convert.py`` streams what must change into one
+safetensors file, and ``attach.py`` points the graph at both.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Collection
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -18,12 +16,10 @@ from pathlib import Path
 import onnx_ir as ir
 
 from q2export.contracts.dtypes import BY_NAME, FLOAT_NAMES
-from q2export.contracts.progress import Advance, silent
-from q2export.errors import CheckpointError, ExportError
-from q2export.exporter.checkpoint.folder import Checkpoint, TensorRef, read_blocks
+from q2export.errors import ExportError
+from q2export.exporter.checkpoint.folder import Checkpoint, TensorRef
 from q2export.exporter.checkpoint.packed import PackedWeight
 from q2export.exporter.checkpoint.safetensors_header import FLOAT_DTYPES
-from q2export.exporter.checkpoint.values import check_block
 from q2export.exporter.weights.stack import META_KEY, Form, Stack
 
 _FLOATS = {ir.DataType[BY_NAME[name].onnx]: BY_NAME[name].safetensors for name in FLOAT_NAMES}
@@ -195,37 +191,3 @@ def _fills(sources: tuple[TensorRef, ...], form: Form, dtype: ir.DataType, shape
     if form is Form.ALTERNATING_ROWS:
         same_rows = len({ref.shape for ref in sources}) == 1
     return same_rows and sum(math.prod(ref.shape) for ref in sources) == math.prod(shape)
-
-
-def scan_shard(plan: BindingPlan, shard: Path, advance: Advance = silent) -> str:
-    """Read one shard once: check its in-place tensors for NaN and infinities, and hash the whole file.
-
-    Returns:
-        SHA-256 of the file in hexadecimal.
-
-    Raises:
-        CheckpointError: a value is not finite, or the file changed since its header was read.
-    """
-    digest = hashlib.sha256()
-    refs = sorted(
-        (ref for ref in plan.checkpoint.tensors.values() if ref.file == shard), key=lambda ref: ref.offset
-    )
-    in_place = {ref.name for binding in plan.in_place for ref in binding.sources}
-    start = refs[0].offset
-    with shard.open("rb", buffering=0) as file:
-        header = file.read(start)
-    if len(header) != start:
-        raise CheckpointError(f"{shard}: the file changed while it was read")
-    digest.update(header)
-    advance(start)
-    with ThreadPoolExecutor(max_workers=1) as hasher:
-        done = hasher.submit(lambda: None)
-        for ref in refs:
-            for first, raw in read_blocks(ref):
-                previous, done = done, hasher.submit(digest.update, raw.data.cast("B"))
-                if ref.name in in_place and ref.dtype in FLOAT_DTYPES:
-                    check_block(raw, ref.dtype, ref.dtype, ref, first)
-                previous.result()
-                advance(raw.nbytes)
-        done.result()
-    return digest.hexdigest()

@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
 
 import numpy as np
 
-from q2export.contracts.progress import Advance, silent
+from q2export.contracts.progress import Advance, progress_bar, silent
 from q2export.exporter.checkpoint.folder import Checkpoint, RawBits, TensorRef, read_blocks
 from q2export.exporter.checkpoint.pack import pack, unpack
 from q2export.exporter.checkpoint.values import check_block, convert_block
 from q2export.exporter.weights.bind import Binding, BindingPlan
 from q2export.exporter.weights.int8_columns import Int8Columns
+from q2export.exporter.weights.sink import BinarySink, Scan, WeightSink
 from q2export.exporter.weights.stack import Form
 
 _BLOCK_BYTES = 8 << 20
@@ -22,11 +22,25 @@ _ALIGNMENT = 64
 """The data of a file we write start on a cache line; every tensor of a real model keeps that alignment."""
 
 
-class BinarySink(Protocol):
-    """Where converted weights are written."""
+def convert_weights(sink: WeightSink, plan: BindingPlan, name: str, scan: Scan) -> str | None:
+    """Write the weights that cannot be used in place.
 
-    def write(self, data: bytes | bytearray | memoryview) -> int:
-        """Append C-contiguous data."""
+    Returns:
+        ``name``, the path of the new file in the output; None if all are used in place.
+
+    Raises:
+        CheckpointError: as in :func:`write_converted`.
+        PackageError: no space.
+    """
+    if not plan.converted:
+        return None
+    sources = sorted({ref.file.name for binding in plan.converted for ref in binding.sources})
+    with (
+        progress_bar("converting weights", plan.converted_bytes) as advance,
+        sink.open_weights(name, tuple(sources), plan.converted_bytes) as file,
+    ):
+        write_converted(plan, file, scan=scan != "none", advance=advance)
+    return name
 
 
 def write_converted(plan: BindingPlan, sink: BinarySink, *, scan: bool, advance: Advance = silent) -> None:

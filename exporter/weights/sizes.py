@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 from q2export.contracts.dtypes import BY_NAME, BY_SAFETENSORS
-from q2export.exporter.checkpoint.model_config import ModelConfig
 from q2export.exporter.checkpoint.packed import PackedWeight
 from q2export.exporter.checkpoint.parameters import EMBEDDING, LM_HEAD, expected_parameters
+from q2export.exporter.weights.plan import WeightPlan
 
 _SCALE_BYTES = 4
 _AFTER_ATTENTION = ("self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
@@ -35,51 +33,27 @@ class PlannedBytes:
         return self.in_place + self.converted
 
 
-class Tensor(Protocol):
-    """What the header of a file says about a tensor."""
-
-    @property
-    def dtype(self) -> str:
-        """F32, F16 or BF16."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of the tensor."""
-
-    @property
-    def nbytes(self) -> int:
-        """Its size."""
-
-
-def planned_bytes(
-    config: ModelConfig,
-    tensors: Mapping[str, Tensor],
-    weights: Mapping[str, PackedWeight],
-    target: str,
-    dtype: str,
-) -> PlannedBytes:
+def planned_bytes(plan: WeightPlan, target: str, dtype: str) -> PlannedBytes:
     """Return what a graph of ``target`` and ``dtype`` will read.
 
     Args:
-        config: of the model.
-        tensors: at least those of the parameters that are not quantized, by name.
-        weights: the quantized weights, by Hugging Face name.
+        plan: of the weights.
         target: see :data:`q2export.exporter.export.Target`.
         dtype: of weights and activations.
     """
     in_place = converted = 0
-    for name in expected_parameters(config):  # without the copy of a tied head some checkpoints hold
-        if name in weights:
+    for name in expected_parameters(plan.config):  # without the copy of a tied head some checkpoints hold
+        if name in plan.packed:
             continue
-        ref = tensors[name]
+        ref = plan.tensors[name]
         if BY_SAFETENSORS[ref.dtype].name == dtype:
             in_place += ref.nbytes
         else:
             converted += math.prod(ref.shape) * BY_NAME[dtype].itemsize
-    tied = config.tie_word_embeddings
-    parts = [_quantized(weight, target, dtype, tied) for weight in weights.values()]
+    tied, weights = plan.config.tie_word_embeddings, plan.packed.values()
+    parts = [_quantized(weight, target, dtype, tied) for weight in weights]
     placed, written = (sum(column) for column in zip(*parts, strict=True)) if parts else (0, 0)
-    orders = {weight.input_order: weight.shape[1] * 4 for weight in weights.values() if weight.input_order}
+    orders = {weight.input_order: weight.shape[1] * 4 for weight in weights if weight.input_order}
     quantized = placed + written + sum(orders.values())
     return PlannedBytes(in_place + placed + sum(orders.values()), converted + written, quantized)
 
@@ -102,12 +76,12 @@ def _quantized(weight: PackedWeight, target: str, dtype: str, tied: bool) -> tup
     return (weight.nbytes if is_embedding else codes + scales * _SCALE_BYTES), unpadded
 
 
-def int8_prefill_bytes(weights: Iterable[PackedWeight], config: ModelConfig) -> int:
+def int8_prefill_bytes(plan: WeightPlan) -> int:
     """Bytes of the int8 copies of quantized weights, with their scales, that a prefill graph multiplies with.
 
     It has no head, and of the last layer it needs keys and values only.
     """
-    last = f"model.layers.{config.num_hidden_layers - 1}."
+    last = f"model.layers.{plan.config.num_hidden_layers - 1}."
     unused = {EMBEDDING, LM_HEAD, *(f"{last}{name}.weight" for name in _AFTER_ATTENTION)}
-    shapes = [weight.shape for weight in weights if weight.name not in unused]
+    shapes = [weight.shape for weight in plan.packed.values() if weight.name not in unused]
     return sum(rows * (columns + _SCALE_BYTES) for rows, columns in shapes)

@@ -38,17 +38,17 @@ def command(model: str, revision: str | None, output: Path, overwrite: bool, as_
 
 def _rows(made: RepackedCheckpoint) -> list[tuple[str, str]]:
     result = made.result
-    scheme = result.packed.scheme
+    scheme = result.quantization.scheme
     zero_points = "symmetric" if scheme.symmetric else "with zero points"
-    kind = f"int{scheme.bits}, blocks of {scheme.block_size}, {zero_points}, {result.packed.method}"
+    kind = f"int{scheme.bits}, blocks of {scheme.block_size}, {zero_points}, {result.quantization.method}"
     rows = [
         ("weights", f"{result.weights} quantized: {kind}"),
         ("size", f"{format_bytes(result.source_bytes)} -> {format_bytes(result.stored_bytes)}"),
     ]
-    if result.packed.input_order:
+    if result.quantization.input_order:
         rows.append(("act-order", "inputs are gathered in the order of the groups"))
-    if result.packed.keep:
-        rows.append(("kept", f"{len(result.packed.keep)} weights in floating point, as they were"))
+    if result.quantization.keep:
+        rows.append(("kept", f"{len(result.quantization.keep)} weights in floating point, as they were"))
     rows.append(("peak memory", f"{format_bytes(made.peak_rss_bytes)} resident"))
     rows.append(("time", format_seconds(result.seconds)))
     return rows
@@ -60,7 +60,7 @@ def _document(made: RepackedCheckpoint) -> dict[str, Any]:
     result = made.result
     return {
         "folder": str(made.folder),
-        "stored": to_plain(result.packed),
+        "stored": to_plain(result.quantization),
         "seconds": result.seconds,
         "peak_rss_bytes": made.peak_rss_bytes,
         "source_bytes": result.source_bytes,

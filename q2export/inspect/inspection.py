@@ -156,7 +156,7 @@ def _published(
 
     checkpoint = open_checkpoint(path, QUANTIZED_DTYPES)
     tensors = match_tensors(checkpoint, config, quantization)
-    return checkpoint, plain_dtype(config, tensors.plain.values()), len(tensors.packed)
+    return checkpoint, plain_dtype(config, tensors.plain.values()), len(tensors.quantized)
 
 
 def _memory(cache: CacheShape, weight_bytes: int, max_batch: int, max_context: int) -> MemorySummary:

@@ -42,6 +42,7 @@ __all__ = [
     "LIBRARIES",
     "MANIFEST_NAME",
     "SCHEMA_VERSION",
+    "SHARD_FOLDER",
     "TOOL_NAME",
     "EngineInfo",
     "FileRecord",
@@ -64,6 +65,8 @@ __all__ = [
 MANIFEST_NAME = "manifest.json"
 GRAPH_FILE = "model.onnx"
 """The ONNX file of every package: the engine, or what a TensorRT engine was built from."""
+SHARD_FOLDER = "weights"
+"""Of a package: files of the checkpoint, or a checkpoint in the packed form that was made of it."""
 SCHEMA_VERSION = 4
 TOOL_NAME = "q2export"
 _TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"

@@ -43,35 +43,43 @@ class PackageWriter:
 
         with PackageWriter.open(Path("qwen2-0.5b.q2"), overwrite=False) as writer:
             writer.add_text("config.json", text)
-            weights = writer.place_weights(shard, "weights/model.safetensors")
+            writer.place_weights(shard, "weights/model.safetensors")
             writer.write_manifest(Manifest(..., files=writer.files))
+
+    It is the sink that the exporter writes weights and graphs through
+    (:class:`q2export.exporter.weights.sink.WeightSink`).
 
     Attributes:
         output: absolute final path.
         folder: absolute temporary folder; other programs may write files here, see :meth:`add_written`.
     """
 
-    def __init__(self, staging: Staging) -> None:
+    def __init__(self, staging: Staging, placement: PlacementMode) -> None:
         self.output = staging.output
         self.folder = staging.folder
+        self._placement = placement
         self._files: dict[str, FileRecord] = {}
+        self._weights: list[WeightFile] = []
         self._described: Mapping[str, FileRecord] | None = None
 
     @classmethod
     @contextmanager
-    def open(cls, output: Path, overwrite: bool = False) -> Iterator[PackageWriter]:
+    def open(
+        cls, output: Path, overwrite: bool = False, placement: PlacementMode = "auto"
+    ) -> Iterator[PackageWriter]:
         """Begin a package; it is put in place when the block ends normally.
 
         Args:
             output: where the package goes; missing parents are made.
             overwrite: whether an existing package there may be replaced.
+            placement: how files of the checkpoint get into the package.
 
         Raises:
             PackageError: the output is in the way, cannot be written, or :meth:`write_manifest` has not
                 described every file.
         """
         with staged_output(output, overwrite, written_files) as staging:
-            writer = cls(staging)
+            writer = cls(staging, placement)
             yield writer
             writer._check_complete()
 
@@ -79,6 +87,11 @@ class PackageWriter:
     def files(self) -> Mapping[str, FileRecord]:
         """Records of the files written so far, for ``Manifest.files``."""
         return MappingProxyType(dict(self._files))
+
+    @property
+    def weights(self) -> tuple[WeightFile, ...]:
+        """The files of weights written so far, for ``WeightsInfo.files``."""
+        return tuple(self._weights)
 
     def _check_complete(self) -> None:
         if self._described is None:
@@ -134,59 +147,66 @@ class PackageWriter:
             FileDigest(path.stat().st_size, hash_file(path), fingerprint_file(path))
         )
 
-    def add_quantized(self, name: str, sources: tuple[str, ...], sha256: str) -> WeightFile:
+    @contextmanager
+    def open_weights(self, name: str, sources: tuple[str, ...], nbytes: int) -> Iterator[HashingWriter]:
+        """Open a new file of weights, as :meth:`open_hashed`.
+
+        Args:
+            name: its path in the package.
+            sources: names of the checkpoint's files it is made of.
+            nbytes: about what it will take.
+
+        Raises:
+            PackageError: space is short.
+        """
+        require_free_space(self.folder, nbytes, "converted weights")
+        with self.open_hashed(name) as file:
+            yield file
+        self._weights.append(WeightFile(name, "converted", sources, self._files[name].bytes))
+
+    def add_weights(self, name: str, sources: tuple[str, ...], sha256: str) -> None:
         """Record weights that were quantized to ``folder / name``; all bytes are on stable storage already.
 
         Args:
             name: the file's path in the package.
             sources: names of the checkpoint's files they were made of.
             sha256: of the whole file.
-
-        Returns:
-            Its entry for ``WeightsInfo.files``.
         """
         check_relative_path(name)
         path = self.folder / name
         size = path.stat().st_size
         self._files[name] = FileRecord.of(FileDigest(size, sha256, fingerprint_file(path)))
-        return WeightFile(name, "quantized", sources, size)
+        self._weights.append(WeightFile(name, "quantized", sources, size))
 
-    def place_weights(
-        self, shard: Path, name: str, mode: PlacementMode = "auto", sha256: str | None = None
-    ) -> WeightFile:
-        """Bring a checkpoint shard into the package, without copying its bytes where possible.
+    def place_weights(self, shard: Path, name: str, sha256: str | None = None) -> None:
+        """Bring a checkpoint shard into the package, as the writer's ``placement`` says.
 
-        See :mod:`q2export.package.placement` for what a reflink and a hard link mean.
+        See :mod:`q2export.package.placement` for what the ways mean.
 
         Args:
             shard: the shard; symbolic links are followed to the real file.
             name: its path in the package.
-            mode: ``"auto"`` copies where the file system cannot link, ``"link"`` refuses then, ``"copy"``
-                copies.
             sha256: of the whole shard, if it was read anyway. Without it a linked shard above 64 MiB, which
                 is not read here, is recorded with its fingerprint alone.
 
-        Returns:
-            Its entry for ``WeightsInfo.files``; ``placement`` tells what was done.
-
         Raises:
-            PackageError: the shard cannot be read, linking is impossible in mode ``"link"``, or space is
-                short.
+            PackageError: the shard cannot be read, linking is impossible where nothing else is allowed, or
+                space is short.
         """
         target = self._target(name)
         with _reading(shard):
             real = _real_file(shard)
-            placement: Placement | None = None if mode == "copy" else link_file(real, target)
+            placement: Placement | None = None if self._placement == "copy" else link_file(real, target)
             if placement is not None:
                 self._files[name] = _linked_record(target, sha256)
-            elif mode == "link":
+            elif self._placement == "link":
                 raise _cannot_link(real, self.output.parent)
             else:
                 placement, size = "copy", real.stat().st_size
                 require_free_space(self.folder, size, f"a copy of {real.name}")
                 with progress_bar(f"copying {shard.name}", size) as advance:
                     self._files[name] = FileRecord.of(copy_file(real, target, advance))
-        return WeightFile(name, placement, (shard.name,), self._files[name].bytes)
+        self._weights.append(WeightFile(name, placement, (shard.name,), self._files[name].bytes))
 
     def write_manifest(self, manifest: Manifest) -> None:
         """Write ``manifest.json``; called again (say, after the parity check), it replaces the earlier one.

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from q2export.contracts.memory import CacheShape
 from q2export.contracts.profile import Profile, Target
@@ -15,8 +15,10 @@ from q2export.errors import ProfileError
 from q2export.pipeline import engine as engine_build
 from q2export.pipeline.engine import EnginePlan
 from q2export.pipeline.model_source import ModelSource, resolve_model
-from q2export.pipeline.weights import WeightSource, find_weights
 from q2export.strict.codec import to_plain
+
+if TYPE_CHECKING:
+    from q2export.exporter.weights.plan import WeightPlan
 
 _log = logging.getLogger(__name__)
 
@@ -35,7 +37,7 @@ class Job:
     """
 
     model: ModelSource
-    weights: WeightSource
+    weights: WeightPlan
     target: Target
     profile: Profile
     dtype: str
@@ -55,8 +57,8 @@ class Job:
         """Log what somebody should know before the work begins."""
         if self.engine is not None:
             engine_build.announce(self.engine)
-        packed, activations = self.weights.packed, self.profile.quantization.activations
-        is_slow = packed is not None and packed.scheme.bits == 8 and activations == "float32"
+        quantization, activations = self.weights.quantization, self.profile.quantization.activations
+        is_slow = quantization is not None and quantization.scheme.bits == 8 and activations == "float32"
         if is_slow and self.target == "onnxruntime":
             _log.warning(
                 "ONNX Runtime multiplies 8-bit weights with float32 activations about a hundred times slower "
@@ -64,16 +66,12 @@ class Job:
                 "unless this is for comparison"
             )
 
-    def weights_of_prefill(self) -> int:
-        """Bytes of the int8 copies that the prefill graph multiplies with."""
-        from q2export.exporter.weights.sizes import int8_prefill_bytes
-
-        return int8_prefill_bytes(self.weights.quantized_weights.values(), self.weights.config)
-
     def describe(self) -> dict[str, Any]:
         """Plain data for ``build --dry-run``."""
+        from q2export.exporter.weights.sizes import int8_prefill_bytes, planned_bytes
+
         config = self.weights.config
-        planned = self.weights.planned_bytes(self.target, self.dtype)
+        planned = planned_bytes(self.weights, self.target, self.dtype)
         shape = config.num_hidden_layers, config.num_key_value_heads, config.head_dim
         return {
             "model": {
@@ -89,9 +87,9 @@ class Job:
                 "in_place_bytes": planned.in_place,
                 "converted_bytes": planned.converted,
                 "quantized_bytes": planned.quantized,
-                "prefill_bytes": self.weights_of_prefill() if self.has_prefill_graph else 0,
+                "prefill_bytes": int8_prefill_bytes(self.weights) if self.has_prefill_graph else 0,
             },
-            "quantization": to_plain(self.weights.packed),
+            "quantization": to_plain(self.weights.quantization),
             "kv_cache_bytes_per_token": CacheShape(*shape, self.dtype).bytes_per_token,
             "tensorrt": None if self.engine is None else self.engine.describe(),
             "profile": self.profile.to_dict(),
@@ -111,13 +109,15 @@ def resolve_job(
     Raises:
         Q2ExportError: what ``build`` would refuse.
     """
+    from q2export.exporter.weights.sizes import planned_bytes
+
     resolved = load_profile(profile, overrides)
     trt = engine_build.select_builder(resolved) if resolved.target == "tensorrt" else None
     found = resolve_model(model, revision)
     job = resolve_graph(found, resolved.target, resolved, resolved.graph_dtype)
     if trt is None:
         return job
-    weights = job.weights.planned_bytes("tensorrt", job.dtype).total
+    weights = planned_bytes(job.weights, "tensorrt", job.dtype).total
     plan = engine_build.plan_engine(trt, job.weights.config, weights, job.profile, job.dtype)
     return replace(job, engine=plan)
 
@@ -136,22 +136,23 @@ def resolve_graph(found: ModelSource, target: Target, profile: Profile, dtype: s
     """
     from q2export.exporter.export import target_dtype
     from q2export.exporter.lowering.limits import check_int8_prefill, check_quantized
+    from q2export.exporter.weights.plan import plan_weights
 
     given = profile.overrides()
     section = "quantization."
     explicit = [key.removeprefix(section) for key in given if key.startswith(section)]
-    weights = find_weights(found.folder, profile.quantization, explicit)
-    if weights.packed is None:
+    weights = plan_weights(found.folder, profile.quantization, explicit)
+    if weights.quantization is None:
         _refuse_idle_quantization(given)
     chosen = target_dtype(weights.dtype, target, dtype)
-    check_quantized(target, weights.quantized_weights.values())
+    check_quantized(target, weights.packed.values())
     if target != "onnxruntime" and profile.quantization.activations != "float32":
         raise ProfileError(
             f"quantization.activations {profile.quantization.activations!r} is for ONNX Runtime alone; the "
             f"target is {target!r}: leave it 'float32'"
         )
     if profile.quantization.prefill == "int8":
-        check_int8_prefill(target, weights.quantized_weights)
+        check_int8_prefill(target, weights.packed)
     return Job(found, weights, target, fit_to_model(profile, weights.config.context_length), chosen)
 
 

@@ -12,27 +12,29 @@ from q2export.contracts.profile import Profile
 from q2export.package.manifest import (
     GRAPH_FILE,
     LIBRARIES,
+    SHARD_FOLDER,
     EngineInfo,
     Manifest,
     ModelInfo,
     ParitySummary,
     QualitySummary,
     QuantizationInfo,
+    WeightsInfo,
     installed_versions,
     prepacks,
 )
-from q2export.package.placement import PlacementMode
 from q2export.package.writer import PackageWriter
-from q2export.pipeline.files import PREFILL_GRAPH_FILE, SHARD_FOLDER, Scan, Written, write_graph
 from q2export.pipeline.job import Job
 from q2export.pipeline.stopwatch import Stopwatch
-from q2export.pipeline.weights import AsItIs
 
 if TYPE_CHECKING:
     from q2export.exporter.checkpoint.config import ModelConfig
     from q2export.exporter.checkpoint.source import Source
     from q2export.exporter.export import Graph
+    from q2export.exporter.weights.sink import Scan
 
+PREFILL_GRAPH_FILE = "prefill.onnx"
+_CONVERTED_FILE, _PREFILL_WEIGHTS_FILE = "weights.safetensors", "prefill.safetensors"
 _CONFIG = "config.json"
 _COPIED = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
@@ -43,32 +45,30 @@ class Assembled:
 
     Attributes:
         source: the checkpoint whose weights the graph has; it may lie in the package.
-        graph: what was written. written: the files.
+        graph: what was written. weights: where its weights are.
         engine: describes the graph.
         quantization: None if no weight is quantized.
     """
 
     source: Source
     graph: Graph
-    written: Written
+    weights: WeightsInfo
     engine: EngineInfo
     quantization: QuantizationInfo | None
 
     @property
     def prepacks(self) -> bool:
         """Whether ONNX Runtime runs the graph on its own copy of the matrices where nobody says otherwise."""
-        return prepacks(self.written.weights, self.quantization)
+        return prepacks(self.weights, self.quantization)
 
 
-def assemble(
-    job: Job, writer: PackageWriter, *, scan: Scan, placement: PlacementMode, watch: Stopwatch
-) -> Assembled:
+def assemble(job: Job, writer: PackageWriter, *, scan: Scan, watch: Stopwatch) -> Assembled:
     """Quantize the weights if that is asked for, trace, lower, and write graph, weights and texts.
 
     Args:
         job: what is made.
         writer: the package.
-        scan: which values are checked. placement: how files used in place get into the package.
+        scan: which values are checked.
         watch: of the stages.
 
     Raises:
@@ -76,23 +76,55 @@ def assemble(
     """
     from q2export.exporter.export import build_graph, build_graph_pair
 
-    with nullcontext() if isinstance(job.weights, AsItIs) else watch.stage("quantize"):
-        source = job.weights.prepare(writer.folder / SHARD_FOLDER)
-    activations, prefill = job.profile.quantization.activations, None
+    weights, activations, prefill = job.weights, job.profile.quantization.activations, None
+    with watch.stage("quantize") if weights.is_written else nullcontext():
+        source = weights.prepare(writer.folder / SHARD_FOLDER)
+    if weights.is_written:
+        writer.add_written(f"{SHARD_FOLDER}/{_CONFIG}")
     with watch.stage("trace and lower"):
         if job.has_prefill_graph:
             graph, prefill = build_graph_pair(source, job.max_capacity, activations)
         else:
             graph = build_graph(source, job.target, job.dtype, job.max_capacity, activations)
-    written = write_graph(
-        writer, graph, prefill, scan=scan, placement=placement, watch=watch, quantized_from=job.weights.files
-    )
+    info = _write_graphs(job, writer, graph, prefill, scan, watch)
     writer.add_file(_CONFIG, source.folder / _CONFIG)
     for name in _COPIED:
-        if (job.weights.folder / name).exists():
-            writer.add_file(name, job.weights.folder / name)
+        if (weights.folder / name).exists():
+            writer.add_file(name, weights.folder / name)
     engine = _engine_info(source.config, job)
-    return Assembled(source, graph, written, engine, _quantization_info(source, job.profile))
+    return Assembled(source, graph, info, engine, _quantization_info(source, job.profile))
+
+
+def _write_graphs(
+    job: Job, writer: PackageWriter, graph: Graph, prefill: Graph | None, scan: Scan, watch: Stopwatch
+) -> WeightsInfo:
+    """Place and convert the weights, attach them to the graphs and write the ONNX files."""
+    from q2export.exporter.weights.attach import attach, places_of, serialize
+    from q2export.exporter.weights.convert import convert_weights
+    from q2export.exporter.weights.place import place_weights
+
+    plan, graphs, converted = graph.plan, {GRAPH_FILE: graph}, list(graph.plan.converted)
+    with watch.stage("weights in place"):
+        locations = place_weights(writer, plan, scan, job.weights.files)
+    with watch.stage("weights converted"):
+        places = places_of(plan, locations, convert_weights(writer, plan, _CONVERTED_FILE, scan))
+        if prefill is not None:
+            graphs[PREFILL_GRAPH_FILE], own = prefill, prefill.plan.without(plan)
+            places |= places_of(own, locations, convert_weights(writer, own, _PREFILL_WEIGHTS_FILE, scan))
+            converted += own.converted
+    with watch.stage("onnx"):
+        for name, one in graphs.items():
+            attach(one.model, one.plan, places)
+            writer.add_bytes(name, serialize(one.model))
+    return WeightsInfo(
+        # quantizing checks every value
+        value_scan=job.weights.is_written or scan == "all" or (scan == "converted" and not plan.in_place),
+        files=writer.weights,
+        in_place_bytes=plan.in_place_bytes,
+        in_place_tensors=plan.in_place_tensors,
+        converted_bytes=sum(binding.nbytes for binding in converted),
+        converted_tensors=len(converted),
+    )
 
 
 def _quantization_info(source: Source, profile: Profile) -> QuantizationInfo | None:
@@ -185,7 +217,7 @@ def describe(
         profile={} if profile is None else profile.to_dict(),
         profile_overrides={} if profile is None else profile.overrides(),
         engine=engine,
-        weights=made.written.weights,
+        weights=made.weights,
         quantization=made.quantization,
         parity=parity,
         parity_skipped=parity_skipped,

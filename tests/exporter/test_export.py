@@ -15,6 +15,7 @@ from q2export.errors import CheckpointError, ConfigError, ExportError, PackageEr
 from q2export.exporter.checkpoint.folder import SINGLE_FILE
 from q2export.exporter.export import build_graph, load_source, target_dtype
 from q2export.exporter.weights import bind, convert
+from q2export.exporter.weights.plan import as_it_is
 from q2export.exporter.weights.sizes import planned_bytes
 from tests.helpers.checkpoints import tiny_config, write_checkpoint, write_json
 
@@ -69,7 +70,7 @@ def test_planned_bytes_are_those_bound(tmp_path: Path, dtype: str) -> None:
     source = load_source(checkpoint)
     plan = build_graph(source, "portable", dtype, 64).plan
     assert plan.in_place_bytes > 0 and plan.converted_bytes > 0
-    planned = planned_bytes(source.config, source.checkpoint.tensors, {}, "portable", dtype)
+    planned = planned_bytes(as_it_is(source), "portable", dtype)
     assert (planned.in_place, planned.converted) == (plan.in_place_bytes, plan.converted_bytes)
 
 

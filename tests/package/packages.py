@@ -55,6 +55,7 @@ def write_package(
     with PackageWriter.open(output, overwrite=overwrite) as writer:
         writer.add_text("model.onnx", text)
         writer.add_text("tokenizer/tokenizer.json", "{}")
-        weights = (writer.place_weights(shard, f"weights/{shard.name}"),) if shard else ()
-        writer.write_manifest(make_manifest(writer.files, weights))
+        if shard:
+            writer.place_weights(shard, f"weights/{shard.name}")
+        writer.write_manifest(make_manifest(writer.files, writer.weights))
     return output

@@ -95,7 +95,8 @@ def test_hub_cache_symlinks_lead_to_the_real_file(tmp_path: Path) -> None:
     link.parent.mkdir(parents=True)
     link.symlink_to("../../blobs/0123")
     with PackageWriter.open(tmp_path / "out") as writer:
-        weight = writer.place_weights(link, "weights/model.safetensors")
+        writer.place_weights(link, "weights/model.safetensors")
+        (weight,) = writer.weights
         placed = writer.folder / weight.path
         assert not placed.is_symlink()
         assert placed.stat().st_ino == blob.stat().st_ino
@@ -108,16 +109,20 @@ def test_hub_cache_symlinks_lead_to_the_real_file(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("no_links")
 def test_copied_where_linking_is_impossible(tmp_path: Path, shard: Path) -> None:
     with pytest.raises(KeyError), PackageWriter.open(tmp_path / "out") as writer:
-        assert writer.place_weights(shard, "a").placement == "copy"
+        writer.place_weights(shard, "a")
+        assert [weight.placement for weight in writer.weights] == ["copy"]
+        raise KeyError
+    with pytest.raises(KeyError), PackageWriter.open(tmp_path / "out", placement="link") as writer:
         with pytest.raises(PackageError, match=r"cannot be linked into .*put the package on the file system"):
-            writer.place_weights(shard, "b", mode="link")
+            writer.place_weights(shard, "b")
         assert not (writer.folder / "b").exists()
         raise KeyError
 
 
 def test_copy_on_request(tmp_path: Path, shard: Path) -> None:
-    with pytest.raises(KeyError), PackageWriter.open(tmp_path / "out") as writer:
-        assert writer.place_weights(shard, "a", mode="copy").placement == "copy"
+    with pytest.raises(KeyError), PackageWriter.open(tmp_path / "out", placement="copy") as writer:
+        writer.place_weights(shard, "a")
+        assert [weight.placement for weight in writer.weights] == ["copy"]
         assert shard.stat().st_nlink == 1
         raise KeyError
 
@@ -179,8 +184,11 @@ def other_filesystem(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_across_file_systems_for_real(other_filesystem: Path, shard: Path) -> None:
-    with pytest.raises(KeyError), PackageWriter.open(other_filesystem / "out") as writer:
+    with pytest.raises(KeyError), PackageWriter.open(other_filesystem / "out", placement="link") as writer:
         with pytest.raises(PackageError, match=r"cannot be linked into /dev/shm/.*\(/dev/shm, tmpfs\)"):
-            writer.place_weights(shard, "a", mode="link")
-        assert writer.place_weights(shard, "a").placement == "copy"
+            writer.place_weights(shard, "a")
+        raise KeyError
+    with pytest.raises(KeyError), PackageWriter.open(other_filesystem / "out") as writer:
+        writer.place_weights(shard, "a")
+        assert [weight.placement for weight in writer.weights] == ["copy"]
         raise KeyError

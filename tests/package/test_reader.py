@@ -118,10 +118,10 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("large")
     with (folder / "s.safetensors").open("wb") as file:
         file.truncate(LARGE)
-    with PackageWriter.open(folder / "p") as writer:
+    with PackageWriter.open(folder / "p", placement="copy") as writer:
         writer.add_text("model.onnx", "graph")
-        weights = writer.place_weights(folder / "s.safetensors", "s.safetensors", mode="copy")
-        writer.write_manifest(make_manifest(writer.files, (weights,)))
+        writer.place_weights(folder / "s.safetensors", "s.safetensors")
+        writer.write_manifest(make_manifest(writer.files, writer.weights))
     return folder / "p"
 
 

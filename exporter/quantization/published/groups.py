@@ -10,7 +10,7 @@ import numpy.typing as npt
 from q2export.errors import CheckpointError
 from q2export.exporter.checkpoint.folder import TensorRef
 from q2export.exporter.checkpoint.published_config import PublishedQuantization
-from q2export.exporter.quantization.published.match import PackedWeight
+from q2export.exporter.quantization.published.match import PublishedWeight
 from q2export.exporter.quantization.published.tensor_files import TensorFiles
 from q2export.strict.json import shown
 
@@ -37,7 +37,7 @@ class InputGroups:
 
 
 def input_groups(
-    files: TensorFiles, weight: PackedWeight, quantization: PublishedQuantization, block_size: int
+    files: TensorFiles, weight: PublishedWeight, quantization: PublishedQuantization, block_size: int
 ) -> InputGroups:
     """Read and check the groups of a weight.
 

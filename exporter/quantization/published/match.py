@@ -20,7 +20,7 @@ _WEIGHT = ".weight"
 
 
 @dataclass(frozen=True)
-class PackedWeight:
+class PublishedWeight:
     """The tensors of one quantized weight.
 
     Attributes:
@@ -46,12 +46,12 @@ class MatchedTensors:
     """The tensors of a published checkpoint by what they are.
 
     Attributes:
-        packed: the quantized weights by name, in model order.
+        quantized: the quantized weights by name, in model order.
         plain: the parameters in floating point by name, in model order.
         zeros: biases of layers that have none, which GPTQ writes nevertheless; they have to be zero.
     """
 
-    packed: Mapping[str, PackedWeight]
+    quantized: Mapping[str, PublishedWeight]
     plain: Mapping[str, TensorRef]
     zeros: tuple[TensorRef, ...]
 
@@ -74,7 +74,7 @@ def match_tensors(
     if config.tie_word_embeddings and EMBEDDING in matching.plain and matching.take(LM_HEAD):
         check_tied_head(checkpoint)
     matching.finish(config)
-    return MatchedTensors(matching.packed, matching.plain, tuple(matching.zeros))
+    return MatchedTensors(matching.quantized, matching.plain, tuple(matching.zeros))
 
 
 class _Matching:
@@ -88,7 +88,7 @@ class _Matching:
         self._unused = dict.fromkeys(checkpoint.tensors)  # in the order of the files
         self._missing: list[str] = []
         self._wrong: list[str] = []
-        self.packed: dict[str, PackedWeight] = {}
+        self.quantized: dict[str, PublishedWeight] = {}
         self.plain: dict[str, TensorRef] = {}
         self.zeros: list[TensorRef] = []
 
@@ -100,14 +100,14 @@ class _Matching:
         """Find one parameter in either form."""
         module = name.removesuffix(_WEIGHT)
         if f"{module}.qweight" in self._unused and name not in self._unused:
-            self._find_packed(name, module, (shape[0], shape[1]))
+            self._find_quantized(name, module, (shape[0], shape[1]))
         else:
             ref = self._tensor(name, FLOAT_DTYPES, shape)
             if ref is not None:
                 self.plain[name] = ref
 
-    def _find_packed(self, name: str, module: str, shape: tuple[int, int]) -> None:
-        refused = _why_not_packed(name, shape, self._packing, self._quantization)
+    def _find_quantized(self, name: str, module: str, shape: tuple[int, int]) -> None:
+        refused = _why_not_quantized(name, shape, self._packing, self._quantization)
         if refused:
             raise CheckpointError(f"{self._checkpoint.tensors[f'{module}.qweight'].file}: {refused}")
         outputs, inputs = shape
@@ -122,7 +122,7 @@ class _Matching:
                 g_idx = self._tensor(f"{module}.g_idx", ("I32",), (inputs,))
             self._find_zeros(module, outputs)
         if qweight and qzeros and scales:
-            self.packed[name] = PackedWeight(name, shape, groups, qweight, qzeros, scales, g_idx)
+            self.quantized[name] = PublishedWeight(name, shape, groups, qweight, qzeros, scales, g_idx)
 
     def _find_zeros(self, module: str, outputs: int) -> None:
         """A bias the model does not have; whether it is zero is seen when values are read."""
@@ -153,7 +153,7 @@ class _Matching:
                 problems.append(f"{len(names)} {what}: {listed_names(names)}")
         if self._wrong:
             problems.append(f"{len(self._wrong)} of the wrong type or shape: {listed(self._wrong)}")
-        if not problems and not self.packed:
+        if not problems and not self.quantized:
             problems.append("no weight is quantized, so there should be no quantization_config")
         if problems:
             quantization = self._quantization
@@ -165,7 +165,7 @@ class _Matching:
             )
 
 
-def _why_not_packed(
+def _why_not_quantized(
     name: str, shape: tuple[int, int], packing: Packing, quantization: PublishedQuantization
 ) -> str | None:
     """Why a weight cannot be a quantized one; None if it can."""

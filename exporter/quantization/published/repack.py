@@ -34,14 +34,14 @@ class RepackResult:
     """What was done.
 
     Attributes:
-        packed: what the new checkpoint says of itself.
+        quantization: of the new checkpoint.
         weights: how many are quantized.
         source_bytes: of all tensors, before.
         stored_bytes: of the file.
         seconds: it took.
     """
 
-    packed: PackedQuantization
+    quantization: PackedQuantization
     weights: int
     source_bytes: int
     stored_bytes: int
@@ -65,7 +65,7 @@ def repack_checkpoint(
     """
     with staged_output(output, overwrite, written_files) as staging:
         result = repack_weights(source, staging.folder / WEIGHTS_FILE, advance=advance)
-        write_texts(source.checkpoint.folder, staging.folder, source.packed)
+        write_texts(source.checkpoint.folder, staging.folder, source.quantization)
     return result
 
 
@@ -89,7 +89,7 @@ def repack_weights(
     """
     start = time.perf_counter()
     layout = plan_layout(
-        source.config, source.packed, {name: ref.dtype for name, ref in source.tensors.plain.items()}
+        source.config, source.quantization, {name: ref.dtype for name, ref in source.tensors.plain.items()}
     )
     require_free_space(path.parent, layout.file_bytes, "repacked weights")
     done = 0
@@ -107,8 +107,8 @@ def repack_weights(
             advance(piece.nbytes)
     advance(source.nbytes - done)  # what was only read to be checked
     return RepackResult(
-        source.packed,
-        len(source.tensors.packed),
+        source.quantization,
+        len(source.tensors.quantized),
         source.nbytes,
         layout.file_bytes,
         time.perf_counter() - start,
@@ -136,8 +136,8 @@ def _rows(
     source: PublishedSource, files: TensorFiles, weights: Sequence[PackedWeight], tile_bytes: int
 ) -> Iterator[_Piece]:
     """The rows of all weights that one tensor holds."""
-    packed = [source.tensors.packed[weight.name] for weight in weights]
-    opened = [WeightRows.open(source, files, one, tile_bytes) for one in packed]
+    published = [source.tensors.quantized[weight.name] for weight in weights]
+    opened = [WeightRows.open(source, files, one, tile_bytes) for one in published]
     row_bytes = sum(one.row_bytes for one in opened)
     nbytes = sum(one.parameter_bytes for one in opened)
     for first, count in opened[0].tiles(tile_bytes):

@@ -13,7 +13,7 @@ from q2export.exporter.checkpoint.folder import RawBits
 from q2export.exporter.checkpoint.pack import PackedRows, pack
 from q2export.exporter.checkpoint.values import check_block, convert_block
 from q2export.exporter.quantization.published.groups import InputGroups, Int32Array
-from q2export.exporter.quantization.published.match import PackedWeight
+from q2export.exporter.quantization.published.match import PublishedWeight
 from q2export.exporter.quantization.published.packing import Packing, UInt8Array
 from q2export.exporter.quantization.published.source import PublishedSource
 from q2export.exporter.quantization.published.tensor_files import TensorFiles
@@ -37,7 +37,7 @@ class WeightRows:
         codes: all of them as stored, in the order on disk, where rows are out of order; None otherwise.
     """
 
-    weight: PackedWeight
+    weight: PublishedWeight
     bits: int
     packing: Packing
     groups: InputGroups
@@ -48,14 +48,14 @@ class WeightRows:
 
     @classmethod
     def open(
-        cls, source: PublishedSource, files: TensorFiles, weight: PackedWeight, tile_bytes: int
+        cls, source: PublishedSource, files: TensorFiles, weight: PublishedWeight, tile_bytes: int
     ) -> WeightRows:
         """Read what all rows need.
 
         Raises:
             CheckpointError: a scale is not finite, or the file changed since its header was read.
         """
-        scheme = source.packed.scheme
+        scheme = source.quantization.scheme
         scales = files.read(weight.scales)
         check_block(scales.reshape(-1), weight.scales.dtype, "F32", weight.scales, 0)
         zero_points = None

@@ -23,7 +23,7 @@ from q2export.exporter.checkpoint.published_config import PublishedQuantization
 from q2export.exporter.checkpoint.safetensors_header import QUANTIZED_DTYPES
 from q2export.exporter.checkpoint.selection import is_quantizable, ordered_input
 from q2export.exporter.quantization.published.groups import InputGroups, input_groups
-from q2export.exporter.quantization.published.match import MatchedTensors, PackedWeight, match_tensors
+from q2export.exporter.quantization.published.match import MatchedTensors, PublishedWeight, match_tensors
 from q2export.exporter.quantization.published.packing import Packing, packing_of
 from q2export.exporter.quantization.published.tensor_files import TensorFiles
 from q2export.exporter.quantization.published.zero_points import are_default
@@ -41,7 +41,7 @@ class PublishedSource:
         checkpoint: the folder.
         tensors: which tensors hold which parameter.
         packing: of codes and zero points.
-        packed: what the repacked checkpoint will be.
+        quantization: of the repacked checkpoint.
         groups: of the inputs of every quantized weight.
         row_orders: permutations of the rows of gate and up, in place of one of the columns of down.
     """
@@ -50,7 +50,7 @@ class PublishedSource:
     checkpoint: Checkpoint
     tensors: MatchedTensors
     packing: Packing
-    packed: PackedQuantization
+    quantization: PackedQuantization
     groups: Mapping[str, InputGroups]
     row_orders: Mapping[str, Int32Array]
 
@@ -83,12 +83,13 @@ def load_published(folder: Path) -> PublishedSource:
         _check_zeros(files, tensors, config)
         groups = {
             name: input_groups(files, weight, quantization, block_size)
-            for name, weight in tensors.packed.items()
+            for name, weight in tensors.quantized.items()
         }
-        defaults = [are_default(files, weight, packing, quantization) for weight in tensors.packed.values()]
-    _check_shared_inputs(tensors.packed, groups)
-    row_orders = dict(_row_orders(tensors.packed, groups))
-    embedding = LM_HEAD in tensors.packed
+        weights = tensors.quantized.values()
+        defaults = [are_default(files, weight, packing, quantization) for weight in weights]
+    _check_shared_inputs(tensors.quantized, groups)
+    row_orders = dict(_row_orders(tensors.quantized, groups))
+    embedding = LM_HEAD in tensors.quantized
     packed = PackedQuantization(
         scheme=Scheme(quantization.bits, block_size, symmetric=all(defaults)),
         method=quantization.method,
@@ -96,7 +97,7 @@ def load_published(folder: Path) -> PublishedSource:
         keep=tuple(
             name
             for name in expected_parameters(config)
-            if is_quantizable(name, embedding) and name not in tensors.packed
+            if is_quantizable(name, embedding) and name not in tensors.quantized
         ),
         input_order=any(
             group.order is not None for name, group in groups.items() if ordered_input(name) is not None
@@ -107,7 +108,7 @@ def load_published(folder: Path) -> PublishedSource:
 
 def _block_size(tensors: MatchedTensors, quantization: PublishedQuantization) -> int:
     """The largest block of which groups and rows are made; its scale is then repeated."""
-    lengths = {weight.shape[1]: weight for weight in tensors.packed.values()}
+    lengths = {weight.shape[1]: weight for weight in tensors.quantized.values()}
     if quantization.group_size is not None:
         sizes = [size for size in BLOCK_SIZES if quantization.group_size % size == 0]
     else:
@@ -135,7 +136,7 @@ def _check_zeros(files: TensorFiles, tensors: MatchedTensors, config: ModelConfi
             )
 
 
-def _check_shared_inputs(weights: Mapping[str, PackedWeight], groups: Mapping[str, InputGroups]) -> None:
+def _check_shared_inputs(weights: Mapping[str, PublishedWeight], groups: Mapping[str, InputGroups]) -> None:
     """Weights that read the same must want it in the same order: it is gathered once for all."""
     first: dict[tuple[str, ...], str] = {}
     for name, weight in weights.items():
@@ -153,7 +154,7 @@ def _check_shared_inputs(weights: Mapping[str, PackedWeight], groups: Mapping[st
 
 
 def _row_orders(
-    weights: Mapping[str, PackedWeight], groups: Mapping[str, InputGroups]
+    weights: Mapping[str, PublishedWeight], groups: Mapping[str, InputGroups]
 ) -> Iterator[tuple[str, Int32Array]]:
     """The order of down's columns, as one of the rows of gate and up, from which its input is made."""
     for name, weight in weights.items():

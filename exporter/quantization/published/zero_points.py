@@ -6,14 +6,14 @@ import numpy as np
 
 from q2export.errors import CheckpointError
 from q2export.exporter.checkpoint.published_config import PublishedQuantization
-from q2export.exporter.quantization.published.match import PackedWeight
+from q2export.exporter.quantization.published.match import PublishedWeight
 from q2export.exporter.quantization.published.packing import WORD_BITS, Packing, UInt8Array
 from q2export.exporter.quantization.published.tensor_files import TensorFiles
 from q2export.strict.json import shown
 
 
 def are_default(
-    files: TensorFiles, weight: PackedWeight, packing: Packing, quantization: PublishedQuantization
+    files: TensorFiles, weight: PublishedWeight, packing: Packing, quantization: PublishedQuantization
 ) -> bool:
     """Whether all zero points are ``2 ** (bits - 1)``, so that they need not be stored.
 
@@ -37,7 +37,7 @@ def are_default(
     return False
 
 
-def read_zero_points(files: TensorFiles, weight: PackedWeight, packing: Packing, bits: int) -> UInt8Array:
+def read_zero_points(files: TensorFiles, weight: PublishedWeight, packing: Packing, bits: int) -> UInt8Array:
     """All zero points of a weight, ``[groups, out]``.
 
     GPTQ's first format packs them less one. What it makes of zero point 0 is not defined: AutoGPTQ 0.7.1

@@ -10,15 +10,13 @@ from q2export.compare.quality.measure import Labels, measure_quality
 from q2export.compare.quality.text import BUILD_TOKENS, MAX_TOKENS, quality_windows
 from q2export.contracts.profile import Profile
 from q2export.errors import PackageError, ParityError
-from q2export.package.manifest import EngineInfo, QualitySummary
+from q2export.package.manifest import SHARD_FOLDER, EngineInfo, QualitySummary
 from q2export.package.reader import Package
 from q2export.package.writer import PackageWriter
 from q2export.pipeline import engine as engine_build
-from q2export.pipeline.files import SHARD_FOLDER
 from q2export.pipeline.job import Job
 from q2export.pipeline.model_source import ModelSource
 from q2export.pipeline.stages import Assembled
-from q2export.pipeline.weights import ToQuantize
 
 if TYPE_CHECKING:
     from q2export.compare.quality.results import QualityReport
@@ -54,7 +52,7 @@ def check_quality(
 
     if made.quantization is None:
         return None, None
-    if not isinstance(job.weights, ToQuantize):
+    if (original := job.weights.original) is None:
         return None, "the checkpoint is quantized already, so there is nothing to compare with"
     if not (writer.folder / TOKENIZER_FILE).exists():
         return None, f"the checkpoint holds no {TOKENIZER_FILE}, and quality is measured on text"
@@ -68,7 +66,7 @@ def check_quality(
             rebuild_command=rebuild_command(job),
         )
     report = measure_quality(
-        job.weights.source,
+        original,
         made.source,
         quality_windows(writer.folder, text, BUILD_TOKENS, engine.max_capacity),
         Labels(job.model.id, f"{job.profile.name} engine"),

@@ -15,6 +15,7 @@ from onnx.reference import ReferenceEvaluator
 from q2export.contracts.quantization import Quantization
 from q2export.exporter.checkpoint.source import Source
 from q2export.exporter.export import Graph, build_graph
+from q2export.exporter.weights.plan import as_it_is
 from q2export.exporter.weights.sizes import planned_bytes
 from q2export.exporter.weights.stack import Form
 from q2export.runtime.backends.onnxruntime import step_inputs
@@ -117,7 +118,7 @@ def test_all_quantized_weights_are_read_in_place_and_all_bytes_are_planned(case:
             for one, other in zip(binding.sources, binding.sources[1:], strict=False):
                 assert one.offset + one.nbytes == other.offset
             assert sum(ref.nbytes for ref in binding.sources) == binding.nbytes
-        planned = planned_bytes(case.config, case.checkpoint.tensors, case.packed, target, "float32")
+        planned = planned_bytes(as_it_is(case), target, "float32")
         assert (planned.in_place, planned.converted) == (plan.in_place_bytes, plan.converted_bytes)
         read = {ref.name for binding in plan.bindings for ref in binding.sources}
         assert read == set(case.tensor_names)
@@ -126,7 +127,7 @@ def test_all_quantized_weights_are_read_in_place_and_all_bytes_are_planned(case:
 def test_planned_bytes_of_a_tensorrt_graph(tmp_path: Path) -> None:
     source = write_packed(tmp_path, "dense-tied", SCHEMES["int4"])
     plan = graph_of(source, "tensorrt").plan
-    planned = planned_bytes(source.config, source.checkpoint.tensors, source.packed, "tensorrt", "float16")
+    planned = planned_bytes(as_it_is(source), "tensorrt", "float16")
     assert (planned.in_place, planned.converted) == (plan.in_place_bytes, plan.converted_bytes)
     signed = [binding for binding in plan.converted if binding.form is Form.SIGNED_CODES]
     assert len(signed) == len(source.packed)

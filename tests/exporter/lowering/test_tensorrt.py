@@ -153,7 +153,7 @@ def test_a_float16_product_it_does_not_know_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("stored", "asked", "expected"),
+    ("packed", "asked", "expected"),
     [
         ("BF16", None, "bfloat16"),
         ("F16", None, "float16"),

@@ -21,8 +21,9 @@ import q2export
 from q2export.errors import CheckpointError, ExportError
 from q2export.exporter.checkpoint.folder import SINGLE_FILE, Checkpoint, open_checkpoint
 from q2export.exporter.weights.attach import places_of
-from q2export.exporter.weights.bind import BindingPlan, plan_binding, scan_shard
+from q2export.exporter.weights.bind import BindingPlan, plan_binding
 from q2export.exporter.weights.convert import converted_header, write_converted
+from q2export.exporter.weights.place import scan_shard
 from tests.helpers.checkpoints import (
     header_bytes,
     make_header,

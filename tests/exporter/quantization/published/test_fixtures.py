@@ -39,7 +39,7 @@ def repacked(
     repack_weights(source, path, **options)
     tensors = read_tensors(path)
     values = {}
-    for weight in select_weights(source.config, source.packed).values():
+    for weight in select_weights(source.config, source.quantization).values():
         packed = dequantize(tensors, weight)
         if weight.input_order is not None:
             straight = np.empty_like(packed)
@@ -57,7 +57,7 @@ def dequantized(name: str) -> dict[str, npt.NDArray[np.float32]]:
 @pytest.mark.parametrize("name", STORED)
 def test_values_are_those_of_the_package_that_wrote_them(name: str, tmp_path: Path) -> None:
     source, values = repacked(name, tmp_path / "out.safetensors")
-    assert source.packed == STORED[name]
+    assert source.quantization == STORED[name]
     expected = dequantized(name)
     assert values.keys() == expected.keys()
     original = read_tensors(FOLDER / name / "model.safetensors") if "act-order" in name else {}

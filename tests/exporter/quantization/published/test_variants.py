@@ -39,7 +39,7 @@ def check_values(folder: Path, tmp_path: Path, weights: dict[str, np.ndarray]) -
     source = load_published(folder)
     repack_checkpoint(source, tmp_path / "stored")
     packed = load_source(tmp_path / "stored")
-    assert packed.config.quantization == source.packed
+    assert packed.config.quantization == source.quantization
     assert packed.packed.keys() == weights.keys()
     tensors = read_tensors(tmp_path / "stored" / "model.safetensors")
     for name, weight in packed.packed.items():
@@ -52,7 +52,7 @@ def check_values(folder: Path, tmp_path: Path, weights: dict[str, np.ndarray]) -
             if order is not None:
                 wanted = wanted[:, order] if name == down else wanted[order]
         assert np.array_equal(values, wanted), name
-    return source.packed
+    return source.quantization
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_one_module_with_zero_points_makes_all_store_them(tmp_path: Path) -> Non
     tensors, weights = tensors_of(config)
     config["quantization_config"]["sym"] = False
     folder = write_published(tmp_path / "published", config, tensors)
-    assert load_published(folder).packed.scheme.symmetric
+    assert load_published(folder).quantization.scheme.symmetric
     tensors[f"{DOWN_PROJ}.qzeros"][1, 2] = 0x77776777  # output 19: 6 + 1
     scale = np.float32(tensors[f"{DOWN_PROJ}.scales"][1, 19])
     weights[f"{DOWN_PROJ}.weight"][19, 32:64] += scale
