@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ import click
 from q2export.cli import options
 from q2export.cli.output import aligned, format_bytes, print_json, warn
 from q2export.cli.results import manifest_rows, run_document, run_rows
-from q2export.cli.settings import overrides_of
+from q2export.cli.settings import overrides_of, value_rows
 
 if TYPE_CHECKING:
     from q2export.package.placement import PlacementMode
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 @click.command()
 @options.model
 @options.revision
-@click.option("--profile", default="cpu", show_default=True, metavar="NAME|FILE", help="What to build for.")
+@options.profile
 @click.option(
     "--set",
     "settings",
@@ -139,8 +138,7 @@ def _plan_text(plan: Mapping[str, Any]) -> str:
     ]
     if engine := plan.get("tensorrt"):
         rows += _engine_rows(engine)
-    origin = plan["origin"]
-    values = [(key, value, origin.get(key, "")) for key, value in _leaves(plan["profile"], "")]
+    values = value_rows(plan["profile"], plan["origin"])
     return f"{aligned(rows)}\n\nprofile\n{aligned(values, indent=2)}"
 
 
@@ -166,12 +164,3 @@ def _engine_rows(engine: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("GPU memory", f"{format_bytes(gpu['total'])}: {parts}"),
         ("RAM to build", f"{format_bytes(engine['host_bytes'])}{at_hand}"),
     ]
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
-    """Dotted key and value of every scalar of nested mappings."""
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value)

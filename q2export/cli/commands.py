@@ -15,6 +15,7 @@ from q2export.strict.suggest import nearest
 # In the order of use. Each is `command` of the module q2export.cli.<name>; its help begins with these words.
 COMMANDS: Mapping[str, str] = {
     "build": "Build an engine package from a checkpoint, and check its parity.",
+    "profiles": "List the profiles engines can be built for, or show one in full.",
     "quantize": "Write a checkpoint with quantized weights.",
     "repack": "Write a GPTQ or AWQ checkpoint in the packed form.",
     "export": "Write a checkpoint as an ONNX file for a target.",

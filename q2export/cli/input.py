@@ -10,11 +10,13 @@ from q2export.errors import Q2ExportError
 
 
 def read_text(path: Path) -> str:
-    """The text of a UTF-8 file, without one newline at its end.
+    """The text of a UTF-8 file, or of stdin for ``-``, without one newline at its end.
 
     Raises:
         Q2ExportError: the file cannot be read, or is not UTF-8.
     """
+    if str(path) == "-":
+        return read_stdin()
     try:
         return path.read_text(encoding="utf-8").removesuffix("\n")
     except OSError as error:

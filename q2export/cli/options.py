@@ -6,10 +6,20 @@ from pathlib import Path
 
 import click
 
+from q2export.cli.settings import complete_profile
+
 model = click.option(
     "--model", required=True, metavar="MODEL", help="Checkpoint folder, or Hugging Face hub id."
 )
 revision = click.option("--revision", metavar="REVISION", help="Branch, tag or commit of a hub id.")
+profile = click.option(
+    "--profile",
+    default="cpu",
+    show_default=True,
+    metavar="NAME|FILE",
+    help="What to build for; 'q2export profiles' lists the names.",
+    shell_complete=complete_profile,
+)
 weights = click.option(
     "--weights",
     type=click.Choice(["auto", "link", "copy"]),

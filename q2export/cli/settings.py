@@ -1,10 +1,13 @@
-"""Values of a profile on the command line: ``--set KEY=VALUE``, and options that stand for one of them."""
+"""Profiles on the command line: their names, ``--set KEY=VALUE``, and how their values are shown."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 
 def overrides_of(settings: Sequence[str], short: Mapping[str, tuple[str, str | None]]) -> dict[str, object]:
@@ -41,3 +44,25 @@ def overrides_of(settings: Sequence[str], short: Mapping[str, tuple[str, str | N
             raise click.UsageError(f"{option} and --set {key} are the same; give one of them")
         overrides[key] = value
     return overrides
+
+
+def complete_profile(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Names of the packaged profiles, then files."""
+    from q2export.contracts.profile_loading import profile_names
+
+    names = [CompletionItem(name) for name in profile_names() if name.startswith(incomplete)]
+    return names or [CompletionItem(incomplete, type="file")]
+
+
+def value_rows(
+    values: Mapping[str, Any], origin: Mapping[str, str], prefix: str = ""
+) -> Iterator[tuple[str, str, str]]:
+    """Dotted key, value and origin of every value of a profile (plain data)."""
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, Mapping):
+            yield from value_rows(value, origin, f"{key}.")
+        else:
+            yield key, value if isinstance(value, str) else json.dumps(value), origin.get(key, "")
