@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from q2export.contracts import opspec
+from q2export.contracts import opspec, step
 from q2export.contracts.dtypes import BY_NAME
 from q2export.exporter.checkpoint.config import ModelConfig
 from q2export.exporter.checkpoint.rope import inverse_frequencies
@@ -38,46 +38,28 @@ def emit(config: ModelConfig, dtype: str) -> ir.Model:
 def assemble(config: ModelConfig, traced: TracedDecoder, dtype: str) -> ir.Model:
     """Stamp the traced parts of ``config`` into one model, layer by layer."""
     build = GraphBuilder("q2export", {"": ONNX_OPSET, opspec.DOMAIN: opspec.DOMAIN_VERSION})
-    float_type = ir.DataType[BY_NAME[dtype].onnx]
-    input_ids = build.input("input_ids", ir.DataType.INT64, ["batch", "sequence"])
-    past_lengths = build.input("past_lengths", ir.DataType.INT64, ["batch"])
-    query_lengths = build.input("query_lengths", ir.DataType.INT64, ["batch"])
-    logits_indices = build.input("logits_indices", ir.DataType.INT64, ["batch", "wanted"])
-    build.define_dim("batch", input_ids, 0)
-    build.define_dim("sequence", input_ids, 1)
-    build.define_dim("wanted", logits_indices, 1)
+    values = _inputs(build, config, dtype)
     inv_freq = build.constant(INV_FREQ, inverse_frequencies(config.rope, config.head_dim)[0])
 
-    hidden, position_ids = stamp(
-        build, traced.embedding, "model", {"input_ids": input_ids, "past_lengths": past_lengths}, str
-    )
-    cache_shape: list[int | str] = ["batch", config.num_key_value_heads, "capacity", config.head_dim]
-    presents = []
+    hidden, position_ids = stamp(build, traced.embedding, "model", values, str)
+    presents: list[ir.Value] = []
     for layer in range(config.num_hidden_layers):
-        inputs = {
-            "hidden": hidden,
-            "position_ids": position_ids,
-            "inv_freq": inv_freq,
-            "past_key": build.input(f"past_key.{layer}", float_type, cache_shape),
-            "past_value": build.input(f"past_value.{layer}", float_type, cache_shape),
-            "past_lengths": past_lengths,
-            "query_lengths": query_lengths,
-        }
+        caches = {tensor.name: values[tensor.at(layer)] for tensor in step.PAST}
+        inputs = {**values, **caches, "hidden": hidden, "position_ids": position_ids, "inv_freq": inv_freq}
         program = traced.layers[layer_kind(config, layer)]
         hidden, *present = stamp(build, program, f"model.layers.{layer}", inputs, str)
         hidden.name = f"model.layers.{layer}"
-        presents.append(present)
+        presents += present
 
     def tie(name: str) -> str:
         return (
             "model.embed_tokens.weight" if config.tie_word_embeddings and name == "lm_head.weight" else name
         )
 
-    (logits,) = stamp(build, traced.head, "", {"hidden": hidden, "logits_indices": logits_indices}, tie)
-    build.output(logits, "logits")
-    for layer, (key, value) in enumerate(presents):
-        build.output(key, f"present_key.{layer}")
-        build.output(value, f"present_value.{layer}")
+    (logits,) = stamp(build, traced.head, "", {**values, "hidden": hidden}, tie)
+    build.output(logits, step.LOGITS.name)
+    for names, cache in zip(step.cache_names(config.num_hidden_layers), presents, strict=True):
+        build.output(cache, names.present)
     return ir.Model(
         build.graph,
         ir_version=IR_VERSION,
@@ -85,6 +67,21 @@ def assemble(config: ModelConfig, traced: TracedDecoder, dtype: str) -> ir.Model
         producer_version=__version__,
         functions=_functions(config),
     )
+
+
+def _inputs(build: GraphBuilder, config: ModelConfig, dtype: str) -> dict[str, ir.Value]:
+    """The inputs of the graph, by name, and the dynamic sizes that nodes may use."""
+    signature = step.StepSignature(
+        config.num_hidden_layers, config.num_key_value_heads, config.head_dim, config.vocab_size, dtype
+    )
+    values = {
+        tensor.name: build.input(tensor.name, ir.DataType[BY_NAME[tensor.dtype].onnx], tensor.shape)
+        for tensor in signature.inputs
+    }
+    for dim in (step.BATCH, step.SEQUENCE, step.WANTED):
+        source = next(tensor for tensor in step.STEP_INPUTS if dim in tensor.shape)
+        build.define_dim(dim, values[source.name], source.shape.index(dim))
+    return values
 
 
 def _functions(config: ModelConfig) -> list[ir.Function]:

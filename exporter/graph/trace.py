@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram, export
 
+from q2export.contracts import step
 from q2export.exporter.checkpoint.config import ModelConfig
 from q2export.exporter.checkpoint.rope import inverse_frequencies
 from q2export.exporter.graph.model.decoder import DecoderLayer, Embedding, Head
@@ -53,8 +54,12 @@ def trace(config: ModelConfig, dtype: str) -> TracedDecoder:
     """Trace the parts of ``config`` with parameters and activations of ``dtype``, such as ``bfloat16``."""
     float_type: torch.dtype = getattr(torch, dtype)
     _, attention_factor = inverse_frequencies(config.rope, config.head_dim)
-    batch, sequence, capacity, wanted = (Dim(name) for name in ("batch", "sequence", "capacity", "wanted"))
-    tokens = {0: batch, 1: sequence}
+    dims = {name: Dim(name) for name in step.DYNAMIC}
+
+    def dynamic(tensor: step.StepTensor) -> dict[int, Dim]:
+        return {axis: dims[str(size)] for axis, size in enumerate(tensor.shape) if size in dims}
+
+    tokens, lengths = dynamic(step.INPUT_IDS), dynamic(step.PAST_LENGTHS)
     # Example sizes are distinct and above one, so that no dimension is taken for another or for a constant.
     b, s, c, n = 2, 3, 7, 5
     with torch.device("meta"):
@@ -76,16 +81,16 @@ def trace(config: ModelConfig, dtype: str) -> TracedDecoder:
             kind: DecoderLayer(config, layer, attention_factor).to(float_type)
             for kind, layer in first_of_kind.items()
         }
-    cache_dims = {0: batch, 2: capacity}
+    caches = tuple(dynamic(tensor) for tensor in step.PAST)
     return TracedDecoder(
-        embedding=_export(embedding, (ids, past_lengths), (tokens, {0: batch})),
+        embedding=_export(embedding, (ids, past_lengths), (tokens, lengths)),
         layers={
             kind: _export(
                 module,
                 (hidden, ids, inv_freq, past_key, past_value, past_lengths, query_lengths),
-                (tokens, tokens, {}, cache_dims, cache_dims, {0: batch}, {0: batch}),
+                (tokens, tokens, {}, *caches, lengths, lengths),
             )
             for kind, module in modules.items()
         },
-        head=_export(head, (hidden, indices), (tokens, {0: batch, 1: wanted})),
+        head=_export(head, (hidden, indices), (tokens, dynamic(step.LOGITS_INDICES))),
     )

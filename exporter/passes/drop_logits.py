@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from q2export.contracts.step import LOGITS, LOGITS_INDICES
 from q2export.errors import ExportError
 from q2export.exporter.passes.base import Pass, PassResult
 from q2export.exporter.passes.remove_unused import RemoveUnused
 
-_OUTPUT, _INPUT = "logits", "logits_indices"
+_OUTPUT, _INPUT = LOGITS.name, LOGITS_INDICES.name
 
 
 class DropLogits(Pass):

@@ -18,6 +18,7 @@ from typing import Any
 
 from q2export.contracts.progress import Advance, silent
 from q2export.contracts.ranges import StepRanges
+from q2export.contracts.step import DYNAMIC, tensor_named
 from q2export.errors import ExportError
 from q2export.plugins.tensorrt.callbacks import (
     PROGRESS_STEPS,
@@ -34,7 +35,6 @@ from q2export.plugins.tensorrt.registry import register
 from q2export.plugins.tensorrt.targets import rtx_targets, title
 
 _log = logging.getLogger(__name__)
-_PER_LAYER_INPUTS = ("past_key", "past_value")
 
 
 @dataclass(frozen=True)
@@ -154,12 +154,12 @@ class Network:
         profile = self._builder.create_optimization_profile()
         for index in range(self.definition.num_inputs):
             tensor = self.definition.get_input(index)
-            kind = tensor.name.partition(".")[0]
-            heads, head_dim = (tensor.shape[1], tensor.shape[3]) if kind in _PER_LAYER_INPUTS else (0, 0)
-            shapes = ranges.shapes(heads, head_dim)
-            if kind not in shapes:
+            declared = tensor_named(tensor.name)
+            if declared is None:
                 raise ExportError(f"the network has an input {tensor.name!r} no profile gives a shape to")
-            profile.set_shape(tensor.name, *shapes[kind])
+            sizes = zip(declared.shape, tensor.shape, strict=True)
+            shape = [name if name in DYNAMIC else fixed for name, fixed in sizes]
+            profile.set_shape(tensor.name, *ranges.shapes(shape))
         if config.add_optimization_profile(profile) < 0:
             raise ExportError(f"{title(self.trt)} refuses the ranges {ranges}: {_reasons(self._errors)[0]}")
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from q2export.contracts.step import BATCH, CAPACITY, SEQUENCE, WANTED
 from q2export.errors import ProfileError
 
 PREFILL, DECODE = 0, 1
@@ -44,26 +46,14 @@ class StepRanges:
     logits: Range
     capacity: Range
 
-    def shapes(self, num_key_value_heads: int, head_dim: int) -> dict[str, tuple[tuple[int, ...], ...]]:
-        """Smallest, expected and largest shape of every kind of graph input.
+    def shapes(self, shape: Sequence[str | int]) -> tuple[tuple[int, ...], ...]:
+        """Smallest, expected and largest shape of a graph input.
 
-        Returns:
-            ``(min, opt, max)`` by input name; the caches of all layers share ``past_key`` and ``past_value``.
+        Args:
+            shape: sizes, and names of :data:`q2export.contracts.step.DYNAMIC`.
         """
-
-        def three(*dims: Range | int) -> tuple[tuple[int, ...], ...]:
-            return tuple(
-                tuple(dim if isinstance(dim, int) else getattr(dim, bound) for dim in dims)
-                for bound in ("min", "opt", "max")
-            )
-
-        cache = three(self.batch, num_key_value_heads, self.capacity, head_dim)
-        lengths = three(self.batch)
-        return {
-            "input_ids": three(self.batch, self.sequence),
-            "past_lengths": lengths,
-            "query_lengths": lengths,
-            "logits_indices": three(self.batch, self.logits),
-            "past_key": cache,
-            "past_value": cache,
-        }
+        ranges = {BATCH: self.batch, SEQUENCE: self.sequence, WANTED: self.logits, CAPACITY: self.capacity}
+        return tuple(
+            tuple(size if isinstance(size, int) else getattr(ranges[size], bound) for size in shape)
+            for bound in ("min", "opt", "max")
+        )

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from q2export.contracts.dtypes import FLOAT_NAMES
 from q2export.contracts.memory import CacheShape, MemoryNeed, memory_table
+from q2export.contracts.step import PAST
 from q2export.errors import Q2ExportError
 from q2export.inspect.onnx import OnnxSummary, TensorInfo, summarise_onnx
 from q2export.package.manifest import GRAPH_FILE, MANIFEST_NAME, Manifest
@@ -166,8 +168,8 @@ def _memory(cache: CacheShape, weight_bytes: int, max_batch: int, max_context: i
 
 def _cache_of(inputs: tuple[TensorInfo, ...]) -> CacheShape | None:
     """The KV cache of a graph, from its inputs ``past_key.N`` ``[batch, heads, capacity, head_dim]``."""
-    past = [tensor for tensor in inputs if tensor.name.startswith("past_key.")]
-    if not past or past[0].dtype not in ("float32", "float16", "bfloat16") or len(past[0].shape) != 4:
+    past = [tensor for tensor in inputs if tensor.name.startswith(f"{PAST[0].name}.")]
+    if not past or past[0].dtype not in FLOAT_NAMES or len(past[0].shape) != 4:
         return None
     _, heads, _, head_dim = past[0].shape
     if not (heads.isdigit() and head_dim.isdigit()):

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from q2export.contracts.step import cache_names
 from q2export.errors import GenerationError
 from q2export.package.manifest import EngineInfo
 from q2export.runtime.backends.base import Float32Array, Int64Array
-from q2export.runtime.backends.onnxruntime_session import GraphSession, cache_names, open_session
+from q2export.runtime.backends.onnxruntime_session import GraphSession, open_session
 from q2export.runtime.cpu import has_exact_int8_products
 
 _log = logging.getLogger(__name__)
@@ -221,7 +222,7 @@ def step_inputs(
     length = len(tokens)
     shape = (1, engine.num_key_value_heads, length, engine.head_dim)
     dtype = np.float16 if engine.kv_dtype == "float16" else np.float32
-    caches = {name: np.zeros(shape, dtype=dtype) for name in cache_names("past", engine.num_hidden_layers)}
+    caches = {names.past: np.zeros(shape, dtype=dtype) for names in cache_names(engine.num_hidden_layers)}
     return {
         "input_ids": np.array([tokens], dtype=np.int64),
         "past_lengths": np.zeros(1, dtype=np.int64),

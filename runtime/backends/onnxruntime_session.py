@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from q2export.contracts.step import LOGITS, STEP_INPUTS, cache_names
 from q2export.errors import PackageError
 from q2export.runtime.backends.base import Float32Array, Int64Array
 from q2export.runtime.onnxruntime_import import import_onnxruntime
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
 
     from q2export.runtime.backends.onnxruntime import OnnxRuntimeCache
 
-STEP_INPUTS = ("input_ids", "past_lengths", "query_lengths", "logits_indices")
-_LOGITS = "logits"
 _WARNING_SEVERITY = 3  # errors only: ORT warns of every name it meets twice
 
 
@@ -92,9 +91,10 @@ class GraphSession:
     def __init__(self, session: onnxruntime.InferenceSession, name: Path, layers: int) -> None:
         self._session = session
         self._layers = layers
-        self.gives_logits = any(value.name == _LOGITS for value in session.get_outputs())
-        self._inputs = STEP_INPUTS if self.gives_logits else STEP_INPUTS[:-1]
-        expected = {*self._inputs, *cache_names("past", layers)}
+        self.gives_logits = any(value.name == LOGITS.name for value in session.get_outputs())
+        step = STEP_INPUTS if self.gives_logits else STEP_INPUTS[:-1]
+        self._inputs = [tensor.name for tensor in step]
+        expected = {*self._inputs, *(names.past for names in cache_names(layers))}
         found = {value.name for value in session.get_inputs()}
         if found != expected:
             difference = ", ".join(sorted(found ^ expected)[:4])
@@ -120,7 +120,7 @@ class GraphSession:
         for name, array in zip(self._inputs, arrays, strict=True):
             binding.bind_input(name, "cpu", 0, np.int64, array.shape, array.ctypes.data)
         if logits is not None:
-            binding.bind_output(_LOGITS, "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
+            binding.bind_output(LOGITS.name, "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
         self._session.run_with_iobinding(binding)
 
     def end_profiling(self) -> Path:
@@ -130,15 +130,9 @@ class GraphSession:
     def _bind_cache(self, cache: OnnxRuntimeCache, rows: slice) -> Any:
         """Bind every layer's cache rows, as input and output of the same memory."""
         binding = self._session.io_binding()
-        for layer in range(self._layers):
-            for index, kind in enumerate(("key", "value")):
-                part = cache.data[layer, index, rows]
-                address = part.ctypes.data
-                binding.bind_input(f"past_{kind}.{layer}", "cpu", 0, np.float32, part.shape, address)
-                binding.bind_output(f"present_{kind}.{layer}", "cpu", 0, np.float32, part.shape, address)
+        for names in cache_names(self._layers):
+            part = cache.data[names.layer, names.index, rows]
+            address = part.ctypes.data
+            binding.bind_input(names.past, "cpu", 0, np.float32, part.shape, address)
+            binding.bind_output(names.present, "cpu", 0, np.float32, part.shape, address)
         return binding
-
-
-def cache_names(prefix: str, layers: int) -> list[str]:
-    """Names of the cache inputs (``past``) or outputs (``present``) of a graph."""
-    return [f"{prefix}_{kind}.{layer}" for layer in range(layers) for kind in ("key", "value")]

@@ -217,11 +217,10 @@ def test_what_tensorrt_refuses_is_reported_with_its_reason(trt: ModuleType, dens
 
 
 def test_shapes_of_a_step() -> None:
-    shapes = PREFILL.shapes(2, 64)
-    assert shapes["input_ids"] == ((1, 1), (1, 16), (4, 32))
-    assert shapes["past_lengths"] == shapes["query_lengths"] == ((1,), (1,), (4,))
-    assert shapes["logits_indices"] == ((1, 1), (1, 1), (4, 8))
-    assert shapes["past_value"] == ((1, 2, 1, 64), (1, 2, 64, 64), (4, 2, 256, 64))
+    assert PREFILL.shapes(("batch", "sequence")) == ((1, 1), (1, 16), (4, 32))
+    assert PREFILL.shapes(("batch",)) == ((1,), (1,), (4,))
+    assert PREFILL.shapes(("batch", "wanted")) == ((1, 1), (1, 1), (4, 8))
+    assert PREFILL.shapes(("batch", 2, "capacity", 64)) == ((1, 2, 1, 64), (1, 2, 64, 64), (4, 2, 256, 64))
 
 
 def test_progress_of_nested_phases() -> None:

@@ -8,41 +8,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 from q2export.contracts.dtypes import BY_NAME
+from q2export.contracts.step import BATCH, SEQUENCE, STEP_INPUTS, WANTED, CacheNames, cache_names
 from q2export.package.manifest import EngineInfo
 
 ALIGNMENT = 256
 INT64_BYTES = BY_NAME["int64"].itemsize
 LOGIT_BYTES = BY_NAME["float32"].itemsize
 
-Kind = Literal["key", "value"]
-KINDS: tuple[Kind, Kind] = ("key", "value")
-
 
 def aligned(size: int) -> int:
     """``size`` rounded up to a multiple of :data:`ALIGNMENT`."""
     return -(-size // ALIGNMENT) * ALIGNMENT
-
-
-def past_name(kind: Kind, layer: int) -> str:
-    """Name of the engine's input for one layer's cache."""
-    return f"past_{kind}.{layer}"
-
-
-def present_name(kind: Kind, layer: int) -> str:
-    """Name of the engine's output for one layer's cache."""
-    return f"present_{kind}.{layer}"
-
-
-def aliases(num_hidden_layers: int) -> dict[str, str]:
-    """Output name -> the input whose memory it updates in place."""
-    return {
-        present_name(kind, layer): past_name(kind, layer)
-        for layer in range(num_hidden_layers)
-        for kind in KINDS
-    }
 
 
 @dataclass(frozen=True)
@@ -102,33 +80,29 @@ class KVLayout:
         """Size of the arena."""
         return 2 * self.num_hidden_layers * self.slab_bytes
 
-    def offset(self, layer: int, kind: Kind) -> int:
+    def offset(self, names: CacheNames) -> int:
         """Where the slab of one layer's keys or values begins."""
-        return (2 * layer + KINDS.index(kind)) * self.slab_bytes
+        return (2 * names.layer + names.index) * self.slab_bytes
 
     def bindings(self, rows: int) -> dict[str, Binding]:
         """Every ``past_*`` and ``present_*`` of a step over the first ``rows`` rows, both in one place."""
         shape = (rows, self.num_key_value_heads, self.capacity, self.head_dim)
         found = {}
-        for layer in range(self.num_hidden_layers):
-            for kind in KINDS:
-                binding = Binding(self.offset(layer, kind), shape)
-                found[past_name(kind, layer)] = binding
-                found[present_name(kind, layer)] = binding
+        for names in cache_names(self.num_hidden_layers):
+            found[names.past] = found[names.present] = Binding(self.offset(names), shape)
         return found
 
     def row_copies(self, source: int, target: int, length: int) -> Iterator[RowCopy]:
         """Copies that move the first ``length`` tokens of row ``source`` to row ``target``, one per slab."""
-        for layer in range(self.num_hidden_layers):
-            for kind in KINDS:
-                slab = self.offset(layer, kind)
-                yield RowCopy(
-                    source=slab + source * self._row_bytes,
-                    target=slab + target * self._row_bytes,
-                    pitch=self.capacity * self._token_bytes,
-                    width=length * self._token_bytes,
-                    height=self.num_key_value_heads,
-                )
+        for names in cache_names(self.num_hidden_layers):
+            slab = self.offset(names)
+            yield RowCopy(
+                source=slab + source * self._row_bytes,
+                target=slab + target * self._row_bytes,
+                pitch=self.capacity * self._token_bytes,
+                width=length * self._token_bytes,
+                height=self.num_key_value_heads,
+            )
 
 
 @dataclass(frozen=True)
@@ -141,22 +115,18 @@ class InputLayout:
 
     def bindings(self) -> dict[str, Binding]:
         """Every input of the call that is not the cache, in the order of the block."""
-        shapes = {
-            "input_ids": (self.rows, self.sequence),
-            "past_lengths": (self.rows,),
-            "query_lengths": (self.rows,),
-            "logits_indices": (self.rows, self.logits),
-        }
+        sizes: dict[str | int, int] = {BATCH: self.rows, SEQUENCE: self.sequence, WANTED: self.logits}
         found, offset = {}, 0
-        for name, shape in shapes.items():
-            found[name] = Binding(offset, shape)
+        for tensor in STEP_INPUTS:
+            shape = tuple(sizes[size] for size in tensor.shape)
+            found[tensor.name] = Binding(offset, shape)
             offset = aligned(offset + math.prod(shape) * INT64_BYTES)
         return found
 
     @property
     def bytes(self) -> int:
         """Size of the block."""
-        last = self.bindings()["logits_indices"]
+        last = self.bindings()[STEP_INPUTS[-1].name]
         return aligned(last.offset + math.prod(last.shape) * INT64_BYTES)
 
 

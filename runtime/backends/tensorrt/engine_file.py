@@ -11,14 +11,13 @@ from types import ModuleType
 from typing import Any
 
 from q2export.contracts.dtypes import BY_TENSORRT
+from q2export.contracts.step import StepSignature, cache_names
 from q2export.errors import PackageError
 from q2export.package.manifest import EngineInfo, TensorRTInfo
-from q2export.runtime.backends.tensorrt.buffers import aliases
 from q2export.runtime.backends.tensorrt.compatibility import Found, mismatch
 from q2export.runtime.backends.tensorrt.profiles import Shape, StepProfile, read_profile
 
 _log = logging.getLogger(__name__)
-_INT64_INPUTS = {"input_ids": 2, "past_lengths": 1, "query_lengths": 1, "logits_indices": 2}
 
 
 @dataclass(frozen=True)
@@ -102,13 +101,19 @@ def read_tensors(trt: ModuleType, engine: Any) -> dict[str, Tensor]:
 
 def expected_tensors(info: EngineInfo) -> dict[str, Tensor]:
     """The inputs and outputs of an engine, from the manifest."""
-    cache = (-1, info.num_key_value_heads, -1, info.head_dim)
-    found = {name: Tensor(name, True, "int64", (-1,) * rank) for name, rank in _INT64_INPUTS.items()}
-    for present, past in aliases(info.num_hidden_layers).items():
-        found[past] = Tensor(past, True, info.kv_dtype, cache)
-        found[present] = Tensor(present, False, info.kv_dtype, cache)
-    found["logits"] = Tensor("logits", False, "float32", (-1, -1, info.vocab_size))
-    return found
+    signature = StepSignature(
+        info.num_hidden_layers, info.num_key_value_heads, info.head_dim, info.vocab_size, info.kv_dtype
+    )
+    return {
+        tensor.name: Tensor(
+            tensor.name,
+            is_input,
+            tensor.dtype,
+            tuple(size if isinstance(size, int) else -1 for size in tensor.shape),
+        )
+        for is_input, tensors in ((True, signature.inputs), (False, signature.outputs))
+        for tensor in tensors
+    }
 
 
 def check_tensors(
@@ -137,11 +142,11 @@ def check_tensors(
                 f"{path}: {name}: expected {_shown(expected.get(name))}, found {_shown(found.get(name))}; "
                 f"rebuild with: {rebuild_command}"
             )
-    for output, past in aliases(info.num_hidden_layers).items():
-        if alias_names.get(output) != past:
+    for names in cache_names(info.num_hidden_layers):
+        if alias_names.get(names.present) != names.past:
             raise PackageError(
-                f"{path}: {output} does not update {past} in place (it shares memory with "
-                f"{alias_names.get(output) or 'no input'}); rebuild with: {rebuild_command}"
+                f"{path}: {names.present} does not update {names.past} in place (it shares memory with "
+                f"{alias_names.get(names.present) or 'no input'}); rebuild with: {rebuild_command}"
             )
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from q2export.contracts.step import INPUT_IDS, LOGITS_INDICES, PAST, tensor_named
 from q2export.errors import GenerationError, PackageError
 from q2export.runtime.backends.base import Float32Array, Int64Array
 
@@ -79,12 +80,12 @@ def read_profile(index: int, ranges: Mapping[str, tuple[Shape, Shape]]) -> StepP
             raise PackageError(f"optimization profile {index}: its inputs allow no common {what}")
         return result
 
-    caches = [name for name in ranges if name.startswith("past_") and "." in name]
+    caches = [name for name in ranges if tensor_named(name) in PAST]
     return StepProfile(
         index,
         rows=common(ranges, 0, "batch"),
-        sequence=bounds("input_ids", 1),
-        logits=bounds("logits_indices", 1),
+        sequence=bounds(INPUT_IDS.name, 1),
+        logits=bounds(LOGITS_INDICES.name, 1),
         capacity=common(caches, 2, "capacity"),
     )
 

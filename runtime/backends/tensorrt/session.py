@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from q2export.contracts.step import LOGITS
 from q2export.errors import GenerationError, PackageError
 from q2export.package.manifest import EngineInfo, TensorRTInfo
 from q2export.runtime.backends.base import Float32Array, Int64Array
@@ -163,7 +164,7 @@ class TensorRTBackend:
         def prepare() -> None:
             _bind(context, layout.bindings(), workspace.inputs.device)
             _bind(context, workspace.layout.bindings(rows), workspace.arena)
-            context.set_tensor_address("logits", logits.device)
+            context.set_tensor_address(LOGITS.name, logits.device)
 
         def enqueue() -> None:
             self._enqueue(context, workspace, layout, logits, wanted)

@@ -81,14 +81,8 @@ class Workspace:
 
     def write_inputs(self, layout: InputLayout, step: Step) -> None:
         """Put the inputs of a call into the pinned block."""
-        arrays = {
-            "input_ids": step.input_ids,
-            "past_lengths": step.past_lengths,
-            "query_lengths": step.query_lengths,
-            "logits_indices": step.logits_indices,
-        }
-        for name, binding in layout.bindings().items():
-            self.inputs.array(binding.offset, binding.shape, np.int64)[...] = arrays[name]
+        for name, binding in layout.bindings().items():  # the fields of Step are called what the inputs are
+            self.inputs.array(binding.offset, binding.shape, np.int64)[...] = getattr(step, name)
 
     def logits_for(self, rows: int, logits: int) -> Mirror:
         """Memory for the logits of a call; up to one per row it is always the same, as graphs need."""

@@ -8,6 +8,7 @@ import pytest
 
 import q2export
 from q2export.cli.main import main
+from q2export.contracts.step import StepSignature
 from q2export.errors import PackageError
 from q2export.package.manifest import EngineInfo
 from q2export.package.reader import read_package
@@ -78,13 +79,15 @@ def _ranges(package: Path, engine: EngineInfo) -> list[dict[str, Range]]:
     from q2export.contracts.profile import Profile
 
     profile = Profile.from_dict(dict(read_package(package).manifest.profile), "manifest")
+    signature = StepSignature(
+        engine.num_hidden_layers,
+        engine.num_key_value_heads,
+        engine.head_dim,
+        engine.vocab_size,
+        engine.kv_dtype,
+    )
     found = []
     for step in profile.step_ranges():
-        shapes = step.shapes(engine.num_key_value_heads, engine.head_dim)
-        every: dict[str, Range] = {}
-        for name, (smallest, _, largest) in shapes.items():
-            layers = range(engine.num_hidden_layers) if name in ("past_key", "past_value") else [None]
-            for layer in layers:
-                every[name if layer is None else f"{name}.{layer}"] = (smallest, largest)
-        found.append(every)
+        shapes = {tensor.name: step.shapes(tensor.shape) for tensor in signature.inputs}
+        found.append({name: (smallest, largest) for name, (smallest, _, largest) in shapes.items()})
     return found

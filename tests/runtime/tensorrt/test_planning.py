@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from q2export.contracts.step import cache_names
 from q2export.errors import GenerationError, PackageError
 from q2export.runtime.backends.tensorrt.buffers import (
     ALIGNMENT,
     InputLayout,
     KVLayout,
-    aliases,
     logits_bytes,
 )
 from q2export.runtime.backends.tensorrt.graphs import Action, GraphPolicy
@@ -133,8 +133,8 @@ def test_the_arena_is_aligned_and_nothing_overlaps(
     assert len(offsets) == 2 * layers
     assert all(offset % ALIGNMENT == 0 for offset in offsets)
     assert all(b - a >= slab for a, b in zip(offsets, [*offsets[1:], layout.bytes], strict=True))
-    for output, past in aliases(layers).items():
-        assert bindings[output] == bindings[past]
+    for names in cache_names(layers):
+        assert bindings[names.present] == bindings[names.past]
 
 
 def test_fewer_rows_lie_at_the_same_addresses() -> None:
