@@ -14,7 +14,7 @@ from q2export.contracts import opspec
 from q2export.errors import CheckpointError, ConfigError, ExportError, PackageError
 from q2export.exporter.checkpoint.folder import SINGLE_FILE
 from q2export.exporter.export import build_graph, load_source, target_dtype
-from q2export.exporter.weights import bind, convert
+from q2export.exporter.weights import convert, place
 from q2export.exporter.weights.plan import as_it_is
 from q2export.exporter.weights.sizes import planned_bytes
 from tests.helpers.checkpoints import tiny_config, write_checkpoint, write_json
@@ -135,7 +135,7 @@ def test_no_value_is_read_that_is_not_converted(
     def refuse(*_: object) -> None:
         raise AssertionError("a weight was read")
 
-    monkeypatch.setattr(bind, "read_blocks", refuse)
+    monkeypatch.setattr(place, "read_blocks", refuse)
     monkeypatch.setattr(convert, "read_blocks", refuse)
     q2export.export(folder, tmp_path / "out", target="onnxruntime")
     with pytest.raises(AssertionError, match="a weight was read"):
