@@ -20,6 +20,7 @@ from typing import Literal
 from q2export.errors import PackageError
 from q2export.package.sections import (
     ALWAYS_HASHED_BYTES,
+    GRAPH_SUFFIX,
     EngineInfo,
     FileRecord,
     ModelInfo,
@@ -39,6 +40,7 @@ from q2export.version import __version__
 __all__ = [
     "ALWAYS_HASHED_BYTES",
     "GRAPH_FILE",
+    "GRAPH_SUFFIX",
     "LIBRARIES",
     "MANIFEST_NAME",
     "SCHEMA_VERSION",

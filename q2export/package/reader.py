@@ -10,9 +10,11 @@ from typing import Literal
 
 from q2export.contracts.progress import Advance, progress_bar
 from q2export.errors import PackageError
+from q2export.package.graph_check import check_graph
 from q2export.package.hashing import fingerprint_file, hash_file
 from q2export.package.manifest import (
     ALWAYS_HASHED_BYTES,
+    GRAPH_SUFFIX,
     MANIFEST_NAME,
     FileRecord,
     Manifest,
@@ -64,7 +66,9 @@ def read_package(folder: str | Path, check: Check = "fast") -> Package:
         folder: the package.
         check: ``"fast"`` checks presence and size of every file, SHA-256 of those up to 64 MiB and a
             fingerprint of 64 sampled blocks of larger ones. ``"full"`` computes SHA-256 of all files that
-            have one on record. ``"none"`` checks the manifest alone.
+            have one on record. Both refuse a graph that is not q2export's, see
+            :mod:`q2export.package.graph_check`. ``"none"`` checks the manifest alone: for packages whose
+            origin is known.
 
     Raises:
         PackageError: not a package, another schema version, a malformed manifest, or a file that is missing,
@@ -88,6 +92,10 @@ def read_package(folder: str | Path, check: Check = "fast") -> Package:
     with progress_bar("checking package", total, show=None if check == "full" else False) as advance:
         for name, record in package.manifest.files.items():
             _check_data(package, name, record, check, advance)
+    sizes = {name: record.bytes for name, record in package.manifest.files.items()}
+    for name in sizes:
+        if name.endswith(GRAPH_SUFFIX):
+            check_graph(folder / name, sizes, package.rebuild_command())
     return package
 
 

@@ -15,6 +15,7 @@ from q2export.strict.json import shown
 
 ALWAYS_HASHED_BYTES = 64 << 20
 """Files up to this size are hashed whole whenever a package is opened."""
+GRAPH_SUFFIX = ".onnx"
 
 Placement = Literal["converted", "quantized", "ancestor", "reflink", "hardlink", "copy"]
 Measured = Literal["engine", "pytorch"]
@@ -140,6 +141,9 @@ class EngineInfo:
     def __post_init__(self) -> None:
         if self.prefill_file is not None and self.format != "onnx":
             raise PackageError(f"format {self.format!r} has no prefill_file")
+        for name in (self.file, self.prefill_file) if self.format == "onnx" else ():
+            if name is not None and ("/" in name or not name.endswith(GRAPH_SUFFIX)):
+                raise PackageError(f"a graph must be a file *{GRAPH_SUFFIX} beside it, found {shown(name)}")
         if (self.format == "tensorrt") != (self.tensorrt is not None):
             problem = "needs a" if self.tensorrt is None else "has no"
             raise PackageError(f"format {self.format!r} {problem} section 'tensorrt'")

@@ -97,6 +97,9 @@ def change(data: dict[str, Any], dotted: str, value: object) -> None:
         ("engine/dtype", "float3", r"engine\.dtype is 'float3'; did you mean 'float32'\?"),
         ("engine/format", "plan", r"engine\.format is 'plan'; valid: onnx, tensorrt"),
         ("engine/format", "tensorrt", r"engine: format 'tensorrt' needs a section 'tensorrt'"),
+        ("engine/file", "model.ort", r"a graph must be a file \*\.onnx beside it, found 'model\.ort'"),
+        ("engine/file", "sub/model.onnx", r"a graph must be a file \*\.onnx beside it"),
+        ("engine/prefill_file", "prefill.engine", r"a graph must be a file \*\.onnx beside it"),
         ("engine/file", "other.onnx", r"engine\.file names 'other\.onnx', which files does not list"),
         ("weights/files/0/path", "x", r"weights\.files names 'x', which files does not list"),
         ("weights/files/0/bytes", 8, r"has 8 bytes in weights\.files, 7 in files"),
@@ -222,8 +225,9 @@ DTYPES = st.sampled_from(["float32", "float16", "bfloat16"])
 
 @st.composite
 def manifests(draw: st.DrawFn) -> Manifest:
-    files = draw(st.dictionaries(NAME, RECORDS, min_size=1, max_size=4))
-    names = sorted(files)
+    engine = draw(st.sampled_from(["model.onnx", "é.onnx"]))
+    files = draw(st.dictionaries(NAME, RECORDS, max_size=3)) | {engine: draw(RECORDS)}
+    names = [engine, *sorted(files.keys() - {engine})]
     placements = st.sampled_from(["converted", "ancestor", "reflink", "hardlink", "copy"])
     weights = tuple(
         WeightFile(name, draw(placements), tuple(draw(st.lists(TEXT, max_size=3))), files[name].bytes)

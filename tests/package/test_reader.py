@@ -14,7 +14,7 @@ from q2export.package.hashing import fingerprint_file
 from q2export.package.manifest import MANIFEST_NAME, SCHEMA_VERSION, FileRecord
 from q2export.package.reader import read_package
 from q2export.package.writer import PackageWriter
-from tests.package.packages import make_manifest, write_package
+from tests.package.packages import graph_text, make_manifest, write_package
 
 LARGE = (64 << 20) + 12345
 
@@ -72,9 +72,9 @@ def test_what_is_no_package(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda p: p.unlink(), r"expected 5 bytes, found no such file\."),
-        (lambda p: p.write_text("graphs"), r"expected 5 bytes, found 6 bytes\."),
-        (lambda p: p.write_text("grapf"), r"expected sha256 [0-9a-f]{64}, found [0-9a-f]{64}\."),
+        (lambda p: p.unlink(), r"expected 21 bytes, found no such file\."),
+        (lambda p: p.write_text("graphs"), r"expected 21 bytes, found 6 bytes\."),
+        (lambda p: p.write_text(graph_text("grapf")), r"expected sha256 [0-9a-f]{64}, found [0-9a-f]{64}\."),
         (lambda p: (p.unlink(), p.mkdir()), r"expected a regular file, found something else\."),
         (lambda p: (p.unlink(), os.mkfifo(p)), r"expected a regular file, found something else\."),
         (
@@ -119,7 +119,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with (folder / "s.safetensors").open("wb") as file:
         file.truncate(LARGE)
     with PackageWriter.open(folder / "p", placement="copy") as writer:
-        writer.add_text("model.onnx", "graph")
+        writer.add_text("model.onnx", graph_text())
         writer.place_weights(folder / "s.safetensors", "s.safetensors")
         writer.write_manifest(make_manifest(writer.files, writer.weights))
     return folder / "p"

@@ -15,7 +15,7 @@ from q2export.package.manifest import MANIFEST_NAME
 from q2export.package.output import check_output
 from q2export.package.reader import read_package
 from q2export.package.writer import PackageWriter, written_files
-from tests.package.packages import make_manifest, write_package
+from tests.package.packages import graph_text, make_manifest, write_package
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -23,7 +23,7 @@ def test_round_trip(tmp_path: Path) -> None:
     with PackageWriter.open(tmp_path / "out") as writer:
         assert writer.folder.parent == tmp_path
         assert not writer.output.exists()
-        writer.add_bytes("model.onnx", b"\x00\x01")
+        writer.add_bytes("model.onnx", graph_text().encode())
         writer.add_text("sub/chat_template.jinja", "é\r\n")
         writer.add_file("config.json", tmp_path / "config.json")
         with writer.open_hashed("weights.safetensors") as file:
@@ -41,7 +41,7 @@ def test_round_trip(tmp_path: Path) -> None:
 
 def test_manifest_can_be_written_again(tmp_path: Path) -> None:
     with PackageWriter.open(tmp_path / "out") as writer:
-        writer.add_text("model.onnx", "graph")
+        writer.add_text("model.onnx", graph_text())
         writer.write_manifest(make_manifest(writer.files))
         assert read_package(writer.folder).has("model.onnx")  # the parity check opens it in place
         writer.add_text("parity.json", "{}")
@@ -52,7 +52,7 @@ def test_manifest_can_be_written_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit, MemoryError])
 def test_any_exception_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
     with pytest.raises(error), PackageWriter.open(tmp_path / "new/out") as writer:
-        writer.add_text("model.onnx", "graph")
+        writer.add_text("model.onnx", graph_text())
         with writer.open_hashed("weights") as file:
             file.write(b"abc")
             raise error
@@ -70,24 +70,24 @@ def test_interrupted_file_is_not_recorded(tmp_path: Path) -> None:
 
 
 def forget(writer: PackageWriter) -> None:
-    writer.add_text("model.onnx", "graph")
+    writer.add_text("model.onnx", graph_text())
 
 
 def describe_too_early(writer: PackageWriter) -> None:
-    writer.add_text("model.onnx", "graph")
+    writer.add_text("model.onnx", graph_text())
     writer.write_manifest(make_manifest(writer.files))
     writer.add_text("late.json", "{}")
 
 
 def describe_too_little(writer: PackageWriter) -> None:
-    writer.add_text("model.onnx", "graph")
+    writer.add_text("model.onnx", graph_text())
     record = dict(writer.files)
     writer.add_text("other.json", "{}")
     writer.write_manifest(make_manifest(record))
 
 
 def drop_a_stray_file(writer: PackageWriter) -> None:
-    writer.add_text("model.onnx", "graph")
+    writer.add_text("model.onnx", graph_text())
     (writer.folder / "stray.tmp").touch()
     writer.write_manifest(make_manifest(writer.files))
 
@@ -116,9 +116,9 @@ def test_existing_output(tmp_path: Path) -> None:
     write_package(tmp_path / "out", text="first")
     with pytest.raises(PackageError, match=r"/out exists already; .*--overwrite"):
         write_package(tmp_path / "out", text="second")
-    assert read_package(tmp_path / "out").path("model.onnx").read_text() == "first"
+    assert read_package(tmp_path / "out").path("model.onnx").read_text() == graph_text("first")
     write_package(tmp_path / "out", text="second", overwrite=True)
-    assert read_package(tmp_path / "out").path("model.onnx").read_text() == "second"
+    assert read_package(tmp_path / "out").path("model.onnx").read_text() == graph_text("second")
     assert os.listdir(tmp_path) == ["out"]
 
 
@@ -151,7 +151,7 @@ def test_output_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
         writer.add_text("model.onnx", "late")
         writer.write_manifest(make_manifest(writer.files))
         write_package(tmp_path / "out", text="early")
-    assert read_package(tmp_path / "out").path("model.onnx").read_text() == "early"
+    assert read_package(tmp_path / "out").path("model.onnx").read_text() == graph_text("early")
     assert os.listdir(tmp_path) == ["out"]
 
 
@@ -235,22 +235,22 @@ def test_killed_at_any_moment(
         found = None
         if (folder / "out").exists():
             found = read_package(folder / "out", "full").path("model.onnx").read_text()
-        assert found in (("old", "new") if replaces else (None, "new"))
+        assert found in (graph_text("new"), graph_text("old") if replaces else None)
         outcomes.add(found)
         again = "newer" if found else "new"
         write_package(folder / "out", text=again, overwrite=found is not None, shard=shard)
-        assert read_package(folder / "out", "full").path("model.onnx").read_text() == again
+        assert read_package(folder / "out", "full").path("model.onnx").read_text() == graph_text(again)
         assert os.listdir(folder) == ["out"]  # and nothing is left of the killed one
         moments += 1
     assert moments > 30
     assert len(outcomes) == 2  # both sides of the rename were visited
-    assert read_package(folder / "out", "full").path("model.onnx").read_text() == "new"
+    assert read_package(folder / "out", "full").path("model.onnx").read_text() == graph_text("new")
 
 
 def test_termination_while_writing_cleans_up(tmp_path: Path) -> None:
     def work() -> None:
         with PackageWriter.open(tmp_path / "new/out") as writer:
-            writer.add_text("model.onnx", "graph")
+            writer.add_text("model.onnx", graph_text())
             os.kill(os.getpid(), signal.SIGTERM)
             signal.pause()
 
