@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from q2export.contracts.dtypes import FLOAT_NAMES
+from q2export.contracts.quantization import PackedQuantization
 from q2export.errors import ConfigError
 from q2export.exporter.checkpoint.config_fields import (
     ARCHITECTURES,
@@ -24,7 +25,6 @@ from q2export.exporter.checkpoint.config_fields import (
 )
 from q2export.exporter.checkpoint.json_fields import MAX_SIZE, Fields
 from q2export.exporter.checkpoint.model_config import FULL, SLIDING, ModelConfig, MoeConfig
-from q2export.exporter.checkpoint.packed import PackedQuantization
 from q2export.exporter.checkpoint.packed_config import is_packed, parse_section
 from q2export.exporter.checkpoint.published_config import PublishedQuantization, parse_published
 from q2export.exporter.checkpoint.rope import RopeParameters

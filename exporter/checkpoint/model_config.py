@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from q2export.contracts.quantization import PackedQuantization
 from q2export.errors import ConfigError
 from q2export.exporter.checkpoint.config_fields import ARCHITECTURES
-from q2export.exporter.checkpoint.packed import PackedQuantization
 from q2export.exporter.checkpoint.published_config import PublishedQuantization
 from q2export.exporter.checkpoint.rope import RopeParameters
 from q2export.strict.json import shown

@@ -27,35 +27,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from q2export.contracts.quantization import Quantization, Scheme
+from q2export.contracts.quantization import Scheme
 
 SCALE_SUFFIX, ZERO_POINT_SUFFIX, INPUT_ORDER_SUFFIX = "_scale", "_zero_point", "_input_order"
-
-
-@dataclass(frozen=True)
-class PackedQuantization:
-    """What is quantized in a checkpoint in the packed form; its ``quantization_config`` says this.
-
-    Attributes:
-        scheme: of every quantized weight.
-        method: where the codes come from: the method of quantization, or the format of the published
-            checkpoint they were taken from.
-        embedding, keep: as in :class:`q2export.contracts.quantization.Quantization`.
-        input_order: the columns of all quantized weights but embedding and ``down_proj`` are permuted, as
-            GPTQ's act-order wants it, see :class:`PackedWeight`. (For ``down_proj`` the rows of gate and up
-            can be permuted instead.)
-    """
-
-    scheme: Scheme
-    method: str = "round-to-nearest"
-    embedding: bool = True
-    keep: tuple[str, ...] = ()
-    input_order: bool = False
-
-    @classmethod
-    def of(cls, quantization: Quantization) -> PackedQuantization:
-        """What quantizing this way gives; only where ``quantization.enabled``."""
-        return cls(quantization.scheme, quantization.method, quantization.embedding, quantization.keep)
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ from itertools import groupby
 from types import MappingProxyType
 
 from q2export.contracts.dtypes import BY_SAFETENSORS
+from q2export.contracts.quantization import PackedQuantization
 from q2export.exporter.checkpoint.config import ModelConfig
-from q2export.exporter.checkpoint.packed import PackedQuantization, PackedWeight
+from q2export.exporter.checkpoint.packed import PackedWeight
 from q2export.exporter.checkpoint.parameters import EMBEDDING, expected_parameters
 from q2export.exporter.checkpoint.selection import select_weights
 

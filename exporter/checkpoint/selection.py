@@ -12,11 +12,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
-from q2export.contracts.quantization import BLOCK_SIZES
+from q2export.contracts.quantization import BLOCK_SIZES, PackedQuantization
 from q2export.errors import ProfileError
 from q2export.exporter.checkpoint.config import ModelConfig
 from q2export.exporter.checkpoint.listing import listed_names
-from q2export.exporter.checkpoint.packed import INPUT_ORDER_SUFFIX, PackedQuantization, PackedWeight
+from q2export.exporter.checkpoint.packed import INPUT_ORDER_SUFFIX, PackedWeight
 from q2export.exporter.checkpoint.parameters import EMBEDDING, LM_HEAD, expected_parameters
 from q2export.strict.suggest import nearest
 
@@ -40,7 +40,7 @@ def select_weights(config: ModelConfig, packed: PackedQuantization) -> dict[str,
         for name, shape in parameters.items()
         if is_quantizable(name, packed.embedding) and not is_kept(name, packed.keep)
     }
-    _check_block_size(selected.values(), packed.scheme.block_size)
+    _check_block_size(selected.values(), packed.block_size)
     selected = _with_alternating_rows(selected)
     return _with_input_orders(selected) if packed.input_order else selected
 

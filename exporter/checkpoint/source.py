@@ -10,10 +10,11 @@ from pathlib import Path
 from types import MappingProxyType
 
 from q2export.contracts.dtypes import BY_SAFETENSORS
+from q2export.contracts.quantization import PackedQuantization
 from q2export.errors import ConfigError
 from q2export.exporter.checkpoint.config import ModelConfig, load_config
 from q2export.exporter.checkpoint.folder import Checkpoint, TensorRef, open_checkpoint
-from q2export.exporter.checkpoint.packed import PackedQuantization, PackedWeight
+from q2export.exporter.checkpoint.packed import PackedWeight
 from q2export.exporter.checkpoint.packed_layout import PADDING_PREFIX
 from q2export.exporter.checkpoint.parameters import TensorSpec, check_parameters, expected_parameters
 from q2export.exporter.checkpoint.published_config import PublishedQuantization

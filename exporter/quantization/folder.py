@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from q2export.contracts.progress import Advance, silent
-from q2export.contracts.quantization import Quantization
+from q2export.contracts.quantization import PackedQuantization, Quantization
 from q2export.errors import ConfigError, PackageError
-from q2export.exporter.checkpoint.packed import PackedQuantization
 from q2export.exporter.checkpoint.packed_config import CONFIG_KEY, config_section, is_packed
 from q2export.exporter.quantization.quantize import (
     THREADS,

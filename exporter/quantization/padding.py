@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
+from q2export.contracts.quantization import PackedQuantization
 from q2export.exporter.checkpoint.config import ModelConfig
-from q2export.exporter.checkpoint.packed import PackedQuantization
 from q2export.exporter.checkpoint.parameters import expected_parameters
 from q2export.exporter.checkpoint.selection import is_kept
 
@@ -35,7 +35,7 @@ def pad_intermediate(config: ModelConfig, packed: PackedQuantization) -> PaddedM
 
     A size stays where every ``down_proj`` that has it is kept in high precision.
     """
-    block, sizes = packed.scheme.block_size, {}
+    block, sizes = packed.block_size, {}
     for name, shape in expected_parameters(config).items():
         if name.endswith(".down_proj.weight") and not is_kept(name, packed.keep) and shape[1] % block:
             sizes[_field_of(name)] = (shape[1], -(-shape[1] // block) * block)

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from q2export.contracts.progress import Advance, silent
-from q2export.contracts.quantization import Quantization
+from q2export.contracts.quantization import PackedQuantization, Quantization
 from q2export.errors import CheckpointError
-from q2export.exporter.checkpoint.packed import PackedQuantization
 from q2export.exporter.checkpoint.packed_layout import plan_layout
 from q2export.exporter.checkpoint.parameters import expected_parameters
 from q2export.exporter.quantization.padding import pad_intermediate

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Protocol
 
 from q2export.contracts.progress import progress_bar
-from q2export.contracts.quantization import Quantization
+from q2export.contracts.quantization import PackedQuantization, Quantization
 from q2export.errors import ProfileError
 from q2export.exporter.checkpoint.config import ModelConfig, load_config
-from q2export.exporter.checkpoint.packed import PackedQuantization, PackedWeight
+from q2export.exporter.checkpoint.packed import PackedWeight
 from q2export.exporter.checkpoint.packed_layout import plan_layout
 from q2export.exporter.checkpoint.published_config import PublishedQuantization
 from q2export.exporter.checkpoint.source import Source, load_source, plain_dtype
@@ -174,15 +174,9 @@ def _check_agreement(
     folder: Path, found: PackedQuantization, asked: Quantization, explicit: Collection[str]
 ) -> None:
     """Refuse a request that a checkpoint quantized already cannot fulfil."""
-    values = {
-        "weights": f"int{found.scheme.bits}",
-        "block_size": found.scheme.block_size,
-        "symmetric": found.scheme.symmetric,
-        "method": found.method,
-        "embedding": found.embedding,
-        "keep": found.keep,
-    }
-    for name, value in values.items():
+    values = {"weights": f"int{found.bits}", **vars(found)}
+    for name in ("weights", "block_size", "symmetric", "method", "embedding", "keep"):
+        value = values[name]
         wanted = getattr(asked, name)
         if wanted != value and (name in explicit or (name == "weights" and asked.enabled)):
             raise ProfileError(

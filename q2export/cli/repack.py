@@ -38,7 +38,7 @@ def command(model: str, revision: str | None, output: Path, overwrite: bool, as_
 
 def _rows(made: RepackedCheckpoint) -> list[tuple[str, str]]:
     result = made.result
-    scheme = result.quantization.scheme
+    scheme = result.quantization
     zero_points = "symmetric" if scheme.symmetric else "with zero points"
     kind = f"int{scheme.bits}, blocks of {scheme.block_size}, {zero_points}, {result.quantization.method}"
     rows = [

@@ -182,9 +182,9 @@ def check_same_model(manifest: Manifest, source: Source) -> None:
     if (quantized := source.quantization) is not None:
         ours = manifest.quantization
         pairs |= {
-            "quantization bits": (ours and ours.bits, quantized.scheme.bits),
-            "quantization block_size": (ours and ours.block_size, quantized.scheme.block_size),
-            "quantization symmetric": (ours and ours.symmetric, quantized.scheme.symmetric),
+            "quantization bits": (ours and ours.bits, quantized.bits),
+            "quantization block_size": (ours and ours.block_size, quantized.block_size),
+            "quantization symmetric": (ours and ours.symmetric, quantized.symmetric),
         }
     for name, (built, found) in pairs.items():
         if built != found:

@@ -95,10 +95,41 @@ class Quantization:
         """Whether anything is quantized."""
         return self.weights != "none"
 
+
+@dataclass(frozen=True)
+class PackedQuantization(Scheme):
+    """What is quantized in a checkpoint in the packed form, and how: its ``quantization_config`` says this.
+
+    Attributes:
+        method: where the codes come from: the method of quantization, or the format of the published
+            checkpoint they were taken from (``gptq``, ``awq``).
+        embedding, keep: as in :class:`Quantization`.
+        input_order: the columns of all quantized weights but embedding and ``down_proj`` are permuted, as
+            GPTQ's act-order wants it. (For ``down_proj`` the rows of gate and up can be permuted instead.)
+    """
+
+    method: str = "round-to-nearest"
+    embedding: bool = True
+    keep: tuple[str, ...] = ()
+    input_order: bool = False
+
+    def __post_init__(self) -> None:
+        for name, choices in (("bits", tuple(BITS.values())), ("block_size", BLOCK_SIZES)):
+            value = getattr(self, name)
+            if value not in choices:
+                raise ProfileError(f"{name}: expected {' or '.join(map(str, choices))}, found {value}")
+
+    @classmethod
+    def of(cls, quantization: Quantization) -> PackedQuantization:
+        """What quantizing this way gives; only where ``quantization.enabled``."""
+        one = quantization
+        bits = BITS[one.weights]
+        return cls(bits, one.block_size, one.symmetric, one.method, one.embedding, one.keep)
+
     @property
     def scheme(self) -> Scheme:
-        """The scheme of every quantized weight; only where :attr:`enabled`."""
-        return Scheme(BITS[self.weights], self.block_size, self.symmetric)
+        """Of every quantized weight."""
+        return Scheme(self.bits, self.block_size, self.symmetric)
 
 
 @dataclass(frozen=True)

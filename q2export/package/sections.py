@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from q2export.contracts.dtypes import FloatDtype
-from q2export.contracts.quantization import Activations
+from q2export.contracts.quantization import Activations, PackedQuantization
 from q2export.errors import PackageError
 from q2export.package.hashing import FileDigest
 from q2export.strict.json import shown
@@ -189,28 +189,18 @@ class WeightsInfo:
         )
 
 
-@dataclass(frozen=True)
-class QuantizationInfo:
+@dataclass(frozen=True, kw_only=True)
+class QuantizationInfo(PackedQuantization):
     """How the weights are quantized, and how the engine multiplies them.
 
     Attributes:
         format_version: of the form they are stored in.
-        bits, block_size, symmetric: see :class:`q2export.contracts.quantization.Scheme`.
-        method: of quantization, or the published format they come from (``gptq``, ``awq``).
-        embedding, keep, activations: see :class:`q2export.contracts.quantization.Quantization`.
-        input_order: the inputs of matmuls are put into another order first, as act-order wants it.
+        activations: see :class:`q2export.contracts.quantization.Quantization`.
         quantized_weights: how many; ``quantized_bytes``: of their codes, scales and zero points.
         kept_weights: matrices in high precision; ``kept_bytes``: theirs.
     """
 
     format_version: int
-    bits: int
-    block_size: int
-    symmetric: bool
-    method: str
-    embedding: bool
-    keep: tuple[str, ...]
-    input_order: bool
     activations: Activations
     quantized_weights: int
     quantized_bytes: int
@@ -218,7 +208,8 @@ class QuantizationInfo:
     kept_bytes: int
 
     def __post_init__(self) -> None:
-        _check_positive(self, "format_version", "bits", "block_size", "quantized_weights")
+        super().__post_init__()
+        _check_positive(self, "format_version", "quantized_weights")
         _check_not_negative(self, "quantized_bytes", "kept_weights", "kept_bytes")
 
 

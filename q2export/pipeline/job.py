@@ -58,7 +58,7 @@ class Job:
         if self.engine is not None:
             engine_build.announce(self.engine)
         quantization, activations = self.weights.quantization, self.profile.quantization.activations
-        is_slow = quantization is not None and quantization.scheme.bits == 8 and activations == "float32"
+        is_slow = quantization is not None and quantization.bits == 8 and activations == "float32"
         if is_slow and self.target == "onnxruntime":
             _log.warning(
                 "ONNX Runtime multiplies 8-bit weights with float32 activations about a hundred times slower "

@@ -132,8 +132,8 @@ def _quantization_info(source: Source, profile: Profile) -> QuantizationInfo | N
     from q2export.exporter.checkpoint.parameters import expected_parameters
     from q2export.exporter.checkpoint.selection import is_quantizable
 
-    packed = source.quantization
-    if packed is None:
+    quantization = source.quantization
+    if quantization is None:
         return None
     kept = [
         source.checkpoint.tensors[name].nbytes
@@ -141,14 +141,8 @@ def _quantization_info(source: Source, profile: Profile) -> QuantizationInfo | N
         if is_quantizable(name, embedding=True) and name not in source.packed
     ]
     return QuantizationInfo(
+        **vars(quantization),
         format_version=FORMAT_VERSION,
-        bits=packed.scheme.bits,
-        block_size=packed.scheme.block_size,
-        symmetric=packed.scheme.symmetric,
-        method=packed.method,
-        embedding=packed.embedding,
-        keep=packed.keep,
-        input_order=packed.input_order,
         activations=profile.quantization.activations,
         quantized_weights=len(source.packed),
         quantized_bytes=sum(weight.nbytes for weight in source.packed.values()),

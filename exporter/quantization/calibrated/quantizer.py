@@ -5,11 +5,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 
-from q2export.contracts.quantization import Method, Quantization
+from q2export.contracts.quantization import Method, PackedQuantization, Quantization
 from q2export.errors import CalibrationError
 from q2export.exporter.checkpoint.config import ModelConfig
 from q2export.exporter.checkpoint.pack import Float32Array, QuantizedRows
-from q2export.exporter.checkpoint.packed import PackedQuantization, PackedWeight
+from q2export.exporter.checkpoint.packed import PackedWeight
 from q2export.exporter.checkpoint.parameters import EMBEDDING
 from q2export.exporter.checkpoint.selection import select_weights
 from q2export.exporter.checkpoint.source import Source

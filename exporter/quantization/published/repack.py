@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from q2export.contracts.progress import Advance, silent
+from q2export.contracts.quantization import PackedQuantization
 from q2export.exporter.checkpoint.folder import read_blocks
-from q2export.exporter.checkpoint.packed import PackedQuantization, PackedWeight
+from q2export.exporter.checkpoint.packed import PackedWeight
 from q2export.exporter.checkpoint.packed_layout import Layout, plan_layout
 from q2export.exporter.checkpoint.values import check_block
 from q2export.exporter.quantization.folder import WEIGHTS_FILE, write_texts, written_files

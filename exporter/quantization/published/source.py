@@ -13,11 +13,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from q2export.contracts.quantization import BLOCK_SIZES, Scheme
+from q2export.contracts.quantization import BLOCK_SIZES, PackedQuantization
 from q2export.errors import CheckpointError, ConfigError
 from q2export.exporter.checkpoint.config import ModelConfig, load_config
 from q2export.exporter.checkpoint.folder import Checkpoint, open_checkpoint
-from q2export.exporter.checkpoint.packed import PackedQuantization
 from q2export.exporter.checkpoint.parameters import LM_HEAD, expected_parameters
 from q2export.exporter.checkpoint.published_config import PublishedQuantization
 from q2export.exporter.checkpoint.safetensors_header import QUANTIZED_DTYPES
@@ -91,7 +90,9 @@ def load_published(folder: Path) -> PublishedSource:
     row_orders = dict(_row_orders(tensors.quantized, groups))
     embedding = LM_HEAD in tensors.quantized
     packed = PackedQuantization(
-        scheme=Scheme(quantization.bits, block_size, symmetric=all(defaults)),
+        bits=quantization.bits,
+        block_size=block_size,
+        symmetric=all(defaults),
         method=quantization.method,
         embedding=embedding,
         keep=tuple(

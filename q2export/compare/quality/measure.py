@@ -99,7 +99,7 @@ def _form(original: Source, quantized: Source) -> QuantizedForm:
     Raises:
         ParityError: it is not, or is another model than the first.
     """
-    from q2export.exporter.checkpoint.packed import PackedQuantization
+    from q2export.contracts.quantization import PackedQuantization
 
     packed = quantized.config.quantization
     if not isinstance(packed, PackedQuantization):
@@ -111,5 +111,4 @@ def _form(original: Source, quantized: Source) -> QuantizedForm:
                 f"{quantized.folder}: not a quantized form of {original.folder}: {name} is {theirs}, "
                 f"there {ours}"
             )
-    scheme = packed.scheme
-    return QuantizedForm(scheme.bits, scheme.block_size, scheme.symmetric, packed.method)
+    return QuantizedForm(packed.bits, packed.block_size, packed.symmetric, packed.method)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import astuple
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from safetensors import safe_open
 
-from q2export.contracts.quantization import Scheme
+from q2export.contracts.quantization import PackedQuantization, Scheme
 from q2export.exporter.checkpoint.config import ModelConfig, parse_config
-from q2export.exporter.checkpoint.packed import PackedQuantization
 from q2export.exporter.checkpoint.packed_layout import (
     ALIGNMENT,
     PADDING_PREFIX,
@@ -25,16 +25,16 @@ from q2export.exporter.checkpoint.selection import select_weights
 from tests.exporter.quantization.models import MOE, model_config
 
 PUBLISHED = ("qwen2-0.5b", "qwen2-57b-a14b", "qwen2-72b")
-SYMMETRIC, ASYMMETRIC = PackedQuantization(Scheme(4, 32, True)), PackedQuantization(Scheme(4, 32, False))
+SYMMETRIC, ASYMMETRIC = PackedQuantization(4, 32, True), PackedQuantization(4, 32, False)
 MODELS: list[tuple[dict[str, object], PackedQuantization]] = [
     ({}, SYMMETRIC),
     ({"tie_word_embeddings": True}, ASYMMETRIC),
     (MOE, ASYMMETRIC),
     (
         MOE,
-        PackedQuantization(Scheme(8, 32, False), keep=("model.layers.0.*", "*.experts.1.gate_proj.weight")),
+        PackedQuantization(8, 32, False, keep=("model.layers.0.*", "*.experts.1.gate_proj.weight")),
     ),
-    (MOE, PackedQuantization(Scheme(4, 32, True), embedding=False, input_order=True)),
+    (MOE, PackedQuantization(4, 32, True, embedding=False, input_order=True)),
 ]
 BY_MODEL = pytest.mark.parametrize(("config", "packed"), MODELS, ids=[str(i) for i in range(len(MODELS))])
 
@@ -78,7 +78,7 @@ def check_layout(layout: Layout, config: ModelConfig, packed: PackedQuantization
     for group in layout.groups:
         check_run(layout, list(dict.fromkeys(weight.tensor for weight in group)))
         check_run(layout, list(dict.fromkeys(weight.scale_name for weight in group)))
-        if not packed.scheme.symmetric:
+        if not packed.symmetric:
             check_run(layout, list(dict.fromkeys(weight.zero_point_name for weight in group)))
     assert list(layout.plain) == [one.name for one in placed if one.name in layout.plain]
     assert set(layout.plain) == expected & set(expected_parameters(config)) - set(weights)
@@ -110,7 +110,7 @@ def test_the_safetensors_library_sees_the_same_tensors(
 @pytest.mark.parametrize("name", PUBLISHED)
 @pytest.mark.parametrize("scheme", [Scheme(4, 32, True), Scheme(4, 128, False), Scheme(8, 64, True)], ids=str)
 def test_published_models_need_no_padding(name: str, scheme: Scheme, repository: Path) -> None:
-    config, packed = published(repository, name), PackedQuantization(scheme)
+    config, packed = published(repository, name), PackedQuantization(*astuple(scheme))
     layout = layout_of(config, packed)
     check_layout(layout, config, packed)
     assert not any(one.startswith(PADDING_PREFIX) for one in layout.tensors)
@@ -137,7 +137,7 @@ def test_the_experts_of_a_layer_are_one_region() -> None:
 def test_what_is_kept_is_joined_too_if_its_types_agree() -> None:
     config = model_config()
     names = [f"model.layers.0.self_attn.{name}_proj.weight" for name in "qkv"]
-    packed = PackedQuantization(Scheme(4, 32, True), keep=("model.layers.0.*",))
+    packed = PackedQuantization(4, 32, True, keep=("model.layers.0.*",))
     check_run(layout_of(config, packed), names)
     dtypes = dict.fromkeys(expected_parameters(config), "BF16") | {names[1]: "F32"}
     layout = plan_layout(config, packed, dtypes)

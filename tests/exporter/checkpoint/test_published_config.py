@@ -10,10 +10,9 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from q2export.contracts.quantization import Scheme
+from q2export.contracts.quantization import PackedQuantization
 from q2export.errors import ConfigError
 from q2export.exporter.checkpoint.config import parse_config
-from q2export.exporter.checkpoint.packed import PackedQuantization
 from q2export.exporter.checkpoint.packed_config import config_section
 from q2export.exporter.checkpoint.published_config import PublishedQuantization, parse_published
 from tests.exporter.quantization.published.checkpoints import AWQ, GPTQ
@@ -136,7 +135,7 @@ def test_names_that_older_tools_use() -> None:
 
 
 def test_the_stored_form() -> None:
-    packed = PackedQuantization(Scheme(8, 64, False), "gptq", True, ("a", "b"), True)
+    packed = PackedQuantization(8, 64, False, "gptq", True, ("a", "b"), True)
     config = parse_config({**tiny_config(), "quantization_config": config_section(packed)}, "config.json")
     assert config.quantization == packed
 

@@ -9,10 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from q2export.contracts.quantization import Quantization
+from q2export.contracts.quantization import PackedQuantization, Quantization
 from q2export.errors import CalibrationError
 from q2export.exporter.checkpoint.folder import TensorRef
-from q2export.exporter.checkpoint.packed import PackedQuantization
 from q2export.exporter.checkpoint.parameter_values import ParameterValues
 from q2export.exporter.checkpoint.selection import select_weights
 from q2export.exporter.checkpoint.source import Source, load_source

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from q2export.contracts.quantization import Quantization
+from q2export.contracts.quantization import PackedQuantization, Quantization
 from q2export.errors import CheckpointError, PackageError
-from q2export.exporter.checkpoint.packed import PackedQuantization
 from q2export.exporter.checkpoint.source import Source, load_source
 from q2export.exporter.quantization.folder import quantize_checkpoint
 from q2export.exporter.quantization.quantize import QuantizeResult

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from q2export.contracts.quantization import Quantization, Scheme
-from q2export.exporter.checkpoint.packed import PackedQuantization
+from q2export.contracts.quantization import PackedQuantization, Quantization, Scheme
 from q2export.exporter.checkpoint.parameter_values import ParameterValues
 from q2export.exporter.checkpoint.parameters import expected_parameters
 from q2export.exporter.checkpoint.selection import select_weights
@@ -28,7 +27,7 @@ ODD = {**MOE, "moe_intermediate_size": 40, "shared_expert_intermediate_size": 72
 
 
 def test_every_intermediate_size_is_rounded_up() -> None:
-    padded = pad_intermediate(model_config(**ODD), PackedQuantization(SCHEME))
+    padded = pad_intermediate(model_config(**ODD), PackedQuantization(4, 32, True))
     assert padded.sizes == {
         "moe_intermediate_size": (40, 64),
         "shared_expert_intermediate_size": (72, 96),
@@ -38,16 +37,16 @@ def test_every_intermediate_size_is_rounded_up() -> None:
     assert moe is not None
     found = moe.moe_intermediate_size, moe.shared_expert_intermediate_size, padded.config.intermediate_size
     assert found == (64, 96, 128)
-    assert select_weights(padded.config, PackedQuantization(SCHEME))
+    assert select_weights(padded.config, PackedQuantization(4, 32, True))
 
 
 def test_sizes_that_fit_or_need_not_fit_stay() -> None:
     config = model_config(**ODD)
     kept = ("*.experts.*.down_proj.weight", "model.layers.1.*")
-    padded = pad_intermediate(config, PackedQuantization(SCHEME, keep=kept))
+    padded = pad_intermediate(config, PackedQuantization(4, 32, True, keep=kept))
     assert padded.sizes == {"shared_expert_intermediate_size": (72, 96)}
     fitting = model_config(**MOE)
-    padded = pad_intermediate(fitting, PackedQuantization(SCHEME))
+    padded = pad_intermediate(fitting, PackedQuantization(4, 32, True))
     assert padded.config is fitting and padded.sizes == {}
 
 

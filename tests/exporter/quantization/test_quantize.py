@@ -11,10 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from q2export.contracts.quantization import Quantization
+from q2export.contracts.quantization import PackedQuantization, Quantization
 from q2export.errors import CheckpointError, PackageError, ProfileError
 from q2export.exporter.checkpoint.folder import read_blocks
-from q2export.exporter.checkpoint.packed import PackedQuantization
 from q2export.exporter.checkpoint.selection import select_weights
 from q2export.exporter.checkpoint.source import Source, load_source
 from q2export.exporter.checkpoint.values import convert_block
@@ -50,7 +49,7 @@ def test_the_file_holds_each_weight_rounded_to_nearest_and_all_else_unchanged(
     weights = select_weights(source.config, PackedQuantization.of(how))
     for weight in weights.values():
         values = float32(source, weight.name)
-        expected = round_to_nearest(values, how.scheme).dequantized(how.scheme)
+        expected = round_to_nearest(values, weight.scheme).dequantized(weight.scheme)
         assert np.array_equal(dequantize(tensors, weight), expected)
     for name, ref in source.checkpoint.tensors.items():
         if name not in weights:

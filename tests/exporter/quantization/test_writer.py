@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from q2export.contracts.quantization import Scheme
+from q2export.contracts.quantization import PackedQuantization
 from q2export.errors import ExportError
 from q2export.exporter.checkpoint.pack import PackedRows
-from q2export.exporter.checkpoint.packed import PackedQuantization, PackedWeight
+from q2export.exporter.checkpoint.packed import PackedWeight
 from q2export.exporter.checkpoint.packed_layout import Layout, plan_layout
 from q2export.exporter.checkpoint.parameters import expected_parameters
 from q2export.exporter.quantization.writer import PackedWriter
@@ -19,7 +19,7 @@ from tests.exporter.quantization.models import MOE, model_config, read_tensors
 CONFIG = model_config(**MOE, vocab_size=128, num_hidden_layers=1)
 LAYOUT: Layout = plan_layout(
     CONFIG,
-    PackedQuantization(Scheme(4, 32, False)),
+    PackedQuantization(4, 32, False),
     dict.fromkeys(expected_parameters(CONFIG), "F32"),
 )
 

@@ -9,8 +9,7 @@ import numpy.typing as npt
 import pytest
 from safetensors.numpy import load_file
 
-from q2export.contracts.quantization import Scheme
-from q2export.exporter.checkpoint.packed import PackedQuantization
+from q2export.contracts.quantization import PackedQuantization
 from q2export.exporter.checkpoint.selection import select_weights
 from q2export.exporter.quantization.published.repack import repack_weights
 from q2export.exporter.quantization.published.source import PublishedSource, load_published
@@ -20,14 +19,14 @@ FOLDER = Path(__file__).parents[3] / "data" / "published"
 
 EMBEDDING = "model.embed_tokens.weight"
 STORED = {
-    "autogptq-int4": PackedQuantization(Scheme(4, 32, True), "gptq", False),
-    "autogptq-int8": PackedQuantization(Scheme(8, 32, False), "gptq", True, (EMBEDDING,)),
-    "autogptq-int8-act-order": PackedQuantization(Scheme(8, 32, True), "gptq", False, (), True),
-    "autoawq": PackedQuantization(Scheme(4, 32, False), "awq", False),
-    "gptqmodel-act-order": PackedQuantization(Scheme(4, 32, False), "gptq", False, (), True),
-    "gptqmodel-v2": PackedQuantization(Scheme(4, 32, False), "gptq", False),
-    "gptqmodel-awq": PackedQuantization(Scheme(4, 64, False), "awq", False),
-    "gptqmodel-moe": PackedQuantization(Scheme(4, 32, True), "gptq", False),
+    "autogptq-int4": PackedQuantization(4, 32, True, "gptq", False),
+    "autogptq-int8": PackedQuantization(8, 32, False, "gptq", True, (EMBEDDING,)),
+    "autogptq-int8-act-order": PackedQuantization(8, 32, True, "gptq", False, (), True),
+    "autoawq": PackedQuantization(4, 32, False, "awq", False),
+    "gptqmodel-act-order": PackedQuantization(4, 32, False, "gptq", False, (), True),
+    "gptqmodel-v2": PackedQuantization(4, 32, False, "gptq", False),
+    "gptqmodel-awq": PackedQuantization(4, 64, False, "awq", False),
+    "gptqmodel-moe": PackedQuantization(4, 32, True, "gptq", False),
 }
 
 

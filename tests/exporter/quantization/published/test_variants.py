@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from q2export.contracts.quantization import Scheme
+from q2export.contracts.quantization import PackedQuantization, Scheme
 from q2export.errors import CheckpointError, PackageError
-from q2export.exporter.checkpoint.packed import PackedQuantization
 from q2export.exporter.checkpoint.source import load_source
 from q2export.exporter.quantization.published.repack import repack_checkpoint
 from q2export.exporter.quantization.published.source import load_published
@@ -85,7 +85,7 @@ def test_variants(section: dict[str, Any], sizes: dict[str, int], scheme: Scheme
     tensors, weights = tensors_of(config)
     packed = check_values(write_published(tmp_path / "published", config, tensors), tmp_path, weights)
     ordered = section.get("desc_act", False) and 0 < section["group_size"] < sizes["hidden_size"]
-    assert packed == PackedQuantization(scheme, section["quant_method"], False, (), ordered)
+    assert packed == PackedQuantization(*astuple(scheme), section["quant_method"], False, (), ordered)
 
 
 @pytest.mark.parametrize("section", [GPTQ | {"sym": True}, AWQ], ids=str)
@@ -135,12 +135,12 @@ def test_one_module_with_zero_points_makes_all_store_them(tmp_path: Path) -> Non
     tensors, weights = tensors_of(config)
     config["quantization_config"]["sym"] = False
     folder = write_published(tmp_path / "published", config, tensors)
-    assert load_published(folder).quantization.scheme.symmetric
+    assert load_published(folder).quantization.symmetric
     tensors[f"{DOWN_PROJ}.qzeros"][1, 2] = 0x77776777  # output 19: 6 + 1
     scale = np.float32(tensors[f"{DOWN_PROJ}.scales"][1, 19])
     weights[f"{DOWN_PROJ}.weight"][19, 32:64] += scale
     write_published(folder, config, tensors)
-    assert not check_values(folder, tmp_path, weights).scheme.symmetric
+    assert not check_values(folder, tmp_path, weights).symmetric
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
