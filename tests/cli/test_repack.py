@@ -61,7 +61,11 @@ def test_json_and_the_api_say_the_same(
     document = json.loads(out)
     made = q2export.repack(model, tmp_path / "b")
     assert made.folder == tmp_path / "b"
-    assert document["stored"]["scheme"] == {"bits": 4, "block_size": 32, "symmetric": False}
+    assert {name: document["stored"][name] for name in ("bits", "block_size", "symmetric")} == {
+        "bits": 4,
+        "block_size": 32,
+        "symmetric": False,
+    }
     assert document["stored_bytes"] == made.result.stored_bytes
     assert document["weights"] == made.result.weights == 6
     assert document["warnings"] == list(made.warnings)

@@ -197,7 +197,7 @@ def test_a_quantized_checkpoint_stays_as_it_is(tmp_path: Path) -> None:
         with pytest.raises(ProfileError, match=message):
             api.plan(packed, overrides=overrides)
     planned = api.plan(packed, profile="cpu-int4")
-    assert planned["quantization"]["scheme"]["block_size"] == 64, "the profile's 32 is for other checkpoints"
+    assert planned["quantization"]["block_size"] == 64, "the profile's 32 is for other checkpoints"
     assert planned["weights"]["quantized_bytes"] == sum(
         weight.nbytes for weight in load_source(packed).packed.values()
     )
