@@ -101,7 +101,7 @@ class OnnxRuntimeBackend:
                     profile=None if profile is None else profile.with_name(f"{profile.name}-{number}"),
                 ),
                 folder / file,
-                engine.num_hidden_layers,
+                engine,
             )
             for number, file in enumerate(files)
         ]
@@ -132,7 +132,8 @@ class OnnxRuntimeBackend:
         """Allocate an empty cache.
 
         Raises:
-            GenerationError: ``batch`` or ``capacity`` is beyond what the engine was built for.
+            GenerationError: ``batch`` or ``capacity`` is beyond what the engine was built for, or there is
+                not enough memory.
         """
         if not 1 <= batch <= self.max_batch:
             raise GenerationError(
@@ -145,7 +146,12 @@ class OnnxRuntimeBackend:
                 f"{self.max_capacity}; "
                 f"rebuild with --set capacity.max={capacity} or shorten the request"
             )
-        return OnnxRuntimeCache(self._engine, batch, capacity)
+        try:
+            return OnnxRuntimeCache(self._engine, batch, capacity)
+        except MemoryError as error:
+            raise GenerationError(
+                f"no memory for a cache of {batch} x {capacity} tokens ({error}); ask for fewer tokens"
+            ) from None
 
     @property
     def has_prefill_graph(self) -> bool:

@@ -8,16 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from q2export.contracts.step import LOGITS, STEP_INPUTS, cache_names
+from q2export.contracts.step import LOGITS, LOGITS_INDICES, STEP_INPUTS, StepSignature, cache_names
 from q2export.errors import PackageError
+from q2export.package.manifest import EngineInfo
 from q2export.runtime.backends.base import Float32Array, Int64Array
 from q2export.runtime.onnxruntime_import import import_onnxruntime
+from q2export.strict.json import shown
 
 if TYPE_CHECKING:
     import onnxruntime
 
     from q2export.runtime.backends.onnxruntime import OnnxRuntimeCache
 
+_CACHE_DTYPE = "float32"
 _WARNING_SEVERITY = 3  # errors only: ORT warns of every name it meets twice
 
 
@@ -79,26 +82,46 @@ class GraphSession:
     Args:
         session: see :func:`open_session`.
         name: of the file, for messages.
-        layers: of the model.
+        engine: from the manifest.
 
     Attributes:
         gives_logits: whether the graph has a head.
 
     Raises:
-        PackageError: the inputs are not those of such a graph.
+        PackageError: inputs or outputs are not those of the manifest; names the first, and both sides.
     """
 
-    def __init__(self, session: onnxruntime.InferenceSession, name: Path, layers: int) -> None:
+    def __init__(self, session: onnxruntime.InferenceSession, name: Path, engine: EngineInfo) -> None:
         self._session = session
-        self._layers = layers
+        self._name = name
+        self._layers = engine.num_hidden_layers
         self.gives_logits = any(value.name == LOGITS.name for value in session.get_outputs())
         step = STEP_INPUTS if self.gives_logits else STEP_INPUTS[:-1]
         self._inputs = [tensor.name for tensor in step]
-        expected = {*self._inputs, *(names.past for names in cache_names(layers))}
-        found = {value.name for value in session.get_inputs()}
-        if found != expected:
-            difference = ", ".join(sorted(found ^ expected)[:4])
-            raise PackageError(f"{name}: its inputs are not those of the manifest: {difference}; rebuild it")
+        self._check(engine)
+
+    def _check(self, engine: EngineInfo) -> None:
+        signature = StepSignature(
+            engine.num_hidden_layers,
+            engine.num_key_value_heads,
+            engine.head_dim,
+            engine.vocab_size,
+            _CACHE_DTYPE,
+        )
+        left_out = () if self.gives_logits else (LOGITS_INDICES.name, LOGITS.name)
+        for kind, tensors, values in (
+            ("input", signature.inputs, self._session.get_inputs()),
+            ("output", signature.outputs, self._session.get_outputs()),
+        ):
+            expected = {one.name: _shown(one.dtype, one.shape) for one in tensors if one.name not in left_out}
+            found = {one.name: _found(one) for one in values}
+            for name in sorted(expected.keys() | found.keys()):
+                if expected.get(name) != found.get(name):
+                    raise PackageError(
+                        f"{self._name}: {kind} {shown(name)}: the manifest says "
+                        f"{expected.get(name, 'there is none')}, the graph {found.get(name, 'has none')}; "
+                        "rebuild the package"
+                    )
 
     def run(
         self, cache: OnnxRuntimeCache, rows: slice, step: Sequence[Int64Array], logits: Float32Array | None
@@ -111,6 +134,9 @@ class GraphSession:
             step: ``input_ids``, ``past_lengths`` and ``query_lengths`` of these rows, and ``logits_indices``
                 where the graph gives logits.
             logits: written, ``[rows, n, vocab]``; None for a graph without.
+
+        Raises:
+            PackageError: ONNX Runtime gives up: too little memory, or a graph that contradicts itself.
         """
         key = (id(self), rows.start, rows.stop)
         binding = cache.bindings.get(key)
@@ -121,7 +147,10 @@ class GraphSession:
             binding.bind_input(name, "cpu", 0, np.int64, array.shape, array.ctypes.data)
         if logits is not None:
             binding.bind_output(LOGITS.name, "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
-        self._session.run_with_iobinding(binding)
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:  # ORT's exceptions share no base class
+            raise PackageError(f"{self._name}: ONNX Runtime cannot run the graph: {error}") from error
 
     def end_profiling(self) -> Path:
         """Write what the profiler has recorded; only of a session opened with ``profile``."""
@@ -136,3 +165,14 @@ class GraphSession:
             binding.bind_input(names.past, "cpu", 0, np.float32, part.shape, address)
             binding.bind_output(names.present, "cpu", 0, np.float32, part.shape, address)
         return binding
+
+
+def _shown(dtype: str, shape: Sequence[str | int | None]) -> str:
+    """``float32[*, 2, *, 64]``; ``*`` for a size that changes."""
+    return f"{dtype}[{', '.join(str(size) if isinstance(size, int) else '*' for size in shape)}]"
+
+
+def _found(value: onnxruntime.NodeArg) -> str:
+    """The same of an input or output of a session, whose type is ``tensor(float)``."""
+    name = value.type.removeprefix("tensor(").removesuffix(")")
+    return _shown({"float": "float32"}.get(name, name), value.shape)

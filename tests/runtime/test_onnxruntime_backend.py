@@ -214,10 +214,40 @@ def test_full_cache(backend: OnnxRuntimeBackend, past: list[int], new: list[int]
     assert not cache.data.any()
 
 
-def test_engine_that_the_manifest_does_not_describe(package: Package) -> None:
-    other = dataclasses.replace(package.engine, num_hidden_layers=3)
-    with pytest.raises(PackageError, match=r"model\.onnx: .* manifest: past_key\.2, past_value\.2; rebuild"):
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("num_hidden_layers", 3, r"input 'past_key\.2': the manifest says float32\[.*\], the graph has none"),
+        (
+            "num_hidden_layers",
+            1,
+            r"input 'past_key\.1': the manifest says there is none, the graph float32\[",
+        ),
+        (
+            "num_key_value_heads",
+            7,
+            r"the manifest says float32\[\*, 7, \*, \d+\], the graph float32\[\*, \d, ",
+        ),
+        ("head_dim", 5, r"the manifest says float32\[\*, \d, \*, 5\], the graph float32\["),
+        (
+            "vocab_size",
+            1000,
+            r"output 'logits': the manifest says float32\[\*, \*, 1000\], the graph float32",
+        ),
+    ],
+)
+def test_engine_that_the_manifest_does_not_describe(
+    package: Package, field: str, value: int, message: str
+) -> None:
+    other = dataclasses.replace(package.engine, **{field: value})  # type: ignore[arg-type]
+    with pytest.raises(PackageError, match=rf"model\.onnx: .*{message}"):
         OnnxRuntimeBackend(package.folder, other)
+
+
+def test_a_cache_larger_than_the_memory_is_refused(package: Package) -> None:
+    large = OnnxRuntimeBackend(package.folder, dataclasses.replace(package.engine, max_capacity=1 << 50))
+    with pytest.raises(GenerationError, match=r"no memory for a cache of 1 x 1125899906842624 tokens"):
+        large.new_cache(1, 1 << 50)
 
 
 def test_file_that_is_no_engine(package: Package, tmp_path: Path) -> None:
