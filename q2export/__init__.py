@@ -17,10 +17,8 @@ from typing import TYPE_CHECKING
 from q2export.version import __version__
 
 if TYPE_CHECKING:
-    from q2export.api import build, export, load, plan, verify
+    from q2export.api import build, export, load, plan, quality_report, quantize, repack, verify
     from q2export.errors import Q2ExportError
-    from q2export.quantize_api import quality_report, quantize
-    from q2export.repack_api import repack
 
 __all__ = [
     "Q2ExportError",
@@ -41,9 +39,9 @@ _MODULE_OF = {
     "export": "q2export.api",
     "load": "q2export.api",
     "plan": "q2export.api",
-    "quality_report": "q2export.quantize_api",
-    "quantize": "q2export.quantize_api",
-    "repack": "q2export.repack_api",
+    "quality_report": "q2export.api",
+    "quantize": "q2export.api",
+    "repack": "q2export.api",
     "verify": "q2export.api",
 }
 

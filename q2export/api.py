@@ -1,38 +1,33 @@
-"""The public API: ``build``, ``plan``, ``export``, ``load``, ``verify``. The command line does the same."""
+"""The public API. The command line does the same.
+
+Errors are of the family of :class:`q2export.errors.Q2ExportError`; their messages say what to do. Heavy
+libraries are imported when a function needs them.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from q2export.compare.command import verify_command
-from q2export.compare.parity import check_engine, check_same_model, verify_parity
-from q2export.compare.prompts import GOLDEN_FILES, write_golden
-from q2export.compare.quality.check import check_quality, verify_quality
-from q2export.compare.quality.text import words_of
-from q2export.contracts.profile import Profile
-from q2export.contracts.profile_loading import load_profile
-from q2export.contracts.quantization import Quantization
-from q2export.errors import ExportError, PackageError, ParityError
-from q2export.package.manifest import GRAPH_FILE, ParitySummary, QualitySummary
+from q2export.compare import build_checks
+from q2export.contracts.quantization import Method, QualityThresholds, Quantization, WeightType
 from q2export.package.output import check_output
 from q2export.package.placement import PlacementMode
-from q2export.package.reader import Check, read_package
+from q2export.package.reader import Check
 from q2export.package.writer import PackageWriter, written_files
-from q2export.pipeline import engine as engine_build
-from q2export.pipeline import stages as pipeline
-from q2export.pipeline.job import resolve_graph, resolve_job
-from q2export.pipeline.model_source import resolve_model
-from q2export.pipeline.results import BuildResult, ExportResult
-from q2export.pipeline.stages import Assembled
+from q2export.pipeline import checkpoints, stages
+from q2export.pipeline.engine import build_engine
+from q2export.pipeline.job import resolve_export, resolve_job
+from q2export.pipeline.options import BuildOptions, check_placement
+from q2export.pipeline.results import BuildResult, CheckpointResult
 from q2export.pipeline.stopwatch import Stopwatch, peak_rss_bytes
 
 if TYPE_CHECKING:
     from q2export.compare.quality.results import QualityReport
     from q2export.compare.verify.results import ParityReport
-    from q2export.exporter.weights.sink import Scan
+    from q2export.exporter.quantization.published.repack import RepackResult
+    from q2export.exporter.quantization.quantize import QuantizeResult
     from q2export.runtime.engine import Engine
 
 
@@ -42,8 +37,16 @@ def plan(
     profile: str | Path = "cpu",
     overrides: Mapping[str, object] | None = None,
     revision: str | None = None,
+    parity: bool = True,
+    timing_cache: Path | None = None,
+    quality_text: str | Path | None = None,
+    allow_quality_loss: bool = False,
 ) -> dict[str, Any]:
-    """Resolve everything ``build`` would do, and do nothing of it.
+    """Resolve everything :func:`build` would do, and do nothing of it.
+
+    Args:
+        model, profile, overrides, revision: as in :func:`build`.
+        parity, timing_cache, quality_text, allow_quality_loss: likewise; what has no effect is refused.
 
     Returns:
         plain data: the model, the resolved profile with the origin of each value, and the sizes of the
@@ -52,7 +55,16 @@ def plan(
     Raises:
         Q2ExportError: what ``build`` would raise before it writes.
     """
-    return resolve_job(model, profile, overrides, revision).describe()
+    options = BuildOptions(
+        profile=profile,
+        overrides=overrides or {},
+        revision=revision,
+        parity=parity,
+        timing_cache=timing_cache,
+        quality_text=quality_text,
+        allow_quality_loss=allow_quality_loss,
+    )
+    return resolve_job(model, options).describe()
 
 
 def build(
@@ -79,7 +91,7 @@ def build(
         overrides: dotted profile keys that take precedence over the file.
         revision: of a hub id.
         parity: compare the finished engine with PyTorch on a few prompts before the package is put in place,
-            and keep golden inputs and outputs. Without it the engine is never run while building.
+            and keep golden inputs and outputs. Without it the engine is opened and never run.
         value_scan: read every weight and refuse NaN, infinities and values beyond the target's type.
         weights: how weights used in place get into the package: linked, copied, or linked where possible.
         timing_cache: file of kernels the full TensorRT has measured, read and updated; it speeds up the next
@@ -92,56 +104,44 @@ def build(
     Raises:
         Q2ExportError: one of its family; the message says what to do.
     """
+    options = BuildOptions(
+        profile=profile,
+        overrides=overrides or {},
+        revision=revision,
+        parity=parity,
+        value_scan=value_scan,
+        weights=weights,
+        timing_cache=timing_cache,
+        quality_text=quality_text,
+        allow_quality_loss=allow_quality_loss,
+        overwrite=overwrite,
+    )
     watch = Stopwatch()
     check_output(Path(output).absolute(), overwrite, written_files)
     with watch.stage("load"):
-        job = resolve_job(model, profile, overrides, revision)
-    if job.target == "portable":
-        raise ExportError("target 'portable' has no engine; use 'q2export export --target portable'")
+        job = resolve_job(model, options)
     job.announce()
     with PackageWriter.open(Path(output), overwrite, weights) as writer:
-        scan: Scan = "all" if value_scan else "none"
-        made = pipeline.assemble(job, writer, scan=scan, watch=watch)
+        made = stages.assemble(job, writer, scan="all" if value_scan else "none", watch=watch)
         engine = made.engine
         if job.engine is not None:
             with watch.stage("engine"):
-                engine = engine_build.build_engine(writer, job.engine, engine, job.profile, timing_cache)
-        summary: ParitySummary | None = None
-        skipped: str | None = "not asked for (--no-parity)"
-        if parity:
-            with watch.stage("parity"):
-                summary, skipped = check_engine(writer, job, made.source, engine, prepack=made.prepacks)
-        quality: QualitySummary | None = None
-        quality_skipped = None if made.quantization is None else skipped
-        if parity and made.quantization is not None:
-            with watch.stage("quality"):
-                quality, quality_skipped = check_quality(
-                    writer, job, made, engine, text=quality_text, allow_loss=allow_quality_loss
-                )
-        if parity and job.engine is None:
-            _write_golden(writer, made, watch)
-        described = pipeline.describe(
+                engine = build_engine(writer, job.engine, engine, job.profile, timing_cache)
+        found = build_checks.check_build(job, options, writer, made, engine, watch)
+        manifest = stages.describe(
             job,
             writer,
             made,
             engine,
-            parity=summary,
-            parity_skipped=skipped,
-            quality=quality,
-            quality_skipped=quality_skipped,
+            parity=found.parity,
+            parity_skipped=found.parity_skipped,
+            quality=found.quality,
+            quality_skipped=found.quality_skipped,
             profile=job.profile,
         )
-        writer.write_manifest(described)
+        writer.write_manifest(manifest)
     warnings, passes = made.source.config.warnings, made.graph.passes
-    return BuildResult(writer.output, described, warnings, passes, watch.seconds, peak_rss_bytes())
-
-
-def _write_golden(writer: PackageWriter, made: Assembled, watch: Stopwatch) -> None:
-    """Add golden inputs and outputs of one step of the graph."""
-    with watch.stage("golden"):
-        write_golden(writer.folder, made.engine, prepack=made.prepacks)
-        for name in GOLDEN_FILES:
-            writer.add_written(name)
+    return BuildResult(writer.output, manifest, warnings, passes, watch.seconds, peak_rss_bytes())
 
 
 def export(
@@ -156,7 +156,7 @@ def export(
     overwrite: bool = False,
     max_capacity: int | None = None,
     quantization: Quantization | None = None,
-) -> ExportResult:
+) -> BuildResult:
     """Write the ONNX graph of a checkpoint; no weight is read that need not be converted.
 
     Values that are converted are checked as in :func:`build`; those used in place are not.
@@ -168,42 +168,37 @@ def export(
         dtype: type of the graph; None is the checkpoint's own where the target takes it.
         golden: also write inputs for one step and what ONNX Runtime computes from them, for polygraphy.
         revision, weights, overwrite: as in :func:`build`.
-        max_capacity: tokens the rotary tables of target ``onnxruntime`` cover; None is what the model was
-            made for.
+        max_capacity: tokens a sequence may hold; None is what the model holds.
         quantization: of the weights, of a checkpoint that is not quantized; ``activations`` holds for one
             that is, too.
 
     Raises:
         Q2ExportError: one of its family; nothing is left behind.
     """
-    from q2export.exporter.checkpoint.config import load_config
-
     watch = Stopwatch()
+    check_placement(weights)
     check_output(Path(output).absolute(), overwrite, written_files)
     with watch.stage("load"):
-        found = resolve_model(model, revision)
-        capacity = max_capacity or load_config(found.folder).context_length
-        profile = _export_profile(capacity, quantization or Quantization())
-        job = resolve_graph(found, target, profile, dtype)
+        job = resolve_export(
+            model,
+            target=target,
+            dtype=dtype,
+            revision=revision,
+            max_capacity=max_capacity,
+            quantization=quantization,
+        )
     job.announce()
     with PackageWriter.open(Path(output), overwrite, weights) as writer:
-        made = pipeline.assemble(job, writer, scan="converted", watch=watch)
+        made = stages.assemble(job, writer, scan="converted", watch=watch)
         if golden:
-            _write_golden(writer, made, watch)
+            build_checks.add_golden(writer, made, watch)
         skipped = "exported, not built"
-        described = pipeline.describe(
+        manifest = stages.describe(
             job, writer, made, made.engine, parity=None, parity_skipped=skipped, profile=None
         )
-        writer.write_manifest(described)
-    onnx = writer.output / GRAPH_FILE
+        writer.write_manifest(manifest)
     warnings, passes = made.source.config.warnings, made.graph.passes
-    return ExportResult(writer.output, onnx, described, warnings, passes, watch.seconds, peak_rss_bytes())
-
-
-def _export_profile(capacity: int, quantization: Quantization) -> Profile:
-    """What an exported graph is described with: ranges as wide as the model."""
-    base = load_profile("cpu", {"capacity.max": capacity, "capacity.opt": min(capacity, 2048)})
-    return dataclasses.replace(base, quantization=quantization)
+    return BuildResult(writer.output, manifest, warnings, passes, watch.seconds, peak_rss_bytes())
 
 
 def load(
@@ -259,19 +254,9 @@ def verify(
     Raises:
         Q2ExportError: the two cannot be compared.
     """
-    from q2export.exporter.checkpoint.source import load_source
+    from q2export.compare.verification import verify_package
 
-    opened = read_package(package)
-    engine = opened.manifest.engine
-    if opened.manifest.target != "onnxruntime" and engine.tensorrt is None:
-        raise PackageError(
-            f"{opened.folder}: holds a graph for target {opened.manifest.target!r}, no engine; compare it "
-            "with --runner polygraphy, or build an engine"
-        )
-    found = resolve_model(model, revision)
-    source = load_source(found.folder)
-    check_same_model(opened.manifest, source)
-    command = verify_command(
+    return verify_package(
         package,
         model,
         revision=revision,
@@ -279,28 +264,104 @@ def verify(
         text=text,
         greedy_tokens=greedy_tokens,
         threads=threads,
+        report=report,
     )
-    if opened.manifest.quantization is not None and source.quantization is None:
-        if prompts is not None:
-            raise ParityError("quality is measured on running text; leave the prompts out and give a text")
-        quality = verify_quality(opened, found, source, text=text, threads=threads, command=command)
-        if report is not None:
-            from q2export.compare.quality.page import quality_page
 
-            quality_page(quality).write(Path(report))
-        return quality
-    result = verify_parity(
-        opened,
-        found,
-        source,
-        prompts=prompts,
-        text=None if text is None else words_of(text),
-        greedy_tokens=greedy_tokens,
-        threads=threads,
-        command=command,
+
+def quantize(
+    model: str | Path,
+    output: str | Path,
+    *,
+    weights: WeightType = "int4",
+    block_size: int = 32,
+    symmetric: bool = True,
+    embedding: bool = True,
+    keep: Sequence[str] = (),
+    method: Method | None = None,
+    calibration: str | Path | None = None,
+    calibration_tokens: int | None = None,
+    revision: str | None = None,
+    overwrite: bool = False,
+) -> CheckpointResult[QuantizeResult]:
+    """Write a checkpoint folder with quantized weights, which every command takes as a model.
+
+    Rounding to nearest needs neither PyTorch nor onnx, and a few megabytes of the model are in memory at a
+    time. ``gptq`` needs PyTorch and holds one layer in float32 with the activations of the calibration text.
+
+    Args:
+        model: checkpoint folder or hub id, not quantized itself.
+        output: folder to make; nothing is left there after an error.
+        weights: ``int4`` or ``int8``.
+        block_size: values that share a scale: 32, 64 or 128.
+        symmetric: without zero points.
+        embedding: quantize the embedding and the head, too.
+        keep: shell patterns of Hugging Face names of weights to leave in high precision.
+        method: ``round-to-nearest`` or ``gptq``; None is ``gptq`` exactly where there is calibration text.
+        calibration: UTF-8 file of text like that which the model will see.
+        calibration_tokens: use at most so many of it; None is 32,768. A mixture of experts wants more than a
+            dense model: an expert is calibrated only if it sees at least as many tokens as its matrices have
+            columns.
+        revision: of a hub id.
+        overwrite: replace an existing quantized checkpoint.
+
+    Raises:
+        Q2ExportError: one of its family; the message says what to do.
+    """
+    how = checkpoints.Calibration(
+        method, None if calibration is None else Path(calibration), calibration_tokens
     )
-    if report is not None:
-        from q2export.compare.verify.page import parity_page
+    quantization = Quantization(
+        weights=weights,
+        block_size=block_size,
+        symmetric=symmetric,
+        method=how.chosen,
+        embedding=embedding,
+        keep=tuple(keep),
+    )
+    return checkpoints.quantize(
+        model, Path(output), quantization, how, revision=revision, overwrite=overwrite
+    )
 
-        parity_page(result).write(Path(report))
-    return result
+
+def quality_report(
+    model: str | Path,
+    quantized: str | Path,
+    *,
+    text: str | Path | None = None,
+    thresholds: QualityThresholds | None = None,
+    revision: str | None = None,
+) -> QualityReport:
+    """Compare a quantized checkpoint with the model it was made from, under PyTorch, layer by layer.
+
+    Args:
+        model: checkpoint folder or hub id, not quantized.
+        quantized: folder that :func:`quantize` made, or a published quantized checkpoint in the packed form.
+        text: to measure on, or a UTF-8 file of it; None takes a short built-in text.
+        thresholds: what is allowed; None judges nothing.
+        revision: of a hub id.
+
+    Raises:
+        Q2ExportError: a folder is not what it should be, or the text is too short.
+    """
+    from q2export.compare.quality.checkpoints import compare_checkpoints
+
+    return compare_checkpoints(model, Path(quantized), text=text, thresholds=thresholds, revision=revision)
+
+
+def repack(
+    model: str | Path, output: str | Path, *, revision: str | None = None, overwrite: bool = False
+) -> CheckpointResult[RepackResult]:
+    """Write a GPTQ or AWQ checkpoint in the packed form, which every command takes as a model.
+
+    The quantized values stay what they are, bit for bit. Neither PyTorch nor onnx is needed.
+
+    Args:
+        model: checkpoint folder or hub id.
+        output: folder to make; nothing is left there after an error.
+        revision: of a hub id.
+        overwrite: replace an existing checkpoint in the packed form.
+
+    Raises:
+        Q2ExportError: one of its family; the message says what to do.
+    """
+    return checkpoints.repack(model, Path(output), revision=revision, overwrite=overwrite)

@@ -7,6 +7,8 @@ alone and without a traceback, and exits with 1. A message says what was expecte
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 
 class Q2ExportError(Exception):
     """Base of all errors that are reported to the user as one message."""
@@ -20,8 +22,30 @@ class CheckpointError(Q2ExportError):
     """A checkpoint folder, index, shard, header or tensor is not what the model needs."""
 
 
+class OptionError(Q2ExportError):
+    """An argument contradicts another one, or means nothing for what is asked.
+
+    Attributes:
+        name: of the argument, as in Python; the command line shows its option instead.
+        problem: what is wrong with it, ``"has no effect: ..."``.
+    """
+
+    def __init__(self, name: str, problem: str) -> None:
+        super().__init__(f"{name} {problem}")
+        self.name = name
+        self.problem = problem
+
+
 class ProfileError(Q2ExportError):
-    """A profile file or a command-line override of it is malformed."""
+    """A profile, or a value that overrides one of it, is malformed or cannot be honoured.
+
+    Attributes:
+        advice: overrides that would help, one mapping for each way; the command line shows the options.
+    """
+
+    def __init__(self, message: str, advice: Sequence[Mapping[str, object]] = ()) -> None:
+        super().__init__(message)
+        self.advice = tuple(advice)
 
 
 class ExportError(Q2ExportError):

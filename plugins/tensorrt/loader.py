@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Literal, get_args
 
+from q2export.contracts.commands import install_command
 from q2export.errors import MissingDependencyError
 from q2export.plugins.tensorrt import stub_library
 from q2export.strict.suggest import nearest
@@ -19,8 +20,6 @@ _FULL_MODULES = ("tensorrt",)
 _RTX_MODULES = ("tensorrt_rtx_bindings", "tensorrt_rtx")  # the wheel from PyPI; the one in NVIDIA's archive
 _RTX_LIBRARY = "libtensorrt_rtx.so"
 _RTX_VERSIONED_LIBRARY = "libtensorrt_rtx.so.1"
-_INSTALL_RTX = "pip install 'q2export[rtx]' (builds without a GPU)"
-_INSTALL_FULL = "pip install 'q2export[tensorrt]', with NVIDIA's own package index (needs an NVIDIA GPU)"
 
 
 def import_tensorrt(builder: str = "auto") -> ModuleType:
@@ -54,10 +53,12 @@ def import_tensorrt(builder: str = "auto") -> ModuleType:
         "rtx": "TensorRT-RTX not",
         "tensorrt": "tensorrt not",
     }
+    rtx = f"{install_command('rtx')} (builds without a GPU)"
+    full = f"{install_command('tensorrt')}, with NVIDIA's own package index (needs an NVIDIA GPU)"
     hints = {
-        "auto": f"{_INSTALL_RTX}, or {_INSTALL_FULL}",
-        "rtx": _INSTALL_RTX,
-        "tensorrt": f"{_INSTALL_FULL}, or {_INSTALL_RTX} and choose the builder rtx",
+        "auto": f"{rtx}, or {full}",
+        "rtx": rtx,
+        "tensorrt": f"{full}, or {rtx} and choose the builder rtx",
     }
     raise MissingDependencyError(
         f"{wanted[builder]} usable here: {'; '.join(reasons)}. Install it: {hints[builder]}"

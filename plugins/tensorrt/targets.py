@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from types import ModuleType
 
+from q2export.contracts.commands import install_command
 from q2export.errors import ExportError
 from q2export.plugins.tensorrt.loader import is_rtx
 
 _MEMBER = re.compile(r"SM(\d+)(\d)")
 TITLES = {True: "TensorRT-RTX", False: "TensorRT"}
-_INSTALL = "pip install 'q2export[tensorrt]', with NVIDIA's own package index"
 
 
 def title(trt: ModuleType) -> str:
@@ -47,11 +47,12 @@ def check_target(trt: ModuleType, gpu: str, compute_capability: str, present: tu
         if compute_capability not in targets:
             raise ExportError(
                 f"{title(trt)} cannot build for {wanted}, only for {', '.join(targets)}; on a machine with "
-                f"such a GPU, install the full TensorRT ({_INSTALL}) and build there with --builder tensorrt"
+                f"such a GPU, install the full TensorRT ({install_command('tensorrt')}, with NVIDIA's own "
+                "package index) and build there with the builder tensorrt"
             )
     elif compute_capability not in present:
         found = ", ".join(present) or "no GPU"
-        hint = " or use --builder rtx (pip install 'q2export[rtx]')"
+        hint = f" or take the builder rtx ({install_command('rtx')})"
         raise ExportError(
             f"{title(trt)} builds for the GPU in this machine ({found}), not for {wanted}; build on a "
             f"machine with such a GPU{'' if compute_capability == '9.0' else hint}"

@@ -87,7 +87,16 @@ def command(
         {"quantization.weights": ("--quantization", quantization), "builder": ("--builder", builder)},
     )
     if dry_run:
-        plan = api.plan(model, profile=profile, overrides=overrides, revision=revision)
+        plan = api.plan(
+            model,
+            profile=profile,
+            overrides=overrides,
+            revision=revision,
+            parity=not no_parity,
+            timing_cache=timing_cache,
+            quality_text=quality_text,
+            allow_quality_loss=allow_quality_loss,
+        )
         warn(plan["warnings"])
         if as_json:
             print_json(plan)

@@ -83,4 +83,4 @@ def command(
         warnings=result.warnings,
         passes=result.passes,
     )
-    print_json({"folder": str(result.folder), "onnx": str(result.onnx), **document})
+    print_json({"folder": str(result.package), "onnx": str(result.onnx), **document})

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import click
 
 from q2export.cli.commands import CommandGroup
 from q2export.cli.exit_codes import FAILED, OK, USAGE
+from q2export.contracts.commands import install_command
 from q2export.contracts.progress import NOTICE
-from q2export.errors import Q2ExportError
+from q2export.errors import OptionError, ProfileError, Q2ExportError
 from q2export.version import __version__
 
 _PROGRAM, _COMPLETE = "q2export", "_Q2EXPORT_COMPLETE"
@@ -109,6 +111,10 @@ def _report_usage(error: click.UsageError) -> None:
 
 def _message(error: Exception) -> str:
     """What the user should read about an error: the error's own words if it was foreseen."""
+    if isinstance(error, OptionError):
+        return f"--{error.name.replace('_', '-')} {error.problem}"
+    if isinstance(error, ProfileError) and error.advice:
+        return f"{error}; give {' or '.join(map(_as_options, error.advice))}"
     if isinstance(error, Q2ExportError):
         return str(error)
     if isinstance(error, click.ClickException):
@@ -116,8 +122,7 @@ def _message(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name:
         module = error.name.partition(".")[0]
         if module in _EXTRA_OF:
-            extra = _EXTRA_OF[module]
-            return f"{module} is not installed; install it with: pip install 'q2export[{extra}]'"
+            return f"{module} is not installed; install it with: {install_command(_EXTRA_OF[module])}"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     if isinstance(error, MemoryError):
@@ -125,4 +130,12 @@ def _message(error: Exception) -> str:
     return (
         f"unexpected {type(error).__name__}: {error}\n"
         "This is a bug of q2export. Please report it, with the traceback that 'q2export --debug ...' prints."
+    )
+
+
+def _as_options(overrides: Mapping[str, object]) -> str:
+    """Overrides of a profile as the options that give them."""
+    return " ".join(
+        f"--set {key}={value if isinstance(value, str) else json.dumps(value)}"
+        for key, value in overrides.items()
     )

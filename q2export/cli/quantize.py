@@ -9,11 +9,11 @@ import click
 
 from q2export.cli import options
 from q2export.cli.output import aligned, format_bytes, format_seconds, print_json, warn
-from q2export.compare.calibration import MAX_TOKENS
+from q2export.contracts.quantization import CALIBRATION_TOKENS
 
 if TYPE_CHECKING:
     from q2export.exporter.quantization.quantize import QuantizeResult
-    from q2export.quantize_api import QuantizedCheckpoint
+    from q2export.pipeline.results import CheckpointResult
 
 _LARGEST = 3  # weights with the largest error that are shown
 
@@ -58,9 +58,8 @@ _LARGEST = 3  # weights with the largest error that are shown
 @click.option(
     "--calibration-tokens",
     type=click.IntRange(min=1),
-    default=MAX_TOKENS,
-    show_default=True,
-    help="Use at most so many tokens of it; a mixture of experts wants more.",
+    help="Use at most so many tokens of it; a mixture of experts wants more."
+    f"  [default: {CALIBRATION_TOKENS}]",
 )
 @click.option(
     "--report",
@@ -85,7 +84,7 @@ def command(
     no_embedding: bool,
     method: Literal["round-to-nearest", "gptq"] | None,
     calibration: Path | None,
-    calibration_tokens: int,
+    calibration_tokens: int | None,
     report: Path | None,
     text: Path | None,
     overwrite: bool,
@@ -97,9 +96,9 @@ def command(
     --text the result is compared with the original: perplexity, KL divergence, top-1 agreement, the error of
     every layer and weight.
     """
-    from q2export.quantize_api import quality_report, quantize
+    from q2export import api
 
-    made = quantize(
+    made = api.quantize(
         model,
         output,
         weights=quantization,
@@ -116,7 +115,7 @@ def command(
     warn(made.warnings)
     quality = None
     if report is not None or text is not None:
-        quality = quality_report(model, output, text=text, revision=revision)
+        quality = api.quality_report(model, output, text=text, revision=revision)
     if report is not None and quality is not None:
         from q2export.compare.quality.page import quality_page
 
@@ -131,7 +130,7 @@ def command(
         click.echo("\n".join(quality_lines(quality)))
 
 
-def _rows(made: QuantizedCheckpoint) -> list[tuple[str, str]]:
+def _rows(made: CheckpointResult[QuantizeResult]) -> list[tuple[str, str]]:
     result = made.result
     how, before, after = result.quantization, result.source_bytes, result.stored_bytes
     kind = (
@@ -158,7 +157,7 @@ def _rounded(result: QuantizeResult) -> list[str]:
     return [one.name for one in result.weights if one.method == "round-to-nearest"]
 
 
-def _document(made: QuantizedCheckpoint) -> dict[str, Any]:
+def _document(made: CheckpointResult[QuantizeResult]) -> dict[str, Any]:
     from q2export.strict.codec import to_plain
 
     result = made.result

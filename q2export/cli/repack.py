@@ -11,7 +11,8 @@ from q2export.cli import options
 from q2export.cli.output import aligned, format_bytes, format_seconds, print_json, warn
 
 if TYPE_CHECKING:
-    from q2export.repack_api import RepackedCheckpoint
+    from q2export.exporter.quantization.published.repack import RepackResult
+    from q2export.pipeline.results import CheckpointResult
 
 
 @click.command()
@@ -26,9 +27,9 @@ def command(model: str, revision: str | None, output: Path, overwrite: bool, as_
     The quantized values stay what they are, bit for bit. Every command takes the result as --model; build
     does this itself.
     """
-    from q2export.repack_api import repack
+    from q2export import api
 
-    made = repack(model, output, revision=revision, overwrite=overwrite)
+    made = api.repack(model, output, revision=revision, overwrite=overwrite)
     warn(made.warnings)
     if as_json:
         print_json(_document(made))
@@ -36,7 +37,7 @@ def command(model: str, revision: str | None, output: Path, overwrite: bool, as_
         click.echo(f"repacked {output}\n{aligned(_rows(made), indent=2)}")
 
 
-def _rows(made: RepackedCheckpoint) -> list[tuple[str, str]]:
+def _rows(made: CheckpointResult[RepackResult]) -> list[tuple[str, str]]:
     result = made.result
     scheme = result.quantization
     zero_points = "symmetric" if scheme.symmetric else "with zero points"
@@ -54,7 +55,7 @@ def _rows(made: RepackedCheckpoint) -> list[tuple[str, str]]:
     return rows
 
 
-def _document(made: RepackedCheckpoint) -> dict[str, Any]:
+def _document(made: CheckpointResult[RepackResult]) -> dict[str, Any]:
     from q2export.strict.codec import to_plain
 
     result = made.result

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from q2export.compare.prompts import ParityPrompts, parity_prompts, smoke_prompts
 from q2export.compare.verify.results import RunInfo
+from q2export.contracts.commands import command_line
 from q2export.contracts.profile import Profile
 from q2export.contracts.profile_loading import load_profile
 from q2export.errors import PackageError, ParityError
@@ -150,7 +150,7 @@ def run_info(engine: str, model: str, command: str = "") -> RunInfo:
 
 def rebuild_command(job: Job) -> str:
     """For messages about an engine whose package has no manifest yet."""
-    return shlex.join(["q2export", "build", "--model", job.model.id, "--profile", job.profile.name])
+    return command_line("build", "--model", job.model.id, "--profile", job.profile.name)
 
 
 def parity_summary(report: ParityReport) -> ParitySummary:

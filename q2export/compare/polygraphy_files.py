@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy.typing as npt
 
+from q2export.contracts.commands import install_command
 from q2export.errors import MissingDependencyError
 
 Tensors = Mapping[str, npt.NDArray[Any]]
@@ -52,7 +53,7 @@ def _polygraphy(module: str) -> Any:
     except ImportError as error:
         raise MissingDependencyError(
             f"golden files are in polygraphy's format, and it cannot be imported ({error}); "
-            f"install it with: pip install 'q2export[export]'"
+            f"install it with: {install_command('export')}"
         ) from error
 
 

@@ -19,6 +19,8 @@ PrefillWeights = Literal["shared", "int8"]
 
 BITS: dict[str, int] = {"int4": 4, "int8": 8}
 BLOCK_SIZES = (32, 64, 128)
+CALIBRATION_TOKENS = 32_768
+"""Tokens of a text that methods that calibrate read unless asked otherwise."""
 
 
 @dataclass(frozen=True)

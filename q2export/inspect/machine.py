@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from q2export.contracts.commands import install_command
 from q2export.package.manifest import installed_versions
 from q2export.runtime.onnxruntime_import import import_onnxruntime
 from q2export.version import __version__
@@ -109,14 +110,14 @@ def examine() -> Environment:
 
 def _capabilities(packages: Mapping[str, str], providers: tuple[str, ...]) -> Iterator[Capability]:
     missing = [name for name in _TO_BUILD if name not in packages]
-    export_hint = f"{', '.join(missing)}: pip install 'q2export[export]'" if missing else ""
+    export_hint = f"{', '.join(missing)}: {install_command('export')}" if missing else ""
     runs = "CPUExecutionProvider" in providers
     run_hint = "" if runs else "a working onnxruntime: pip install onnxruntime"
     yield Capability("run engines on the CPU", runs, run_hint)
     yield Capability("export ONNX (portable, onnxruntime, tensorrt)", not missing, export_hint)
     yield Capability("build and verify engines for the CPU", runs and not missing, export_hint or run_hint)
     built_with = any(name in packages for name in _TENSORRT)
-    engine_hint = "" if built_with else "TensorRT-RTX: pip install 'q2export[rtx]'"
+    engine_hint = "" if built_with else f"TensorRT-RTX: {install_command('rtx')}"
     yield Capability("build TensorRT engines", built_with and not missing, export_hint or engine_hint)
     hub = "huggingface-hub" in packages
     yield Capability("download models by hub id", hub, "" if hub else "pip install huggingface-hub")
@@ -127,7 +128,7 @@ def _runs_tensorrt(packages: Mapping[str, str], found_gpus: tuple[Gpu, ...]) -> 
 
     missing = [] if found_gpus else ["an NVIDIA GPU"]
     if "cuda-bindings" not in packages or not any(name in packages for name in _TENSORRT):
-        missing.append("TensorRT and cuda-bindings: pip install 'q2export[rtx]'")
+        missing.append(f"TensorRT and cuda-bindings: {install_command('rtx')}")
     if not LIBRARY.is_file():
         missing.append(f"the CUDA kernels: {recorded()}")
     return Capability("run TensorRT engines", not missing, "; ".join(missing))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import shlex
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from q2export.errors import PackageError
+from q2export.package.rebuild import rebuild_command
 from q2export.package.sections import (
     ALWAYS_HASHED_BYTES,
     GRAPH_SUFFIX,
@@ -60,7 +60,6 @@ __all__ = [
     "WeightsInfo",
     "check_relative_path",
     "installed_versions",
-    "rebuild_command",
     "this_tool",
 ]
 
@@ -234,25 +233,3 @@ def _check_schema(data: Mapping[str, object], source: Source) -> None:
             f"{source.label}: schema version {found}{by} is {age} than version {SCHEMA_VERSION}, "
             f"which {TOOL_NAME} {this_tool().version} reads; rebuild with: {command}"
         )
-
-
-def rebuild_command(manifest: Mapping[str, object], folder: Path) -> str:
-    """The ``q2export build`` command line that makes the package again, from the plain data of a manifest.
-
-    Works for manifests of other schema versions too: what it does not find becomes ``MODEL`` or ``PROFILE``.
-    """
-
-    def text(section: str, key: str, otherwise: str) -> str:
-        data = manifest.get(section)
-        value = data.get(key) if isinstance(data, Mapping) else None
-        return value if isinstance(value, str) and value and value.isprintable() else otherwise
-
-    words = [TOOL_NAME, "build", "--model", text("model", "id", "MODEL")]
-    if revision := text("model", "revision", ""):
-        words += ["--revision", revision]
-    words += ["--profile", text("profile", "name", "PROFILE")]
-    overrides = manifest.get("profile_overrides")
-    for key, value in (overrides if isinstance(overrides, Mapping) else {}).items():
-        setting = f"{key}={value if isinstance(value, str) else json.dumps(value)}"
-        words += ["--set", setting] if setting.isprintable() else []
-    return shlex.join([*words, "--output", str(folder), "--overwrite"])

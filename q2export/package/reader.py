@@ -18,8 +18,8 @@ from q2export.package.manifest import (
     MANIFEST_NAME,
     FileRecord,
     Manifest,
-    rebuild_command,
 )
+from q2export.package.rebuild import rebuild_command
 from q2export.strict.codec import to_plain
 from q2export.strict.json import read_object
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 from q2export.contracts.memory import CacheShape
 from q2export.contracts.profile import Profile, Target
 from q2export.contracts.profile_loading import fit_to_model, load_profile
-from q2export.errors import ProfileError
+from q2export.contracts.quantization import Quantization
+from q2export.errors import OptionError, ProfileError
 from q2export.pipeline import engine as engine_build
 from q2export.pipeline.engine import EnginePlan
 from q2export.pipeline.model_source import ModelSource, resolve_model
+from q2export.pipeline.options import BuildOptions
 from q2export.strict.codec import to_plain
 
 if TYPE_CHECKING:
@@ -62,8 +64,8 @@ class Job:
         if is_slow and self.target == "onnxruntime":
             _log.warning(
                 "ONNX Runtime multiplies 8-bit weights with float32 activations about a hundred times slower "
-                "than with int8 ones: give --set quantization.activations=int8, or the profile cpu-int8, "
-                "unless this is for comparison"
+                "than with int8 ones: take quantization.activations=int8, or the profile cpu-int8, unless "
+                "this is for comparison"
             )
 
     def describe(self) -> dict[str, Any]:
@@ -98,28 +100,68 @@ class Job:
         }
 
 
-def resolve_job(
-    model: str | Path,
-    profile: str | Path,
-    overrides: Mapping[str, object] | None,
-    revision: str | None,
-) -> Job:
-    """Resolve and check everything that can be known before a weight is read; arguments as in ``api.build``.
+def resolve_job(model: str | Path, options: BuildOptions) -> Job:
+    """Resolve and check everything that can be known before a weight is read.
 
     Raises:
         Q2ExportError: what ``build`` would refuse.
     """
     from q2export.exporter.weights.sizes import planned_bytes
 
-    resolved = load_profile(profile, overrides)
+    resolved = load_profile(options.profile, options.overrides)
+    if resolved.target == "portable":
+        raise ProfileError("target 'portable' has no engine to build; export it")
     trt = engine_build.select_builder(resolved) if resolved.target == "tensorrt" else None
-    found = resolve_model(model, revision)
+    found = resolve_model(model, options.revision)
     job = resolve_graph(found, resolved.target, resolved, resolved.graph_dtype)
-    if trt is None:
-        return job
-    weights = planned_bytes(job.weights, "tensorrt", job.dtype).total
-    plan = engine_build.plan_engine(trt, job.weights.config, weights, job.profile, job.dtype)
-    return replace(job, engine=plan)
+    if trt is not None:
+        weights = planned_bytes(job.weights, "tensorrt", job.dtype).total
+        plan = engine_build.plan_engine(trt, job.weights.config, weights, job.profile, job.dtype)
+        job = replace(job, engine=plan)
+    _refuse_idle_options(job, options)
+    return job
+
+
+def _refuse_idle_options(job: Job, options: BuildOptions) -> None:
+    """Refuse an option that has nothing to act on in this job."""
+    if options.timing_cache is not None and (job.engine is None or job.engine.builder != "tensorrt"):
+        raise OptionError("timing_cache", "is for engines that the full TensorRT builds; leave it out")
+    if job.weights.original is None:
+        options.refuse_quality_options("no weight is quantized by this build")
+
+
+def resolve_export(
+    model: str | Path,
+    *,
+    target: Target,
+    dtype: str | None,
+    revision: str | None,
+    max_capacity: int | None,
+    quantization: Quantization | None,
+) -> Job:
+    """Resolve a graph without an engine; arguments as in ``q2export.export``.
+
+    Raises:
+        Q2ExportError: the checkpoint is not in order, or the target cannot honour what is asked for.
+    """
+    from q2export.exporter.checkpoint.config import load_config
+
+    found = resolve_model(model, revision)
+    longest = load_config(found.folder).context_length
+    if max_capacity is not None and not 1 <= max_capacity <= longest:
+        raise OptionError(
+            "max_capacity", f"must be from 1 to {longest}, as the model holds, found {max_capacity}"
+        )
+    capacity = max_capacity or longest
+    # The ranges of a graph are as wide as the model.
+    base = load_profile("cpu", {"capacity.max": capacity, "capacity.opt": min(capacity, 2048)})
+    asked = quantization or Quantization()
+    job = resolve_graph(found, target, replace(base, quantization=asked), dtype)
+    if job.weights.quantization is None and asked != Quantization():
+        raise OptionError(
+            "quantization", "says how weights are quantized, but not to what: give weights, too"
+        )
+    return job
 
 
 def resolve_graph(found: ModelSource, target: Target, profile: Profile, dtype: str | None) -> Job:

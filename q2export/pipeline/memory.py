@@ -135,30 +135,34 @@ def check_gpu_memory(wanted: MemoryBudget, profile: Profile) -> GpuNeed:
     if profile.memory_mib is None or need.total <= profile.memory_mib * _MIB:
         return need
     available = profile.memory_mib * _MIB
+    way_out, advice = _advice(wanted, profile, available)
     raise ProfileError(
         f"{profile.gpu or profile.name} has {_gib(available)}, but batch {need.batch} with capacity "
         f"{need.capacity} needs {_gib(need.total)}: weights {_gib(need.weights)}, KV cache "
         f"{_gib(need.kv_cache)}, activations {_gib(need.activations)}, reserve {_gib(RESERVED_BYTES)}; "
-        + _advice(wanted, profile, available)
+        f"{way_out}",
+        advice,
     )
 
 
-def _advice(wanted: MemoryBudget, profile: Profile, available: int) -> str:
+def _advice(wanted: MemoryBudget, profile: Profile, available: int) -> tuple[str, list[dict[str, object]]]:
+    """What would fit, in words and as overrides of the profile."""
     if wanted.need(1, 1).total > available:
-        return "not even one sequence fits; use a GPU with more memory" + (
-            "" if profile.weight_streaming else ", or keep weights on the host: --set weight_streaming=true"
-        )
-    choices, max_capacity = [], profile.capacity.max
-    tokens = wanted.largest_capacity(profile.batch.max, max_capacity, available)
-    if tokens:
-        choices.append(f"batch {profile.batch.max} with capacity {tokens} (--set capacity.max={tokens})")
-    rows = wanted.largest_batch(max_capacity, profile.batch.max, available)
-    if rows:
-        choices.append(f"batch {rows} with capacity {max_capacity} (--set batch.max={rows})")
-    elif profile.batch.max > 1:
-        tokens = wanted.largest_capacity(1, max_capacity, available)
-        choices.append(f"batch 1 with capacity {tokens} (--set batch.max=1 --set capacity.max={tokens})")
-    return "the largest that would fit: " + ", or ".join(choices)
+        if profile.weight_streaming:
+            return "not even one sequence fits; use a GPU with more memory", []
+        words = "not even one sequence fits; use a GPU with more memory, or keep weights on the host"
+        return words, [{"weight_streaming": True}]
+    batch, capacity = profile.batch.max, profile.capacity.max
+    choices: dict[tuple[int, int], dict[str, object]] = {}
+    if tokens := wanted.largest_capacity(batch, capacity, available):
+        choices[batch, tokens] = {"capacity.max": tokens}
+    if rows := wanted.largest_batch(capacity, batch, available):
+        choices[rows, capacity] = {"batch.max": rows}
+    elif batch > 1:
+        tokens = wanted.largest_capacity(1, capacity, available)
+        choices[1, tokens] = {"batch.max": 1, "capacity.max": tokens}
+    words = " or ".join(f"batch {rows} with capacity {tokens}" for rows, tokens in choices)
+    return f"the largest that would fit: {words}", list(choices.values())
 
 
 def host_bytes_to_build(weight_bytes: int) -> int:

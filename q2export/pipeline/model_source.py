@@ -40,7 +40,7 @@ def resolve_model(model: str | Path, revision: str | None = None) -> ModelSource
     path = Path(model).expanduser()
     if path.is_dir():
         if revision is not None:
-            raise CheckpointError(f"{path}: a local folder has no revisions; leave out --revision {revision}")
+            raise CheckpointError(f"{path}: a local folder has no revisions; leave out {revision!r}")
         return ModelSource(path, path.resolve().name, None)
     name = str(model)
     if isinstance(model, Path) or not _HUB_ID.fullmatch(name) or path.exists():

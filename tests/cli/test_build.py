@@ -91,6 +91,9 @@ def test_build_with_other_settings(
         (["--profile", "cpu-int88"], "did you mean 'cpu-int8'? (a file of your own is given by its path"),
         (["--set", "capacity.max=[1"], "--set capacity.max=[1"),
         (["--revision", "main"], "a local folder has no revisions"),
+        (["--timing-cache", "x"], "--timing-cache is for engines that the full TensorRT builds"),
+        (["--allow-quality-loss"], "--allow-quality-loss has no effect: no weight is quantized"),
+        (["--no-parity", "--quality-text", "x"], "--quality-text has no effect: without the parity check"),
     ],
 )
 @pytest.mark.parametrize("dry", [["--dry-run"], []])
@@ -123,7 +126,7 @@ def test_a_failed_check_exits_with_1_and_leaves_nothing(
     def differs(*arguments: object, **options: object) -> None:
         raise ParityError("layer 3 differs")
 
-    monkeypatch.setattr("q2export.api.check_engine", differs)
+    monkeypatch.setattr("q2export.compare.build_checks.check_engine", differs)
     assert main(["build", "--model", checkpoint, "-o", str(tmp_path / "out"), "--json"]) == 1
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", "error: layer 3 differs\n")

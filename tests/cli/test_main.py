@@ -16,6 +16,7 @@ import pytest
 from q2export import __version__
 from q2export.cli.commands import COMMANDS, CommandGroup
 from q2export.cli.main import main
+from q2export.contracts.commands import install_command
 from q2export.errors import CheckpointError
 
 HEAVY = {"huggingface_hub", "jinja2", "numpy", "onnx", "onnxruntime", "tokenizers", "torch", "tqdm", "yaml"}
@@ -148,7 +149,7 @@ def test_an_unforeseen_error_asks_for_a_report(
         (MemoryError(), "error: out of memory\n"),
         (
             ModuleNotFoundError("No module named 'torch.export'", name="torch.export"),
-            "error: torch is not installed; install it with: pip install 'q2export[export]'\n",
+            f"error: torch is not installed; install it with: {install_command('export')}\n",
         ),
     ],
 )

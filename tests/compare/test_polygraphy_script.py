@@ -30,7 +30,7 @@ def checkpoint(checkpoints: Path) -> Path:
 def graph(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The TensorRT graph in float16, without an engine."""
     output = tmp_path_factory.mktemp("graph") / "fp16"
-    return api.export(checkpoint, output, target="tensorrt", dtype="float16").folder
+    return api.export(checkpoint, output, target="tensorrt", dtype="float16").package
 
 
 def run(script: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -95,7 +95,7 @@ def test_nothing_is_overwritten_or_left_behind(
 
 
 def test_a_bfloat16_graph_without_an_engine_is_refused(checkpoint: Path, tmp_path: Path) -> None:
-    package = api.export(checkpoint, tmp_path / "bf16", target="tensorrt", dtype="bfloat16").folder
+    package = api.export(checkpoint, tmp_path / "bf16", target="tensorrt", dtype="bfloat16").package
     with pytest.raises(PackageError, match="bfloat16 graph without an engine"):
         write_comparison(package, checkpoint, tmp_path / "compare")
 

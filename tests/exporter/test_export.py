@@ -96,9 +96,9 @@ def test_exported_folder(tmp_path: Path, target: str, kind: str) -> None:
     checkpoint = write_checkpoint(tmp_path / "checkpoint", config, shards=2)
     write_json(checkpoint / "generation_config.json", {"eos_token_id": 3})
     result = q2export.export(checkpoint, tmp_path / "out", target=target, dtype="float32")
-    assert result.folder == tmp_path / "out"
+    assert result.package == tmp_path / "out"
     assert result.onnx == tmp_path / "out" / "model.onnx"
-    assert {path.relative_to(result.folder).as_posix() for path in result.folder.rglob("*.*")} == {
+    assert {path.relative_to(result.package).as_posix() for path in result.package.rglob("*.*")} == {
         "config.json",
         "generation_config.json",
         "manifest.json",
@@ -107,7 +107,7 @@ def test_exported_folder(tmp_path: Path, target: str, kind: str) -> None:
         "weights/model-00002-of-00002.safetensors",
     }
     assert any("'mystery_field'" in warning for warning in result.warnings)
-    manifest = json.loads((result.folder / "manifest.json").read_text())
+    manifest = json.loads((result.package / "manifest.json").read_text())
     assert manifest["target"] == target
     assert manifest["model"]["model_type"] == kind
     assert manifest["parity"] is None and manifest["parity_skipped"] == "exported, not built"

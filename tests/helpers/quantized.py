@@ -19,7 +19,7 @@ from q2export.exporter.checkpoint.source import Source, load_source
 from q2export.exporter.graph.trace import TracedDecoder, trace
 from q2export.exporter.quantization.folder import quantize_checkpoint
 from q2export.exporter.reference import CheckpointReference
-from q2export.pipeline.results import ExportResult
+from q2export.pipeline.results import BuildResult
 from q2export.runtime.backends.onnxruntime import open_session, step_inputs
 from tests.helpers.checkpoints import tiny_config, write_checkpoint
 
@@ -77,7 +77,7 @@ def reference(source: Source, tokens: Sequence[int] = TOKENS) -> Float32Array:
     return CheckpointReference(source).run([tokens]).logits[0]
 
 
-def run_export(result: ExportResult, tokens: Sequence[int] = TOKENS, *, prepack: bool = True) -> Float32Array:
+def run_export(result: BuildResult, tokens: Sequence[int] = TOKENS, *, prepack: bool = True) -> Float32Array:
     """Logits of an exported graph in ONNX Runtime, ``[tokens, vocab]``."""
     session = open_session(result.onnx, threads=1, prepack=prepack)
     feed = step_inputs(result.manifest.engine, tokens, np.arange(len(tokens), dtype=np.int64))
@@ -86,7 +86,7 @@ def run_export(result: ExportResult, tokens: Sequence[int] = TOKENS, *, prepack:
     return found
 
 
-def export(source: Source, output: Path, target: str, **options: object) -> ExportResult:
+def export(source: Source, output: Path, target: str, **options: object) -> BuildResult:
     """Export for a target; float32 where nothing else is asked for."""
     settings = {"dtype": "float32"} | options if target == "portable" else options
     return api.export(source.folder, output, target=target, **settings)  # type: ignore[arg-type]

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from q2export.cli.main import main
+from q2export.contracts.commands import install_command
 from q2export.inspect import machine as environment
 from q2export.inspect.machine import Capability, Gpu, examine, parse_gpus
 from q2export.plugins import kernel_build
@@ -41,7 +42,7 @@ def test_a_plain_installation_runs_engines_and_says_what_building_needs(
     assert available["run engines on the CPU"].available
     build = available["build and verify engines for the CPU"]
     assert not build.available
-    assert build.missing == "torch, onnx-ir, polygraphy: pip install 'q2export[export]'"
+    assert build.missing == f"torch, onnx-ir, polygraphy: {install_command('export')}"
     assert main(["doctor"]) == 0
     assert "no   build and verify engines for the CPU" in capsys.readouterr().out
 
@@ -56,7 +57,7 @@ def test_what_running_tensorrt_engines_needs(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setattr(environment, "gpus", tuple)
     install(monkeypatch, onnxruntime="1.31.1")
     assert ability().missing == (
-        "an NVIDIA GPU; TensorRT and cuda-bindings: pip install 'q2export[rtx]'; the CUDA kernels: not built"
+        f"an NVIDIA GPU; TensorRT and cuda-bindings: {install_command('rtx')}; the CUDA kernels: not built"
     )
     library.touch()
     install(monkeypatch, tensorrt="10.13.0", cuda_bindings="13.0.3")

@@ -150,7 +150,7 @@ def test_failed_parity_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_what_a_target_cannot_do_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="runs in float32"):
         api.export(DENSE, tmp_path / "out", target="onnxruntime", dtype="bfloat16")
-    exported = api.export(DENSE, tmp_path / "portable", target="portable").folder
+    exported = api.export(DENSE, tmp_path / "portable", target="portable").package
     with pytest.raises(PackageError, match="a graph for target 'portable', no engine"):
         api.load(exported)
     with pytest.raises(PackageError, match="exists"):

@@ -152,7 +152,7 @@ def test_dry_run_shows_builder_and_memory(tmp_path: Path, capsys: pytest.Capture
     assert any(line.startswith("builder rtx 1.") for line in lines)
     assert any(line.startswith("GPU memory 1.") and "kv cache" in line for line in lines)
     assert any(line.startswith("RAM to build") for line in lines)
-    assert "builder rtx command line" in lines
+    assert "builder rtx override" in lines
     assert main([*command, "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
     gpu = plan["tensorrt"]["gpu_bytes"]

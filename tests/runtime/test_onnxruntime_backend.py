@@ -292,7 +292,7 @@ def test_float32_weights_are_mapped(tmp_path: Path) -> None:
     assert weights > 200e6
 
     def growth(prepack: bool) -> int:
-        command = [sys.executable, "-c", MEMORY, str(result.folder), str(prepack)]
+        command = [sys.executable, "-c", MEMORY, str(result.package), str(prepack)]
         answer = subprocess.run(command, capture_output=True, text=True, check=True)
         return int(json.loads(answer.stdout))
 

@@ -112,6 +112,6 @@ def test_more_than_the_engine_was_built_for_is_refused(package: Path) -> None:
 
 def test_only_packages_for_onnxruntime_have_operators(tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path / "checkpoint", tiny_config())
-    exported = q2export.export(checkpoint, tmp_path / "package", target="portable").folder
+    exported = q2export.export(checkpoint, tmp_path / "package", target="portable").package
     with pytest.raises(PackageError, match=r"built for target 'portable'; operators are profiled in"):
         runtime.profile(exported, [[0] * 4], 2)

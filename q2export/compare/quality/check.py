@@ -78,8 +78,8 @@ def check_quality(
 
         raise ParityError(
             "quantization costs more than the profile allows; nothing was kept. Keep more weights in high "
-            "precision (quantization.keep), take int8, calibrate (q2export quantize), or give "
-            "--allow-quality-loss\n" + "\n".join(quality_lines(report))
+            "precision (quantization.keep), take int8, calibrate (q2export quantize), or allow "
+            "the loss\n" + "\n".join(quality_lines(report))
         )
     writer.add_text(QUALITY_FILE, report.to_json() + "\n")
     return summary_of(report), None

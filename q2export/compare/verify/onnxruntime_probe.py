@@ -15,6 +15,7 @@ import numpy as np
 
 from q2export.compare.verify.activations import EMBEDDING, HEAD, NORM, WITHIN_LAYER, Activation, layer_path
 from q2export.compare.verify.engine_probe import EngineProbe
+from q2export.contracts.commands import install_command
 from q2export.errors import MissingDependencyError
 from q2export.package.manifest import EngineInfo
 from q2export.runtime.backends.base import Backend, Float32Array, Int64Array
@@ -113,6 +114,6 @@ def _onnx() -> ModuleType:
         import onnx
     except ImportError as error:
         raise MissingDependencyError(
-            "comparing layers needs the package onnx; install q2export[export]"
+            f"comparing layers needs the package onnx; install it with: {install_command('export')}"
         ) from error
     return onnx

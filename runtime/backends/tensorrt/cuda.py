@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from q2export.contracts.commands import install_command
 from q2export.errors import GenerationError, MissingDependencyError, PackageError
 
 
@@ -81,7 +82,7 @@ class CudaRuntime:
         except ImportError as error:
             raise MissingDependencyError(
                 f"running a TensorRT engine needs cuda-bindings, which cannot be imported ({error}); "
-                "install it with: pip install 'q2export[rtx]' or 'q2export[tensorrt]'"
+                f"install it with: {install_command('rtx')}"
             ) from error
         status, count = self._api.cudaGetDeviceCount()
         if status != self._api.cudaError_t.cudaSuccess or not count:

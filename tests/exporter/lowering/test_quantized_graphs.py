@@ -136,7 +136,7 @@ def test_planned_bytes_of_a_tensorrt_graph(tmp_path: Path) -> None:
 def test_the_package_holds_the_codes_once(case: Source, tmp_path: Path) -> None:
     result = export(case, tmp_path / "out", "onnxruntime", weights="link")
     weights = case.folder / "model.safetensors"
-    assert os.path.samefile(result.folder / "weights" / "model.safetensors", weights)
+    assert os.path.samefile(result.package / "weights" / "model.safetensors", weights)
     converted = result.manifest.weights.converted_bytes
     plain = [name for name in case.tensor_names if case.checkpoint.tensors[name].dtype == "BF16"]
     assert converted == 2 * sum(case.checkpoint.tensors[name].nbytes for name in plain)

@@ -302,7 +302,7 @@ def check_export(checkpoint: Path, output: Path, tensors: Tensors, dtype: torch.
     for parameter, (kind, shape, raw) in packed.items():
         assert (kind, shape) == (IR_TYPES[dtype], tuple(tensors[parameter].shape))
         assert raw == bits(tensors[parameter].to(dtype))
-    return result.folder
+    return result.package
 
 
 def as_torch(weights: Mapping[str, npt.NDArray[np.float32]], norms_wide: bool) -> Tensors:

@@ -6,9 +6,6 @@ from pathlib import Path
 
 from q2export.errors import CalibrationError
 
-MAX_TOKENS = 32_768
-"""Tokens of the text that are used unless asked otherwise."""
-
 SEQUENCE_TOKENS = 512
 
 
