@@ -1,9 +1,8 @@
 """Where chat templates run. A template is code that came with a checkpoint.
 
-It runs in jinja2's immutable sandbox and is given plain data only. Otherwise the environment is the one
-templates are written for, that of transformers (``utils/chat_template_utils.py``), so that they render byte
-for byte the same. The sandbox guards the process and its files; it does not bound the time a malicious
-template takes.
+It runs in jinja2's immutable sandbox, bounded in time and memory (``chat_bounds``), and is given plain data
+only. Otherwise the environment is the one templates are written for, that of transformers
+(``utils/chat_template_utils.py``), so that they render byte for byte the same.
 """
 
 from __future__ import annotations
@@ -17,31 +16,29 @@ import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 from q2export.errors import ConfigError, GenerationError
+from q2export.runtime.chat_bounds import BoundedEnvironment, budget
 
-# What template code can raise: jinja2's own errors and those of the expressions in it.
-_TEMPLATE_ERRORS = (
-    jinja2.TemplateError,
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    MemoryError,
-    RecursionError,
-    TypeError,
-    ValueError,
-)
+_MOST_SOURCE = 1 << 18  # characters; the longest published templates have a tenth of that
 
 
-def compile_template(source: str) -> jinja2.Template:
+def compile_template(source: str, where: str) -> jinja2.Template:
     """Compile a chat template.
 
+    Args:
+        source: the template.
+        where: it comes from, for messages.
+
     Raises:
-        ConfigError: a syntax error, with its line.
+        ConfigError: it cannot be compiled; of a syntax error with its line.
     """
-    environment = ImmutableSandboxedEnvironment(
+    if len(source) > _MOST_SOURCE:
+        raise ConfigError(
+            f"{where}: the chat template has {len(source)} characters, the most allowed is {_MOST_SOURCE}"
+        )
+    environment = BoundedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
     )
     environment.filters["tojson"] = _to_json
@@ -51,21 +48,28 @@ def compile_template(source: str) -> jinja2.Template:
         dict=_new_dict,
         namespace=_PlainNamespace,
     )
+    environment.bind()
     try:
-        return environment.from_string(source)
+        with budget(()):
+            return environment.compile_bounded(source)
     except jinja2.TemplateSyntaxError as error:
-        raise ConfigError(f"chat template, line {error.lineno}: {error.message}") from None
+        raise ConfigError(f"{where}: chat template, line {error.lineno}: {error.message}") from None
+    except Exception as error:  # noqa: BLE001 - jinja2 and Python's compiler let through what they meet
+        raise ConfigError(
+            f"{where}: the chat template cannot be compiled: {type(error).__name__}: {error}"
+        ) from None
 
 
 def render(template: jinja2.Template, variables: Mapping[str, Any]) -> str:
     """Run a template.
 
     Raises:
-        GenerationError: the template raised an error, its own or one of Python's.
+        GenerationError: the template raised an error, its own or one of Python's, or exceeded its bounds.
     """
     try:
-        return template.render(variables)
-    except _TEMPLATE_ERRORS as error:
+        with budget(variables):
+            return template.render(variables)
+    except Exception as error:  # code that came with a checkpoint may raise anything
         reason = str(error) or type(error).__name__
         raise GenerationError(f"the chat template refused the messages: {reason}") from error
 

@@ -88,6 +88,23 @@ def test_environment_is_that_of_transformers(name: str) -> None:
         assert ChatTemplate(TEMPLATES[name], tokens).render(messages, tools=offered) == expected
 
 
+def test_fields_that_are_none_and_templates_for_tools_are_as_in_transformers(
+    tmp_path: Path, qwen2_reference: PreTrainedTokenizerBase
+) -> None:
+    templates = {"default": "{{ messages | tojson }}", "tool_use": "{{ tools | tojson }}"}
+    named = [{"name": name, "template": source} for name, source in templates.items()]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
+    template = load_chat_template(tmp_path, {})
+    assert template is not None
+    messages = [{"role": "user", "content": None, "tool_calls": None, "parts": [{"a": None}]}]
+    tools = [{"type": "function", "function": {"name": "f", "description": None, "parameters": {}}}]
+    for offered in (None, tools):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(qwen2_reference, "chat_template", templates)
+            expected = qwen2_reference.apply_chat_template(messages, tools=offered, tokenize=False)
+        assert template.render(messages, tools=offered, add_generation_prompt=False) == expected
+
+
 def test_strftime_now() -> None:
     assert ChatTemplate("{{ strftime_now('%Y') }}", {}).render([USER]) in {
         str(datetime.now().year),
@@ -132,7 +149,7 @@ def test_errors_of_a_template_are_one_clear_error(source: str, reason: str) -> N
 
 
 def test_syntax_error_names_its_line() -> None:
-    with pytest.raises(ConfigError, match="chat template, line 2: "):
+    with pytest.raises(ConfigError, match=r"chat_template\.jinja: chat template, line 2: "):
         ChatTemplate("a\n{% for %}", {})
 
 
