@@ -8,8 +8,9 @@ import numpy as np
 import onnx_ir as ir
 
 from q2export.errors import ExportError
+from q2export.exporter.graph import nodes
+from q2export.exporter.graph.nodes import AttributeValue
 
-AttributeValue = int | float | str | Sequence[int]
 DimPiece = int | str
 """One entry of a shape: a number (or -1), or the name of a symbolic dimension."""
 
@@ -19,7 +20,6 @@ class GraphBuilder:
 
     def __init__(self, name: str, opset_imports: Mapping[str, int]) -> None:
         self.graph = ir.Graph(inputs=(), outputs=(), nodes=(), opset_imports=dict(opset_imports), name=name)
-        self._constants: dict[tuple[object, ...], ir.Value] = {}
         self._dims: dict[str, ir.Value] = {}
         self._shapes: dict[tuple[DimPiece, ...], ir.Value] = {}
         self._names: dict[str, int] = {}
@@ -37,32 +37,15 @@ class GraphBuilder:
 
     def initializer(self, name: str, dtype: ir.DataType, shape: Sequence[int]) -> ir.Value:
         """Return the initializer called ``name``, without data (see ``bind``); made at its first use."""
-        existing = self.graph.initializers.get(name)
-        if existing is not None:
-            return existing
-        value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
-        self.graph.initializers.add(value)
-        return value
+        return nodes.initializer(self.graph, name, dtype, shape)
 
     def constant(self, name: str, array: np.ndarray) -> ir.Value:
         """Register ``array`` as the initializer called ``name``, stored in the ONNX file itself."""
-        value = self.initializer(name, ir.DataType.from_numpy(array.dtype), array.shape)
-        value.const_value = ir.tensor(array, name=name)
-        return value
+        return nodes.constant(self.graph, name, array)
 
     def int64(self, values: int | Sequence[int]) -> ir.Value:
         """Return an int64 constant: a scalar for an int, a vector for a sequence; equal ones are shared."""
-        scalar = isinstance(values, int)
-        flat = (values,) if isinstance(values, int) else tuple(values)
-        key = ("i64", scalar, flat)
-        if key not in self._constants:
-            name = (
-                "const/"
-                + ("scalar_" if scalar else "vector_")
-                + "_".join(str(v).replace("-", "m") for v in flat)
-            )
-            self._constants[key] = self.constant(name, np.array(values, dtype=np.int64))
-        return self._constants[key]
+        return nodes.int64(self.graph, values)
 
     def node(
         self,
@@ -78,12 +61,8 @@ class GraphBuilder:
         count = self._names.get(name, 0)
         self._names[name] = count + 1
         unique = name if count == 0 else f"{name}_{count}"
-        values = list(outputs) if outputs is not None else [ir.Value()]
-        for index, value in enumerate(values):
-            value.name = value.name or (unique if len(values) == 1 else f"{unique}:{index}")
-        node = ir.node(
-            op_type, inputs, attributes=dict(attributes or {}), domain=domain, outputs=values, name=unique
-        )
+        values = [ir.Value()] if outputs is None else outputs
+        node = nodes.make_node(op_type, inputs, values, name=unique, domain=domain, attributes=attributes)
         self.graph.append(node)
         return node
 

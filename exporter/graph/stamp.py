@@ -17,7 +17,8 @@ from torch.export import ExportedProgram
 from q2export.contracts import opspec
 from q2export.contracts.dtypes import BY_NAME
 from q2export.errors import ExportError
-from q2export.exporter.graph.builder import AttributeValue, DimPiece, GraphBuilder
+from q2export.exporter.graph.builder import DimPiece, GraphBuilder
+from q2export.exporter.graph.nodes import AttributeValue
 
 aten = torch.ops.aten
 

@@ -14,21 +14,21 @@ from q2export.exporter.passes.drop_logits import DropLogits
 from q2export.exporter.passes.fuse_rotary_attention import FuseRotaryAttention
 from q2export.exporter.passes.inline_functions import InlineFunctions
 from q2export.exporter.passes.merge_reshapes import MergeReshapes
-from q2export.exporter.passes.onnxruntime.attention import LowerAttentionToOnnxRuntime
-from q2export.exporter.passes.onnxruntime.matmuls import (
+from q2export.exporter.passes.onnxruntime.fuse_silu import FuseSilu
+from q2export.exporter.passes.onnxruntime.fuse_skip_norm import FuseSkipNorm
+from q2export.exporter.passes.onnxruntime.lower_attention import LowerAttention
+from q2export.exporter.passes.onnxruntime.lower_quantized_experts import LowerQuantizedExperts
+from q2export.exporter.passes.onnxruntime.lower_quantized_gather import LowerQuantizedGather
+from q2export.exporter.passes.onnxruntime.lower_quantized_matmuls import LowerQuantizedMatMuls
+from q2export.exporter.passes.onnxruntime.matmul_forms import (
     FLOAT32_ACTIVATIONS,
     INT8_ACTIVATIONS,
     NBitsMatMul,
     RowScaledMatMul,
 )
-from q2export.exporter.passes.onnxruntime.moe import StackExperts
-from q2export.exporter.passes.onnxruntime.moe_traps import RefuseMoeTraps
-from q2export.exporter.passes.onnxruntime.packed_qkv import PackQueryKeyValue
-from q2export.exporter.passes.onnxruntime.quantized_experts import LowerQuantizedExperts
-from q2export.exporter.passes.onnxruntime.quantized_gather import LowerQuantizedGather
-from q2export.exporter.passes.onnxruntime.quantized_matmuls import LowerQuantizedMatMuls
-from q2export.exporter.passes.onnxruntime.silu import FuseSilu
-from q2export.exporter.passes.onnxruntime.skip_norm import FuseSkipNorm
+from q2export.exporter.passes.onnxruntime.pack_query_key_value import PackQueryKeyValue
+from q2export.exporter.passes.onnxruntime.refuse_moe_traps import RefuseMoeTraps
+from q2export.exporter.passes.onnxruntime.stack_experts import StackExperts
 from q2export.exporter.passes.order_inputs import OrderInputs
 from q2export.exporter.passes.packed_operands import PackedWeights
 from q2export.exporter.passes.remove_unused import RemoveUnused
@@ -55,7 +55,7 @@ def passes(
     matmul = NBitsMatMul(level)
     return [
         FuseRotaryAttention(),
-        LowerAttentionToOnnxRuntime(max_capacity),
+        LowerAttention(max_capacity),
         MergeReshapes(),
         *([OrderInputs(weights), LowerQuantizedExperts(weights, level)] if weights else []),
         *([PackQueryKeyValue(weights, matmul)] if weights else []),
@@ -81,7 +81,7 @@ def prefill_passes(max_capacity: int, packed: PackedWeights) -> list[Pass]:
     return [
         DropLogits(),
         FuseRotaryAttention(),
-        LowerAttentionToOnnxRuntime(max_capacity),
+        LowerAttention(max_capacity),
         MergeReshapes(),
         PackQueryKeyValue(packed, matmul),
         InlineFunctions(),

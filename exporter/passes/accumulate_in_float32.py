@@ -16,7 +16,15 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from q2export.errors import ExportError
-from q2export.exporter.passes.base import Pass, PassResult, attribute_int, input_of, insert, nodes_of, replace
+from q2export.exporter.passes.base import (
+    Inserter,
+    Pass,
+    PassResult,
+    attribute_int,
+    input_of,
+    nodes_of,
+    replace,
+)
 
 _FLOAT16, _FLOAT32 = ir.DataType.FLOAT16, ir.DataType.FLOAT
 
@@ -32,18 +40,16 @@ class AccumulateInFloat32(Pass):
                 result.matched += 1
 
     def _rewrite(self, graph: ir.Graph, gemm: ir.Node) -> None:
-        name, shape = gemm.name or "Gemm", gemm.outputs[0].shape
+        emit, shape = Inserter(graph, gemm, gemm.name), gemm.outputs[0].shape
         wide = [
-            _cast(graph, gemm, input_of(gemm, index), f"{name}/{label}", _FLOAT32)
+            emit.cast(input_of(gemm, index), _FLOAT32, label)
             for index, label in enumerate(("input_float32", "weight_float32"))
         ]
         transposed = {"transB": attribute_int(gemm, "transB")}
-        matmul = insert(graph, gemm, "Gemm", wide, name=f"{name}/float32", attributes=transposed).outputs[0]
-        matmul.shape, matmul.type = shape, ir.TensorType(_FLOAT32)
-        last = _cast(graph, gemm, matmul, f"{name}/Cast", _FLOAT16)
+        matmul = emit.op("Gemm", wide, "float32", attributes=transposed, dtype=_FLOAT32, shape=shape)
+        last = emit.cast(matmul, _FLOAT16)
         if len(gemm.inputs) > 2:
-            last = insert(graph, gemm, "Add", [last, input_of(gemm, 2)], name=f"{name}/Bias").outputs[0]
-            last.shape, last.type = shape, ir.TensorType(_FLOAT16)
+            last = emit.op("Add", [last, input_of(gemm, 2)], "Bias", dtype=_FLOAT16, shape=shape)
         replace(graph, gemm, [last])
 
     def ensures(self, model: ir.Model) -> None:
@@ -51,9 +57,3 @@ class AccumulateInFloat32(Pass):
         for node in nodes_of(model.graph, "Gemm") + nodes_of(model.graph, "MatMul"):
             if any(value is not None and value.dtype == _FLOAT16 for value in node.inputs):
                 raise ExportError(f"{node.name}: a float16 matmul whose sums TensorRT may keep in float16")
-
-
-def _cast(graph: ir.Graph, before: ir.Node, value: ir.Value, name: str, to: ir.DataType) -> ir.Value:
-    result = insert(graph, before, "Cast", [value], name=name, attributes={"to": int(to)}).outputs[0]
-    result.shape, result.type = value.shape, ir.TensorType(to)
-    return result

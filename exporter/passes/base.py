@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from q2export.errors import ExportError
-
-AttributeValue = int | float | str | Sequence[int]
+from q2export.exporter.graph import nodes
+from q2export.exporter.graph.nodes import AttributeValue
 
 
 @dataclass
@@ -67,26 +67,73 @@ def nodes_of(graph: ir.Graph, op_type: str, domain: str = "") -> list[ir.Node]:
     return [node for node in graph if node.op_type == op_type and node.domain == domain]
 
 
-def insert(
-    graph: ir.Graph,
-    before: ir.Node,
-    op_type: str,
-    inputs: Sequence[ir.Value | None],
-    *,
-    name: str,
-    domain: str = "",
-    attributes: Mapping[str, AttributeValue] | None = None,
-    outputs: Sequence[ir.Value] | None = None,
-) -> ir.Node:
-    """Insert a node called ``name`` before another; unnamed outputs take the node's name."""
-    values = list(outputs) if outputs is not None else [ir.Value()]
-    for index, value in enumerate(values):
-        value.name = value.name or (name if len(values) == 1 else f"{name}:{index}")
-    node = ir.node(
-        op_type, inputs, attributes=dict(attributes or {}), domain=domain, outputs=values, name=name
-    )
-    graph.insert_before(before, node)
-    return node
+def path_of(node: ir.Node) -> str:
+    """Path of the module a node belongs to: its name without what follows the last slash."""
+    return (node.name or "").rsplit("/", 1)[0]
+
+
+class Inserter:
+    """Inserts nodes into a graph, before one of its nodes and named under a path.
+
+    Args:
+        graph: to insert into.
+        before: the node that new ones stand before.
+        path: starts the names of new nodes, ``PATH/LABEL``; by default that of the module of ``before``.
+    """
+
+    def __init__(self, graph: ir.Graph, before: ir.Node, path: str | None = None) -> None:
+        self.graph = graph
+        self.path = path_of(before) if path is None else path
+        self._before = before
+
+    def op(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        label: str = "",
+        *,
+        domain: str = "",
+        attributes: Mapping[str, AttributeValue] | None = None,
+        dtype: ir.DataType | None = None,
+        shape: ir.Shape | Sequence[int] | None = None,
+    ) -> ir.Value:
+        """Insert a node with one output and return that.
+
+        Args:
+            op_type, inputs, domain, attributes: of the node.
+            label: ends its name and that of its output; by default the op type.
+            dtype, shape: of the output, where known. :func:`replace` gives those of the old value to a value
+                without.
+        """
+        type_ = None if dtype is None else ir.TensorType(dtype)
+        value = ir.Value(type=type_, shape=shape if shape is None else ir.Shape(shape))
+        self.node(op_type, inputs, [value], label, domain=domain, attributes=attributes)
+        return value
+
+    def node(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        outputs: Sequence[ir.Value],
+        label: str = "",
+        *,
+        domain: str = "",
+        attributes: Mapping[str, AttributeValue] | None = None,
+    ) -> ir.Node:
+        """Insert a node; arguments as in :meth:`op`, outputs without a name take the node's."""
+        name = f"{self.path}/{label or op_type}"
+        node = nodes.make_node(op_type, inputs, outputs, name=name, domain=domain, attributes=attributes)
+        self.graph.insert_before(self._before, node)
+        self.graph.opset_imports.setdefault(domain, 1)
+        return node
+
+    def cast(self, value: ir.Value, dtype: ir.DataType, label: str = "Cast") -> ir.Value:
+        """Insert a ``Cast``."""
+        return self.op("Cast", [value], label, attributes={"to": dtype.value}, dtype=dtype, shape=value.shape)
+
+    def int64(self, values: int | Sequence[int]) -> ir.Value:
+        """Return a constant; equal ones are shared."""
+        return nodes.int64(self.graph, values)
 
 
 def replace(graph: ir.Graph, node: ir.Node, new: Sequence[ir.Value]) -> None:
@@ -105,18 +152,6 @@ def only_consumer(value: ir.Value) -> ir.Node | None:
     """Return the node that reads ``value`` if it is the only one and ``value`` is no graph output."""
     consumers = value.consumers()
     return consumers[0] if len(consumers) == 1 and not value.is_graph_output() else None
-
-
-def constant(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
-    """Return the initializer ``name``, adding it with the data of ``tensor`` at first use."""
-    existing = graph.initializers.get(name)
-    if existing is not None:
-        return existing
-    value = ir.Value(
-        name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape.numpy()), const_value=tensor
-    )
-    graph.initializers.add(value)
-    return value
 
 
 def attribute_int(node: ir.Node, name: str) -> int:

@@ -12,7 +12,8 @@ import numpy as np
 import onnx_ir as ir
 
 from q2export.exporter.checkpoint.packed import PackedWeight
-from q2export.exporter.passes.base import Pass, PassResult, constant, insert
+from q2export.exporter.graph.nodes import constant
+from q2export.exporter.passes.base import Inserter, Pass, PassResult
 from q2export.exporter.passes.packed_operands import (
     PackedWeights,
     packed_operand,
@@ -94,20 +95,15 @@ class _Dequantizer:
         operands, shape = self.operands, [weight.rows, weight.shape[1]]
         path = weight.tensor.removesuffix(".weight")
         inputs = [self._codes(weight), self._scales(weight)]
-        value = insert(
-            self.graph,
-            node,
+        emit = Inserter(self.graph, node, path)
+        value = emit.op(
             "DequantizeLinear",
-            inputs if operands.signed else [*inputs, self._zero_points(node, weight)],
-            name=f"{path}/DequantizeLinear",
+            inputs if operands.signed else [*inputs, self._zero_points(weight)],
             attributes={"axis": 1, "block_size": weight.scheme.block_size},
-        ).outputs[0]
-        value.shape, value.type = ir.Shape(shape), ir.TensorType(operands.scale_dtype)
-        if operands.scale_dtype != operands.dtype:
-            to = {"to": operands.dtype.value}
-            value = insert(self.graph, node, "Cast", [value], name=f"{path}/weight", attributes=to).outputs[0]
-            value.shape, value.type = ir.Shape(shape), ir.TensorType(operands.dtype)
-        return value
+            dtype=operands.scale_dtype,
+            shape=shape,
+        )
+        return value if operands.scale_dtype == operands.dtype else emit.cast(value, operands.dtype, "weight")
 
     def _codes(self, weight: PackedWeight) -> ir.Value:
         bits, form = weight.scheme.bits, Form.SIGNED_CODES if self.operands.signed else Form.BYTES
@@ -120,7 +116,7 @@ class _Dequantizer:
         label = "scale" if dtype == ir.DataType.FLOAT else f"scale_{dtype.name.lower()}"
         return view(self.graph, f"{weight.tensor}/{label}", dtype, shape, [weight.scale_name], Form.VALUES)
 
-    def _zero_points(self, node: ir.Node, weight: PackedWeight) -> ir.Value:
+    def _zero_points(self, weight: PackedWeight) -> ir.Value:
         """``[rows, blocks]``, in the type of the codes."""
         bits, shape = weight.scheme.bits, weight.scale_shape
         if weight.zero_point_name is None:
@@ -137,17 +133,14 @@ class _Dequantizer:
         ``DequantizeLinear`` wants them in the shape of the scales; ``Expand`` takes no 4-bit types.
         """
         bits, (rows, blocks) = weight.scheme.bits, weight.scale_shape
-        name, first = f"zero_point/{rows}x{blocks}", next(iter(self.graph))
+        emit, name = Inserter(self.graph, next(iter(self.graph)), "zero_point"), f"{rows}x{blocks}"
         code = np.array([[weight.scheme.default_zero_point]], dtype=np.uint8)
-        one = constant(self.graph, f"const/zero_point_code_{bits}", ir.tensor(code))
-        sizes = ir.tensor(np.array([rows, blocks], dtype=np.int64))
-        shape = constant(self.graph, f"const/shape_{rows}_{blocks}", sizes)
-        value = insert(self.graph, first, "Expand", [one, shape], name=f"{name}/bytes").outputs[0]
-        if bits != 8:
-            to = {"to": _UNSIGNED[bits].value}
-            value = insert(self.graph, first, "Cast", [value], name=name, attributes=to).outputs[0]
-        value.shape, value.type = ir.Shape([rows, blocks]), ir.TensorType(_UNSIGNED[bits])
-        return value
+        one = constant(self.graph, f"const/zero_point_code_{bits}", code)
+        value = emit.op(
+            "Expand", [one, emit.int64([rows, blocks])], f"{name}/bytes",
+            dtype=ir.DataType.UINT8, shape=[rows, blocks],
+        )  # fmt: skip
+        return value if bits == 8 else emit.cast(value, _UNSIGNED[bits], name)
 
 
 def _rows(graph: ir.Graph, node: ir.Node, weight: PackedWeight, tensor: ir.Value) -> ir.Value:
@@ -155,14 +148,10 @@ def _rows(graph: ir.Graph, node: ir.Node, weight: PackedWeight, tensor: ir.Value
     if weight.row_step == 1:
         return tensor
     rows, columns = weight.shape
-    path = weight.name.removesuffix(".weight")
-    sizes = ir.tensor(np.array([rows, weight.row_step, columns], dtype=np.int64))
-    split = constant(graph, f"const/shape_{rows}_{weight.row_step}_{columns}", sizes)
-    rows_of_all = insert(graph, node, "Reshape", [tensor, split], name=f"{path}/alternating").outputs[0]
-    which = ir.tensor(np.array(weight.first_row, dtype=np.int64))
-    index = constant(graph, f"const/index_{weight.first_row}", which)
-    value = insert(
-        graph, node, "Gather", [rows_of_all, index], name=f"{path}/rows", attributes={"axis": 1}
-    ).outputs[0]
-    value.shape, value.type = ir.Shape([rows, columns]), tensor.type
-    return value
+    emit = Inserter(graph, node, weight.name.removesuffix(".weight"))
+    split = emit.int64([rows, weight.row_step, columns])
+    alternating = emit.op("Reshape", [tensor, split], "alternating")
+    return emit.op(
+        "Gather", [alternating, emit.int64(weight.first_row)], "rows",
+        attributes={"axis": 1}, dtype=tensor.dtype, shape=[rows, columns],
+    )  # fmt: skip

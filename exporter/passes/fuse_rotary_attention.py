@@ -1,4 +1,4 @@
-"""Join the two rotations and the attention that reads them into one ``Q2RotaryAttention``."""
+"""Fuse the two rotations and the attention that reads them into one ``Q2RotaryAttention``."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from q2export.contracts import opspec
 from q2export.errors import ExportError
 from q2export.exporter.graph.ops.functions import function_for
 from q2export.exporter.passes.base import (
+    Inserter,
     Pass,
     PassResult,
     attribute_float,
     attribute_int,
     input_of,
-    insert,
     nodes_of,
     only_consumer,
     replace,
@@ -41,12 +41,10 @@ class FuseRotaryAttention(Pass):
 
     def _fuse(self, graph: ir.Graph, attention: ir.Node, rotations: list[ir.Node]) -> None:
         inputs = [input_of(rotations[0], 0), input_of(rotations[1], 0), *attention.inputs[2:]]
-        fused = insert(
-            graph,
-            attention,
+        fused = Inserter(graph, attention).node(
             opspec.ROTARY_ATTENTION.name,
             [*inputs, input_of(rotations[0], 2)],
-            name=f"{(attention.name or '').rsplit('/', 1)[0]}/{opspec.ROTARY_ATTENTION.name}",
+            [ir.Value() for _ in attention.outputs],
             domain=opspec.DOMAIN,
             attributes={
                 **{name: attribute_int(attention, name) for name in _COPIED_INTS},
@@ -55,7 +53,6 @@ class FuseRotaryAttention(Pass):
                 "plugin_version": opspec.PLUGIN_VERSION,
                 "plugin_namespace": opspec.PLUGIN_NAMESPACE,
             },
-            outputs=[ir.Value() for _ in attention.outputs],
         )
         replace(graph, attention, fused.outputs)
         graph.remove(rotations, safe=True)

@@ -10,22 +10,13 @@ negative; no intermediate overflows. Bitwise operators would be shorter; TensorR
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
 from q2export.exporter.checkpoint.packed import PackedWeight
-from q2export.exporter.passes.base import (
-    AttributeValue,
-    Pass,
-    PassResult,
-    constant,
-    input_of,
-    insert,
-    nodes_of,
-    replace,
-)
+from q2export.exporter.graph.nodes import constant
+from q2export.exporter.passes.base import Inserter, Pass, PassResult, input_of, nodes_of, replace
 from q2export.exporter.passes.packed_operands import PackedWeights, packed_operand, view
 from q2export.exporter.weights.stack import Form
 
@@ -50,32 +41,9 @@ class GatherCodes(Pass):
                 result.matched += 1
 
 
-@dataclass(frozen=True)
-class _Emitter:
-    """Inserts nodes before ``anchor``, under its path."""
-
-    graph: ir.Graph
-    anchor: ir.Node
-
-    def op(
-        self, op_type: str, label: str, *inputs: ir.Value, attributes: dict[str, AttributeValue] | None = None
-    ) -> ir.Value:
-        path = (self.anchor.name or "").rsplit("/", 1)[0]
-        node = insert(self.graph, self.anchor, op_type, inputs, name=f"{path}/{label}", attributes=attributes)
-        return node.outputs[0]
-
-    def int64(self, *values: int) -> ir.Value:
-        name = "const/vector_" + "_".join(str(value).replace("-", "m") for value in values)
-        return constant(self.graph, name, ir.tensor(np.array(values, dtype=np.int64)))
-
-    def int32(self, values: Sequence[int]) -> ir.Value:
-        name = "const/int32_" + "_".join(map(str, values))
-        return constant(self.graph, name, ir.tensor(np.array(values, dtype=np.int32)))
-
-
 def _dequantized_rows(graph: ir.Graph, gather: ir.Node, weight: PackedWeight) -> ir.Value:
     """``[..., in]`` of the rows whose indices ``gather`` reads, ``[...]``, in the type of its output."""
-    emit, indices, scheme = _Emitter(graph, gather), input_of(gather, 1), weight.scheme
+    emit, indices, scheme = Inserter(graph, gather), input_of(gather, 1), weight.scheme
     rank = len(indices.shape) if indices.shape is not None else 2
     leading = [0] * rank  # sizes of the indices: Reshape copies them
     words = view(
@@ -88,34 +56,38 @@ def _dequantized_rows(graph: ir.Graph, gather: ir.Node, weight: PackedWeight) ->
     scales = view(
         graph, f"{weight.tensor}/scale", _FLOAT, list(weight.scale_shape), [weight.scale_name], Form.VALUES
     )
-    codes = _unpacked(emit, emit.op("Gather", "words", words, indices), scheme.bits, 32, "codes")
-    shape = emit.int64(*leading, weight.blocks, scheme.block_size)
-    blocks = emit.op(
-        "Cast", "values", emit.op("Reshape", "blocks", codes, shape), attributes={"to": _FLOAT.value}
-    )
-    centred = emit.op("Sub", "centred", blocks, _zero_points(emit, weight, indices, leading))
-    scale = emit.op("Unsqueeze", "scale", emit.op("Gather", "scales", scales, indices), emit.int64(-1))
-    rows = emit.op("Mul", "scaled", centred, scale)
-    rows = emit.op("Reshape", "rows", rows, emit.int64(*leading, weight.shape[1]))
+    codes = _unpacked(emit, emit.op("Gather", [words, indices], "words"), scheme.bits, 32, "codes")
+    shape = emit.int64([*leading, weight.blocks, scheme.block_size])
+    blocks = emit.cast(emit.op("Reshape", [codes, shape], "blocks"), _FLOAT, "values")
+    centred = emit.op("Sub", [blocks, _zero_points(emit, weight, indices, leading)], "centred")
+    scale = emit.op("Unsqueeze", [emit.op("Gather", [scales, indices], "scales"), emit.int64([-1])], "scale")
+    rows = emit.op("Mul", [centred, scale], "scaled")
+    rows = emit.op("Reshape", [rows, emit.int64([*leading, weight.shape[1]])], "rows")
     wanted = gather.outputs[0].dtype or _FLOAT
-    return rows if wanted == _FLOAT else emit.op("Cast", "Cast", rows, attributes={"to": wanted.value})
+    return rows if wanted == _FLOAT else emit.cast(rows, wanted)
 
 
-def _unpacked(emit: _Emitter, packed: ir.Value, bits: int, word: int, label: str) -> ir.Value:
+def _unpacked(emit: Inserter, packed: ir.Value, bits: int, word: int, label: str) -> ir.Value:
     """Codes, int32 ``[..., words, codes of a word]``, of int32 words of ``word`` bits each."""
-    powers = emit.int32([1 << shift for shift in range(0, word, bits)])
-    word_column = emit.op("Unsqueeze", f"{label}/word", packed, emit.int64(-1))
-    below = emit.op("Mod", f"{label}/below", word_column, powers)
-    shifted = emit.op("Div", f"{label}/shifted", emit.op("Sub", f"{label}/rest", word_column, below), powers)
-    return emit.op("Mod", label, shifted, emit.int32([1 << bits]))
+    powers = _int32(emit.graph, [1 << shift for shift in range(0, word, bits)])
+    word_column = emit.op("Unsqueeze", [packed, emit.int64([-1])], f"{label}/word")
+    below = emit.op("Mod", [word_column, powers], f"{label}/below")
+    shifted = emit.op(
+        "Div", [emit.op("Sub", [word_column, below], f"{label}/rest"), powers], f"{label}/shifted"
+    )
+    return emit.op("Mod", [shifted, _int32(emit.graph, [1 << bits])], label)
 
 
-def _zero_points(emit: _Emitter, weight: PackedWeight, indices: ir.Value, leading: Sequence[int]) -> ir.Value:
+def _int32(graph: ir.Graph, values: Sequence[int]) -> ir.Value:
+    return constant(graph, "const/int32_" + "_".join(map(str, values)), np.array(values, dtype=np.int32))
+
+
+def _zero_points(emit: Inserter, weight: PackedWeight, indices: ir.Value, leading: Sequence[int]) -> ir.Value:
     """float32, broadcast to ``[..., blocks, block_size]``."""
     scheme = weight.scheme
     if weight.zero_point_name is None:
         zero = np.array(scheme.default_zero_point, dtype=np.float32)
-        return constant(emit.graph, f"const/zero_point_{scheme.bits}", ir.tensor(zero))
+        return constant(emit.graph, f"const/zero_point_{scheme.bits}", zero)
     table = view(
         emit.graph,
         f"{weight.tensor}/zero_point_bytes",
@@ -123,14 +95,14 @@ def _zero_points(emit: _Emitter, weight: PackedWeight, indices: ir.Value, leadin
         list(weight.zero_point_shape),
         [weight.zero_point_name],
     )
-    gathered = emit.op("Gather", "zero_point/bytes", table, indices)
+    gathered = emit.op("Gather", [table, indices], "zero_point/bytes")
     if scheme.bits == 8:
         points = gathered
     else:
-        words = emit.op("Cast", "zero_point/words", gathered, attributes={"to": _INT32.value})
+        words = emit.cast(gathered, _INT32, "zero_point/words")
         both = _unpacked(emit, words, scheme.bits, 8, "zero_point/codes")
-        row = emit.op("Reshape", "zero_point/row", both, emit.int64(*leading, -1))
-        first, count, last = emit.int64(0), emit.int64(weight.blocks), emit.int64(-1)
-        points = emit.op("Slice", "zero_point/points", row, first, count, last)
-    values = emit.op("Cast", "zero_point/values", points, attributes={"to": _FLOAT.value})
-    return emit.op("Unsqueeze", "zero_point", values, emit.int64(-1))
+        row = emit.op("Reshape", [both, emit.int64([*leading, -1])], "zero_point/row")
+        first, count, last = emit.int64([0]), emit.int64([weight.blocks]), emit.int64([-1])
+        points = emit.op("Slice", [row, first, count, last], "zero_point/points")
+    values = emit.cast(points, _FLOAT, "zero_point/values")
+    return emit.op("Unsqueeze", [values, emit.int64([-1])], "zero_point")

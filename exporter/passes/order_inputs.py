@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from q2export.contracts import opspec
 from q2export.errors import ExportError
-from q2export.exporter.passes.base import Pass, PassResult, input_of, insert, nodes_of
+from q2export.exporter.passes.base import Inserter, Pass, PassResult, input_of, nodes_of
 from q2export.exporter.passes.packed_operands import PackedWeights, packed_operand, view
 
 
@@ -57,9 +57,7 @@ class OrderInputs(Pass):
         if not isinstance(columns, int):
             raise ExportError(f"{node.name}: its input has no known width")
         indices = view(graph, order, ir.DataType.INT32, [columns], [order])
-        path = (node.name or "").rsplit("/", 1)[0]
-        gather = insert(
-            graph, node, "Gather", [source, indices], name=f"{path}/ordered", attributes={"axis": -1}
-        )
-        gather.outputs[0].shape, gather.outputs[0].type = source.shape, source.type
-        return gather.outputs[0]
+        return Inserter(graph, node).op(
+            "Gather", [source, indices], "ordered",
+            attributes={"axis": -1}, dtype=source.dtype, shape=source.shape,
+        )  # fmt: skip

@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from q2export.errors import ExportError
 from q2export.exporter.checkpoint.packed import PackedWeight
+from q2export.exporter.graph.nodes import initializer
 from q2export.exporter.weights.stack import META_KEY, Form, Stack
 
 PackedWeights = Mapping[str, PackedWeight]
@@ -29,12 +30,8 @@ def view(
     weights: Sequence[PackedWeight] = (),
 ) -> ir.Value:
     """Return the initializer ``name``, adding it at first use as made of tensors of the checkpoint."""
-    existing = graph.initializers.get(name)
-    if existing is not None:
-        return existing
-    value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(list(shape)))
-    value.meta[META_KEY] = Stack(tuple(tensors), form, tuple(weights))
-    graph.initializers.add(value)
+    value = initializer(graph, name, dtype, shape)
+    value.meta.setdefault(META_KEY, Stack(tuple(tensors), form, tuple(weights)))
     return value
 
 

@@ -81,7 +81,7 @@ def test_passes_are_reported(folder: Path) -> None:
         name: (matched, refused)
         for name, matched, refused in build_graph(source, "onnxruntime", "float32", 64).passes
     }
-    assert counts["FuseRotaryAttention"] == counts["LowerAttentionToOnnxRuntime"] == (2, ())
+    assert counts["FuseRotaryAttention"] == counts["LowerAttention"] == (2, ())
 
 
 def test_max_capacity_is_the_size_of_the_rotary_tables(folder: Path) -> None:

@@ -20,7 +20,7 @@ from q2export.exporter.lowering import tensorrt as tensorrt_lowering
 from q2export.exporter.passes.base import nodes_of, run_passes
 from q2export.exporter.passes.clean import clean
 from q2export.exporter.passes.fuse_rotary_attention import FuseRotaryAttention
-from q2export.exporter.passes.onnxruntime.attention import LowerAttentionToOnnxRuntime
+from q2export.exporter.passes.onnxruntime.lower_attention import LowerAttention
 from tests.helpers.checkpoints import random_weights, tiny_config
 from tests.helpers.onnx_graphs import Array, check_same, fill, run
 
@@ -61,11 +61,11 @@ def step(config: ModelConfig, past: int = 0) -> dict[str, Array]:
 
 
 ORT_COUNTS = {
-    "dense": {"FuseRotaryAttention": 3, "LowerAttentionToOnnxRuntime": 3, "MergeReshapes": 12,
+    "dense": {"FuseRotaryAttention": 3, "LowerAttention": 3, "MergeReshapes": 12,
               "InlineFunctions": 0, "FuseSilu": 3},
-    "moe": {"FuseRotaryAttention": 3, "LowerAttentionToOnnxRuntime": 3, "MergeReshapes": 12,
+    "moe": {"FuseRotaryAttention": 3, "LowerAttention": 3, "MergeReshapes": 12,
             "InlineFunctions": 2, "FuseSilu": 1 + 2 * 7},
-    "small-heads": {"FuseRotaryAttention": 2, "LowerAttentionToOnnxRuntime": 0, "MergeReshapes": 0,
+    "small-heads": {"FuseRotaryAttention": 2, "LowerAttention": 0, "MergeReshapes": 0,
                     "InlineFunctions": 2, "FuseSilu": 2},
 }  # fmt: skip
 
@@ -120,4 +120,4 @@ def test_lower_attention_refuses_layers_that_rotate_differently() -> None:
         "model.layers.2.*: other lengths, frequencies or attention factor than model.layers.0.self_attn.att"
     )
     with pytest.raises(ExportError, match=message):
-        LowerAttentionToOnnxRuntime(config.context_length)(model)
+        LowerAttention(config.context_length)(model)

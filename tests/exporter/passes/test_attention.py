@@ -11,7 +11,7 @@ from q2export.errors import ExportError
 from q2export.exporter.passes.base import nodes_of, run_passes
 from q2export.exporter.passes.fuse_rotary_attention import FuseRotaryAttention
 from q2export.exporter.passes.inline_functions import InlineFunctions
-from q2export.exporter.passes.onnxruntime.attention import LowerAttentionToOnnxRuntime
+from q2export.exporter.passes.onnxruntime.lower_attention import LowerAttention
 from tests.helpers.onnx_graphs import Array, check_same, normal, op_types, parse, run
 
 # FuseRotaryAttention
@@ -115,7 +115,7 @@ def test_fuse_rotary_attention_refusals(changes: dict[str, str], reason: str) ->
 def lowered_attention(max_capacity: int = 32) -> ir.Model:
     model = attention_model()
     run_passes(model, [FuseRotaryAttention()])
-    result = LowerAttentionToOnnxRuntime(max_capacity)(model)
+    result = LowerAttention(max_capacity)(model)
     assert (result.matched, result.refused) == (1, [])
     return model
 
@@ -149,13 +149,13 @@ def test_lower_attention_needs_the_fused_op() -> None:
     with pytest.raises(
         ExportError, match=r"layer\.attention/Q2GroupQueryAttention: run FuseRotaryAttention first"
     ):
-        LowerAttentionToOnnxRuntime(32)(attention_model())
+        LowerAttention(32)(attention_model())
 
 
 def test_lower_attention_leaves_other_head_sizes() -> None:
     model = attention_model(head_dim="24")
     FuseRotaryAttention()(model)
-    result = LowerAttentionToOnnxRuntime(32)(model)
+    result = LowerAttention(32)(model)
     assert result.matched == 0
     assert result.refused == ["layer.attention/Q2RotaryAttention: head_dim 24 is not a multiple of 16"]
     assert "Q2RotaryAttention" in op_types(model)

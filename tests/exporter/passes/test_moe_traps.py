@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from q2export.errors import ExportError
-from q2export.exporter.passes.onnxruntime.moe_traps import RefuseMoeTraps
+from q2export.exporter.passes.onnxruntime.refuse_moe_traps import RefuseMoeTraps
 
 TOKENS, HIDDEN, INNER, EXPERTS, TOP_K = 5, 16, 8, 4, 2
 Array = npt.NDArray[np.float32]

@@ -13,7 +13,7 @@ import pytest
 from q2export.contracts.quantization import Quantization
 from q2export.exporter.checkpoint.source import load_source
 from q2export.exporter.export import Graph, build_graph
-from q2export.exporter.passes.onnxruntime.skip_norm import FuseSkipNorm
+from q2export.exporter.passes.onnxruntime.fuse_skip_norm import FuseSkipNorm
 from q2export.exporter.quantization.folder import quantize_checkpoint
 from q2export.exporter.weights.attach import attach, places_of
 from q2export.exporter.weights.convert import write_converted

@@ -11,7 +11,7 @@ import pytest
 from q2export.errors import ExportError
 from q2export.exporter.passes.base import Pass, PassResult, nodes_of
 from q2export.exporter.passes.merge_reshapes import MergeReshapes
-from q2export.exporter.passes.onnxruntime.silu import FuseSilu
+from q2export.exporter.passes.onnxruntime.fuse_silu import FuseSilu
 from q2export.exporter.passes.remove_unused import RemoveUnused
 from tests.helpers.onnx_graphs import check_same, normal, op_types, parse, run
 

@@ -3,7 +3,7 @@
 On ONNX Runtime 1.31's CPU the op takes gate and up only with their rows alternating (``swiglu_fusion`` 1), as
 they are stored; all experts of a layer are one operand, read in place. It ignores
 ``normalize_routing_weights`` 0 unless the full softmax is its ``router_weights``
-(``exporter/passes/onnxruntime/moe_traps.py``). 8-bit experts have no kernel for float32 activations.
+(``exporter/passes/onnxruntime/refuse_moe_traps.py``). 8-bit experts have no kernel for float32 activations.
 
 Mixtures it does not take run as their function body, one ``MatMulNBits`` per matrix and expert.
 """
@@ -16,9 +16,17 @@ import onnx_ir as ir
 
 from q2export.contracts import opspec
 from q2export.exporter.checkpoint.packed import PackedWeight
-from q2export.exporter.passes.base import Pass, PassResult, attribute_int, input_of, insert, nodes_of, replace
-from q2export.exporter.passes.onnxruntime.attention import MICROSOFT
-from q2export.exporter.passes.onnxruntime.matmuls import INT8_ACTIVATIONS
+from q2export.exporter.passes.base import (
+    Inserter,
+    Pass,
+    PassResult,
+    attribute_int,
+    input_of,
+    nodes_of,
+    replace,
+)
+from q2export.exporter.passes.onnxruntime.contrib import MICROSOFT, SWIGLU
+from q2export.exporter.passes.onnxruntime.matmul_forms import INT8_ACTIVATIONS
 from q2export.exporter.passes.packed_operands import PackedWeights, kernel_operands, packed_operand
 
 _FIXED_INPUTS = len(opspec.MOE.inputs)
@@ -49,8 +57,6 @@ class LowerQuantizedExperts(Pass):
                 continue
             self._lower(graph, node, weights)
             result.matched += 1
-        if result.matched:
-            graph.opset_imports[MICROSOFT] = 1
 
     def _refusal(self, weights: Sequence[PackedWeight], expected: int) -> str | None:
         if len(weights) != expected:
@@ -60,17 +66,13 @@ class LowerQuantizedExperts(Pass):
         return None
 
     def _lower(self, graph: ir.Graph, node: ir.Node, weights: Sequence[PackedWeight]) -> None:
-        path = (node.name or "").rsplit("/", 1)[0]
+        emit = Inserter(graph, node)
         hidden, router_logits = input_of(node, 0), input_of(node, 1)
         gates, downs = weights[0::3], weights[2::3]  # a gate stands for the pair: up is in the same tensor
-        first = kernel_operands(graph, f"{path}.gate_up_proj.weight", gates, experts=len(gates))
-        second = kernel_operands(graph, f"{path}.down_proj.weight", downs, experts=len(downs))
-        probability = insert(
-            graph, node, "Softmax", [router_logits], name=f"{path}/Softmax", attributes={"axis": -1}
-        ).outputs[0]
-        routed = insert(
-            graph,
-            node,
+        first = kernel_operands(graph, f"{emit.path}.gate_up_proj.weight", gates, experts=len(gates))
+        second = kernel_operands(graph, f"{emit.path}.down_proj.weight", downs, experts=len(downs))
+        probability = emit.op("Softmax", [router_logits], attributes={"axis": -1})
+        routed = emit.op(
             "QMoE",
             [
                 *(hidden, router_logits),
@@ -80,18 +82,14 @@ class LowerQuantizedExperts(Pass):
                 *(first.zero_points, second.zero_points, None),
                 probability,
             ],
-            name=f"{path}/QMoE",
             domain=MICROSOFT,
             attributes={
                 "k": attribute_int(node, "top_k"),
                 "normalize_routing_weights": attribute_int(node, "norm_topk_prob"),
-                "activation_type": "swiglu",
-                "swiglu_fusion": 1,
-                "activation_alpha": 1.0,
-                "activation_beta": 0.0,
+                **SWIGLU,
                 "expert_weight_bits": weights[0].scheme.bits,
                 "block_size": weights[0].scheme.block_size,
                 "accuracy_level": self.accuracy_level,
             },
         )
-        replace(graph, node, routed.outputs)
+        replace(graph, node, [routed])

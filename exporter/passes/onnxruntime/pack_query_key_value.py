@@ -15,17 +15,18 @@ import onnx_ir as ir
 
 from q2export.exporter.checkpoint.packed import PackedWeight
 from q2export.exporter.passes.base import (
+    Inserter,
     Pass,
     PassResult,
     attribute_int,
     input_of,
-    insert,
     nodes_of,
     only_consumer,
+    path_of,
 )
-from q2export.exporter.passes.onnxruntime.attention import MICROSOFT
-from q2export.exporter.passes.onnxruntime.matmuls import MatMul
-from q2export.exporter.passes.onnxruntime.quantized_matmuls import bias_of
+from q2export.exporter.passes.onnxruntime.contrib import MICROSOFT
+from q2export.exporter.passes.onnxruntime.lower_quantized_matmuls import bias_of
+from q2export.exporter.passes.onnxruntime.matmul_forms import MatMul
 from q2export.exporter.passes.packed_operands import PackedWeights, packed_operand, view
 from q2export.exporter.weights.stack import Form
 
@@ -56,7 +57,7 @@ class PackQueryKeyValue(Pass):
         self.matmul = matmul
 
     def rewrite(self, model: ir.Model, result: PassResult) -> None:
-        """Join the projections of every attention where all three are quantized alike."""
+        """Fuse the projections of every attention where all three are quantized alike."""
         graph = model.graph
         for attention in nodes_of(graph, "GroupQueryAttention", MICROSOFT):
             found = [self._projection(attention, index) for index in range(_PROJECTIONS)]
@@ -66,7 +67,7 @@ class PackQueryKeyValue(Pass):
             elif not _alike(projections):
                 result.refused.append(f"{attention.name}: query, key and value are not quantized alike")
             else:
-                self._join(graph, attention, projections)
+                self._fuse(graph, attention, projections)
                 result.matched += 1
 
     def _projection(self, attention: ir.Node, index: int) -> _Projection | None:
@@ -81,28 +82,25 @@ class PackQueryKeyValue(Pass):
             return None
         return _Projection(reshape, gemm, weight)
 
-    def _join(self, graph: ir.Graph, attention: ir.Node, projections: Sequence[_Projection]) -> None:
+    def _fuse(self, graph: ir.Graph, attention: ir.Node, projections: Sequence[_Projection]) -> None:
         first = projections[0]
-        path = (first.gemm.name or "").rsplit("/", 1)[0].rsplit(".", 1)[0] + ".qkv_proj"
+        path = path_of(first.gemm).rsplit(".", 1)[0] + ".qkv_proj"
         weights = [projection.weight for projection in projections]
         rows = sum(weight.rows for weight in weights)
         biases = [projection.bias.name or "" for projection in projections if projection.bias is not None]
         bias = view(graph, f"{path}.bias", ir.DataType.FLOAT, [rows], biases, Form.VALUES) if biases else None
         matmul = self.matmul(graph, first.gemm, input_of(first.gemm, 0), weights, bias, path)
         matmul.name = path
-        old = first.gemm.outputs[0]
+        old, flat = first.gemm.outputs[0], first.reshape.outputs[0].shape
         matmul.type = old.type
         matmul.shape = ir.Shape([old.shape[0], rows]) if old.shape is not None else None
-        packed = insert(
-            graph,
-            first.reshape,
+        packed = Inserter(graph, first.reshape, path).op(
             "Reshape",
             [matmul, input_of(first.reshape, 1)],
-            name=f"{path}/packed",
-        ).outputs[0]
-        packed.type = matmul.type
-        flat = first.reshape.outputs[0].shape
-        packed.shape = ir.Shape([flat[0], flat[1], rows]) if flat is not None else None
+            "packed",
+            dtype=matmul.dtype,
+            shape=ir.Shape([flat[0], flat[1], rows]) if flat is not None else None,
+        )
         attention.replace_input_with(0, packed)
         for index in range(1, _PROJECTIONS):
             attention.replace_input_with(index, None)

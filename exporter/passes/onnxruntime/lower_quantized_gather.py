@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from q2export.exporter.passes.base import Pass, PassResult, input_of, insert, nodes_of, replace
-from q2export.exporter.passes.onnxruntime.attention import MICROSOFT
+from q2export.exporter.passes.base import Inserter, Pass, PassResult, input_of, nodes_of, replace
+from q2export.exporter.passes.onnxruntime.contrib import MICROSOFT
 from q2export.exporter.passes.packed_operands import PackedWeights, kernel_operands, packed_operand
 
 
@@ -31,12 +31,9 @@ class LowerQuantizedGather(Pass):
                 continue
             table = kernel_operands(graph, weight.name, [weight])
             zero_points = [] if table.zero_points is None else [table.zero_points]
-            rows = insert(
-                graph,
-                gather,
+            rows = Inserter(graph, gather).op(
                 "GatherBlockQuantized",
                 [table.codes, input_of(gather, 1), table.scales, *zero_points],
-                name=f"{(gather.name or '').rsplit('/', 1)[0]}/GatherBlockQuantized",
                 domain=MICROSOFT,
                 attributes={
                     "bits": weight.scheme.bits,
@@ -45,7 +42,5 @@ class LowerQuantizedGather(Pass):
                     "quantize_axis": 1,
                 },
             )
-            replace(graph, gather, rows.outputs)
+            replace(graph, gather, [rows])
             result.matched += 1
-        if result.matched:
-            graph.opset_imports[MICROSOFT] = 1

@@ -11,26 +11,26 @@ import onnx_ir as ir
 
 from q2export.contracts import opspec
 from q2export.errors import ExportError
+from q2export.exporter.graph.nodes import constant
 from q2export.exporter.passes.base import (
+    Inserter,
     Pass,
     PassResult,
     attribute_float,
     attribute_int,
-    constant,
     input_of,
-    insert,
     nodes_of,
     replace,
 )
+from q2export.exporter.passes.onnxruntime.contrib import MICROSOFT
 
-MICROSOFT = "com.microsoft"
 COS_CACHE, SIN_CACHE = "rotary/cos_cache", "rotary/sin_cache"
 _FLAT_SHAPE = "shape/tokens_flat"
 _HEAD_DIM_MULTIPLE = 16
 """ONNX Runtime 1.31 refuses other head sizes at the first token (``group_query_attention_helper.h``)."""
 
 
-class LowerAttentionToOnnxRuntime(Pass):
+class LowerAttention(Pass):
     """Attributes:
     max_capacity: tokens a sequence may hold, the rows of the cos and sin tables.
     """
@@ -66,7 +66,6 @@ class LowerAttentionToOnnxRuntime(Pass):
         for node in nodes:
             self._lower(graph, node, lengths, tables)
             result.matched += 1
-        graph.opset_imports[MICROSOFT] = 1
 
     def _tables(self, graph: ir.Graph, node: ir.Node) -> list[ir.Value]:
         """Cos and sin of every position, float32 arithmetic throughout as transformers has it."""
@@ -78,27 +77,31 @@ class LowerAttentionToOnnxRuntime(Pass):
         factor = np.float32(attribute_float(node, "attention_factor"))
         dtype = input_of(node, 0).dtype or ir.DataType.FLOAT
         return [
-            constant(graph, name, ir.tensor((wave(angle) * factor).astype(dtype.numpy()), name=name))
+            constant(graph, name, (wave(angle) * factor).astype(dtype.numpy()))
             for name, wave in ((COS_CACHE, np.cos), (SIN_CACHE, np.sin))
         ]
 
     def _lower(self, graph: ir.Graph, node: ir.Node, lengths: list[ir.Value], tables: list[ir.Value]) -> None:
-        path = (node.name or "").rsplit("/", 1)[0]
+        emit = Inserter(graph, node)
         heads, kv_heads = attribute_int(node, "num_heads"), attribute_int(node, "num_kv_heads")
         flat_shape = _flat_shape(graph, node)
-        labels = ("query", "key", "value")
         flat = [
-            _flatten(graph, node, index, flat_shape, f"{path}/{label}") for index, label in enumerate(labels)
+            _flatten(emit, input_of(node, index), flat_shape, label)
+            for index, label in enumerate(("query", "key", "value"))
         ]
         window = attribute_int(node, "sliding_window")
-        output = ir.Value(name=f"{path}/flat")
-        presents = [ir.Value(), ir.Value()]
-        lowered = insert(
-            graph,
-            node,
+        shape = node.outputs[0].shape
+        if shape is None:
+            raise ExportError(f"{node.name}: its output has no shape")
+        output = ir.Value(
+            name=f"{emit.path}/flat",
+            type=node.outputs[0].type,
+            shape=ir.Shape([shape[0], shape[1], heads * _head_dim(node)]),
+        )
+        lowered = emit.node(
             "GroupQueryAttention",
             [*flat, input_of(node, 3), input_of(node, 4), *lengths, *tables],
-            name=f"{path}/GroupQueryAttention",
+            [output, ir.Value(), ir.Value()],
             domain=MICROSOFT,
             attributes={
                 "num_heads": heads,
@@ -108,16 +111,9 @@ class LowerAttentionToOnnxRuntime(Pass):
                 "rotary_interleaved": 0,
                 "local_window_size": window or -1,
             },
-            outputs=[output, *presents],
         )
-        shape = node.outputs[0].shape
-        if shape is None:
-            raise ExportError(f"{node.name}: its output has no shape")
-        width = heads * _head_dim(node)
-        output.shape, output.type = ir.Shape([shape[0], shape[1], width]), node.outputs[0].type
-        four = constant(graph, f"const/heads_{heads}", ir.tensor(np.array([0, 0, heads, -1], dtype=np.int64)))
-        split = insert(graph, node, "Reshape", [output, four], name=f"{path}/heads")
-        replace(graph, node, [split.outputs[0], *lowered.outputs[1:]])
+        split = emit.op("Reshape", [output, emit.int64([0, 0, heads, -1])], "heads")
+        replace(graph, node, [split, *lowered.outputs[1:]])
 
 
 def _require_one_rotation(nodes: list[ir.Node]) -> None:
@@ -147,35 +143,28 @@ def _flat_shape(graph: ir.Graph, node: ir.Node) -> ir.Value:
     input_ids = next((value for value in graph.inputs if value.name == "input_ids"), None)
     if input_ids is None:
         raise ExportError("the graph has no input 'input_ids' to take batch and sequence from")
-    rest = constant(graph, "const/rest", ir.tensor(np.array([-1], dtype=np.int64)))
-    tokens = insert(graph, node, "Shape", [input_ids], name="shape/tokens").outputs[0]
-    return insert(graph, node, "Concat", [tokens, rest], name=_FLAT_SHAPE, attributes={"axis": 0}).outputs[0]
+    emit = Inserter(graph, node, "shape")
+    tokens = emit.op("Shape", [input_ids], "tokens")
+    return emit.op("Concat", [tokens, emit.int64([-1])], "tokens_flat", attributes={"axis": 0})
 
 
-def _flatten(graph: ir.Graph, node: ir.Node, index: int, shape: ir.Value, name: str) -> ir.Value:
+def _flatten(emit: Inserter, source: ir.Value, flat_shape: ir.Value, label: str) -> ir.Value:
     """``[batch, sequence, heads, head_dim]`` -> ``[batch, sequence, heads * head_dim]``."""
-    source = input_of(node, index)
-    flat = insert(graph, node, "Reshape", [source, shape], name=name).outputs[0]
+    shape = None
     if source.shape is not None:
         batch, sequence, heads, head_dim = source.shape
-        width = int(heads) * int(head_dim)  # type: ignore[arg-type]
-        flat.shape, flat.type = ir.Shape([batch, sequence, width]), source.type
-    return flat
+        shape = ir.Shape([batch, sequence, int(heads) * int(head_dim)])  # type: ignore[arg-type]
+    return emit.op("Reshape", [source, flat_shape], label, dtype=source.dtype, shape=shape)
 
 
 def _lengths(graph: ir.Graph, first: ir.Node) -> list[ir.Value]:
     """The op's own form of the lengths, computed once: total - 1 per row, the longest total; int32."""
     past, query = input_of(first, 5), input_of(first, 6)
-    one = constant(graph, "const/one", ir.tensor(np.array(1, dtype=np.int64)))
-    total = insert(graph, first, "Add", [past, query], name="lengths/total").outputs[0]
-    last = insert(graph, first, "Sub", [total, one], name="lengths/last").outputs[0]
-    longest = insert(
-        graph, first, "ReduceMax", [total], name="lengths/longest", attributes={"keepdims": 0}
-    ).outputs[0]
-    int32 = {"to": int(ir.DataType.INT32)}
+    emit = Inserter(graph, first, "lengths")
+    total = emit.op("Add", [past, query], "total")
+    last = emit.op("Sub", [total, emit.int64(1)], "last")
+    longest = emit.op("ReduceMax", [total], "longest", attributes={"keepdims": 0})
     return [
-        insert(graph, first, "Cast", [last], name="lengths/seqlens_k", attributes=int32).outputs[0],
-        insert(
-            graph, first, "Cast", [longest], name="lengths/total_sequence_length", attributes=int32
-        ).outputs[0],
+        emit.cast(last, ir.DataType.INT32, "seqlens_k"),
+        emit.cast(longest, ir.DataType.INT32, "total_sequence_length"),
     ]

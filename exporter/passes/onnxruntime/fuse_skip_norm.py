@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from q2export.exporter.passes.base import Pass, PassResult, attribute_float, input_of, insert, nodes_of
-from q2export.exporter.passes.onnxruntime.attention import MICROSOFT
+from q2export.exporter.passes.base import Inserter, Pass, PassResult, attribute_float, input_of, nodes_of
+from q2export.exporter.passes.onnxruntime.contrib import MICROSOFT
 
 _SUM_OUTPUT = 3
 
@@ -19,7 +19,7 @@ class FuseSkipNorm(Pass):
     """The sum stays available under its name, as the last output of the op."""
 
     def rewrite(self, model: ir.Model, result: PassResult) -> None:
-        """Join every normalization of the last axis with the sum it reads."""
+        """Fuse every normalization of the last axis with the sum it reads."""
         graph = model.graph
         for norm in nodes_of(graph, "RMSNormalization"):
             total = input_of(norm, 0).producer()
@@ -30,21 +30,16 @@ class FuseSkipNorm(Pass):
                 continue
             self._fuse(graph, norm, total)
             result.matched += 1
-        if result.matched:
-            graph.opset_imports[MICROSOFT] = 1
 
     def _fuse(self, graph: ir.Graph, norm: ir.Node, total: ir.Node) -> None:
         normalized, summed = norm.outputs[0], total.outputs[0]
         names = normalized.name, summed.name
-        fused = insert(
-            graph,
-            total,
+        fused = Inserter(graph, total, names[0]).node(
             "SkipSimplifiedLayerNormalization",
             [input_of(total, 0), input_of(total, 1), input_of(norm, 1)],
-            name=f"{names[0]}/SkipSimplifiedLayerNormalization",
+            [ir.Value() for _ in range(_SUM_OUTPUT + 1)],
             domain=MICROSOFT,
             attributes={"epsilon": attribute_float(norm, "epsilon")},
-            outputs=[ir.Value() for _ in range(_SUM_OUTPUT + 1)],
         )
         for old, new, name in zip(
             (normalized, summed), (fused.outputs[0], fused.outputs[-1]), names, strict=True

@@ -12,19 +12,19 @@ import numpy as np
 import onnx_ir as ir
 
 from q2export.contracts import opspec
+from q2export.exporter.graph.nodes import constant
 from q2export.exporter.passes.base import (
+    Inserter,
     Pass,
     PassResult,
     attribute_int,
-    constant,
     input_of,
-    insert,
     nodes_of,
     replace,
 )
-from q2export.exporter.passes.onnxruntime.attention import MICROSOFT
-from q2export.exporter.passes.packed_operands import PackedWeights, packed_operand
-from q2export.exporter.weights.stack import META_KEY, Form, Stack
+from q2export.exporter.passes.onnxruntime.contrib import MICROSOFT, SWIGLU
+from q2export.exporter.passes.packed_operands import PackedWeights, packed_operand, view
+from q2export.exporter.weights.stack import Form
 
 _FIXED_INPUTS = len(opspec.MOE.inputs)
 
@@ -46,42 +46,34 @@ class StackExperts(Pass):
                 continue
             self._lower(graph, node)
             result.matched += 1
-        if result.matched:
-            graph.opset_imports[MICROSOFT] = 1
 
     def _lower(self, graph: ir.Graph, node: ir.Node) -> None:
-        path = (node.name or "").rsplit("/", 1)[0]
+        emit = Inserter(graph, node)
         experts = [input_of(node, index) for index in range(_FIXED_INPUTS, len(node.inputs))]
         gates, ups, downs = experts[0::3], experts[1::3], experts[2::3]
         pairs = [matrix for pair in zip(gates, ups, strict=True) for matrix in pair]
         hidden, router_logits = input_of(node, 0), input_of(node, 1)
-        routed = insert(
-            graph,
-            node,
+        routed = emit.op(
             "MoE",
             [
                 hidden,
                 router_logits,
-                _stacked(graph, f"{path}.gate_up_proj", pairs, len(gates), interleaved=True),
+                _stacked(graph, f"{emit.path}.gate_up_proj", pairs, len(gates), interleaved=True),
                 None,
-                _stacked(graph, f"{path}.down_proj", downs, len(downs), interleaved=False),
+                _stacked(graph, f"{emit.path}.down_proj", downs, len(downs), interleaved=False),
             ],
-            name=f"{path}/MoE",
             domain=MICROSOFT,
             attributes={
                 "k": attribute_int(node, "top_k"),
                 "normalize_routing_weights": attribute_int(node, "norm_topk_prob"),
-                "activation_type": "swiglu",
-                "swiglu_fusion": 1,  # gate and up rows alternate
-                "activation_alpha": 1.0,
-                "activation_beta": 0.0,
+                **SWIGLU,
             },
-        ).outputs[0]
-        routed.type, routed.shape = node.outputs[0].type, node.outputs[0].shape
-        # The kernel must not find its input's buffer free: see ort_moe_traps. This reads the input after it.
-        never = constant(graph, "const/never", ir.tensor(np.array(False)))
-        guarded = insert(graph, node, "Where", [never, hidden, routed], name=f"{path}/Where")
-        replace(graph, node, guarded.outputs)
+            dtype=node.outputs[0].dtype,
+            shape=node.outputs[0].shape,
+        )
+        # The kernel must not find its input's buffer free (refuse_moe_traps.py): this reads the input later.
+        never = constant(graph, "const/never", np.array(False))
+        replace(graph, node, [emit.op("Where", [never, hidden, routed])])
 
 
 def _stacked(
@@ -90,9 +82,7 @@ def _stacked(
     """An initializer ``[experts, rows, columns]`` to be made of the initializers ``matrices``."""
     first = matrices[0].shape
     rows, columns = (int(size) for size in first.numpy()) if first is not None else (0, 0)
-    shape = ir.Shape([experts, rows * (len(matrices) // experts), columns])
-    value = ir.Value(name=name, type=matrices[0].type, shape=shape)
+    shape = [experts, rows * (len(matrices) // experts), columns]
     form = Form.ALTERNATING_ROWS if interleaved else Form.VALUES
-    value.meta[META_KEY] = Stack(tuple(matrix.name or "" for matrix in matrices), form)
-    graph.initializers.add(value)
-    return value
+    dtype = matrices[0].dtype or ir.DataType.FLOAT
+    return view(graph, name, dtype, shape, [matrix.name or "" for matrix in matrices], form)

@@ -14,8 +14,9 @@ import numpy as np
 import onnx_ir as ir
 
 from q2export.exporter.checkpoint.packed import PackedWeight
-from q2export.exporter.passes.base import constant, insert
-from q2export.exporter.passes.onnxruntime.attention import MICROSOFT
+from q2export.exporter.graph.nodes import constant
+from q2export.exporter.passes.base import Inserter
+from q2export.exporter.passes.onnxruntime.contrib import MICROSOFT
 from q2export.exporter.passes.packed_operands import kernel_operands, view
 from q2export.exporter.weights.stack import Form
 
@@ -71,12 +72,9 @@ class NBitsMatMul:
         name = first.tensor if len(weights) == 1 else f"{path}.weight"
         matrix = kernel_operands(graph, name, weights, by_block=True)
         last = [] if bias is None else [None, bias]  # before it, a deprecated input
-        matmul = insert(
-            graph,
-            before,
+        return Inserter(graph, before, path).op(
             "MatMulNBits",
             [x, matrix.codes, matrix.scales, matrix.zero_points, *last],
-            name=f"{path}/MatMulNBits",
             domain=MICROSOFT,
             attributes={
                 "N": sum(weight.rows for weight in weights),
@@ -86,7 +84,6 @@ class NBitsMatMul:
                 "accuracy_level": self.accuracy_level,
             },
         )
-        return matmul.outputs[0]
 
 
 class RowScaledMatMul:
@@ -110,8 +107,9 @@ class RowScaledMatMul:
         path: str,
     ) -> ir.Value:
         """See :class:`MatMul`."""
+        emit = Inserter(graph, before, path)
         if x not in self._rounded:
-            self._rounded[x] = self._round(graph, before, x, path)
+            self._rounded[x] = self._round(Inserter(graph, before, f"{path}/input"), x)
         codes, row_scales = self._rounded[x]
         columns, rows = weights[0].shape[1], sum(weight.shape[0] for weight in weights)
         name = weights[0].name if len(weights) == 1 else f"{path}.weight"
@@ -122,49 +120,27 @@ class RowScaledMatMul:
         scales = view(
             graph, f"{name}/int8_scale", ir.DataType.FLOAT, [rows], made_of, Form.INT8_COLUMN_SCALES, weights
         )
-        one, zero = (
-            _scalar(graph, "activation_scale", np.float32(1)),
-            _scalar(graph, "zero_point", np.uint8(_ZERO_POINT)),
-        )
-        matmul = insert(
-            graph,
-            before,
-            "MatMulIntegerToFloat",
-            [codes, matrix, one, scales, zero],
-            name=f"{path}/MatMulIntegerToFloat",
-            domain=MICROSOFT,
-        ).outputs[0]
-        scaled = insert(graph, before, "Mul", [matmul, row_scales], name=f"{path}/scaled").outputs[0]
-        if bias is None:
-            return scaled
-        return insert(graph, before, "Add", [scaled, bias], name=f"{path}/biased").outputs[0]
+        one = _scalar(graph, "activation_scale", np.float32(1))
+        zero = _scalar(graph, "zero_point", np.uint8(_ZERO_POINT))
+        matmul = emit.op("MatMulIntegerToFloat", [codes, matrix, one, scales, zero], domain=MICROSOFT)
+        scaled = emit.op("Mul", [matmul, row_scales], "scaled")
+        return scaled if bias is None else emit.op("Add", [scaled, bias], "biased")
 
-    def _round(self, graph: ir.Graph, before: ir.Node, x: ir.Value, path: str) -> tuple[ir.Value, ir.Value]:
+    def _round(self, emit: Inserter, x: ir.Value) -> tuple[ir.Value, ir.Value]:
         """Codes ``[tokens, in]`` and row scales ``[tokens, 1]``: a row's largest magnitude becomes 127."""
-
-        def node(op_type: str, inputs: Sequence[ir.Value], name: str, **attributes: int) -> ir.Value:
-            return insert(
-                graph, before, op_type, inputs, name=f"{path}/input/{name}", attributes=attributes
-            ).outputs[0]
-
-        magnitudes = node("Abs", [x], "magnitudes")
-        last_axis = constant(graph, "const/last_axis", ir.tensor(np.array([-1], np.int64)))
-        largest = node("ReduceMax", [magnitudes, last_axis], "largest", keepdims=1)
-        scales = node(
-            "Max",
-            [
-                node("Mul", [largest, _scalar(graph, "code_size", np.float32(1 / _LARGEST_CODE))], "scale"),
-                _scalar(graph, "smallest_scale", _SMALLEST_SCALE),
-            ],
-            "positive_scale",
-        )
-        flat = node("Reshape", [scales, last_axis], "row_scales")
+        last_axis = emit.int64([-1])
+        magnitudes = emit.op("Abs", [x], "magnitudes")
+        largest = emit.op("ReduceMax", [magnitudes, last_axis], "largest", attributes={"keepdims": 1})
+        code_size = _scalar(emit.graph, "code_size", np.float32(1 / _LARGEST_CODE))
+        smallest = _scalar(emit.graph, "smallest_scale", _SMALLEST_SCALE)
+        scales = emit.op("Max", [emit.op("Mul", [largest, code_size], "scale"), smallest], "positive_scale")
+        flat = emit.op("Reshape", [scales, last_axis], "row_scales")
         if self._zero_points is None:
-            count = node("Shape", [flat], "rows")
-            zero = _scalar(graph, "zero_point", np.uint8(_ZERO_POINT))
-            self._zero_points = node("Expand", [zero, count], "zero_points")
-        return node("QuantizeLinear", [x, flat, self._zero_points], "codes", axis=0), scales
+            zero = _scalar(emit.graph, "zero_point", np.uint8(_ZERO_POINT))
+            self._zero_points = emit.op("Expand", [zero, emit.op("Shape", [flat], "rows")], "zero_points")
+        codes = emit.op("QuantizeLinear", [x, flat, self._zero_points], "codes", attributes={"axis": 0})
+        return codes, scales
 
 
 def _scalar(graph: ir.Graph, name: str, value: np.generic) -> ir.Value:
-    return constant(graph, f"const/{name}", ir.tensor(np.array(value)))
+    return constant(graph, f"const/{name}", np.array(value))

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from dataclasses import replace as replace_fields
 
-import numpy as np
 import onnx_ir as ir
 
 from q2export.exporter.checkpoint.packed import PackedWeight
 from q2export.exporter.passes.base import (
+    Inserter,
     Pass,
     PassResult,
     attribute_int,
-    constant,
     input_of,
-    insert,
     nodes_of,
+    path_of,
     replace,
 )
-from q2export.exporter.passes.onnxruntime.attention import MICROSOFT
-from q2export.exporter.passes.onnxruntime.matmuls import MatMul
+from q2export.exporter.passes.onnxruntime.matmul_forms import MatMul
 from q2export.exporter.passes.packed_operands import PackedWeights, packed_operand, require_all_lowered
 
 
@@ -45,13 +43,11 @@ class LowerQuantizedMatMuls(Pass):
                 result.refused.append(f"{gemm.name}: its weight is not [out, in]")
                 continue
             if weight.row_step == 1:
-                matmul = self.matmul(graph, gemm, input_of(gemm, 0), [weight], bias_of(gemm), _path(gemm))
+                matmul = self.matmul(graph, gemm, input_of(gemm, 0), [weight], bias_of(gemm), path_of(gemm))
                 replace(graph, gemm, [matmul])
             else:
                 self._lower_alternating(graph, gemm, weight, alternating)
             result.matched += 1
-        if result.matched:
-            graph.opset_imports[MICROSOFT] = 1
 
     def _lower_alternating(
         self,
@@ -61,26 +57,15 @@ class LowerQuantizedMatMuls(Pass):
         matmuls: dict[tuple[ir.Value, str], ir.Value],
     ) -> None:
         """Multiply with the whole tensor, once, and take every ``row_step``-th column of the result."""
-        path, step = _path(gemm), weight.row_step
+        emit = Inserter(graph, gemm)
         key = input_of(gemm, 0), weight.tensor
         if key not in matmuls:
             whole = replace_fields(weight, shape=(weight.rows, weight.shape[1]), first_row=0, row_step=1)
-            both = self.matmul(graph, gemm, input_of(gemm, 0), [whole], bias_of(gemm), f"{path}/both")
-            shape = constant(
-                graph,
-                f"const/shape_m1_{weight.shape[0]}_{step}",
-                ir.tensor(np.array([-1, weight.shape[0], step], dtype=np.int64)),
-            )
-            matmuls[key] = insert(graph, gemm, "Reshape", [both, shape], name=f"{path}/columns").outputs[0]
-        index = constant(
-            graph,
-            f"const/index_{weight.first_row}",
-            ir.tensor(np.array(weight.first_row, dtype=np.int64)),
-        )
-        part = insert(
-            graph, gemm, "Gather", [matmuls[key], index], name=f"{path}/Gather", attributes={"axis": 2}
-        )
-        replace(graph, gemm, part.outputs)
+            both = self.matmul(graph, gemm, input_of(gemm, 0), [whole], bias_of(gemm), f"{emit.path}/both")
+            columns = emit.int64([-1, weight.shape[0], weight.row_step])
+            matmuls[key] = emit.op("Reshape", [both, columns], "columns")
+        index = emit.int64(weight.first_row)
+        replace(graph, gemm, [emit.op("Gather", [matmuls[key], index], attributes={"axis": 2})])
 
     def ensures(self, model: ir.Model) -> None:
         """No quantized weight is read as floating point."""
@@ -90,7 +75,3 @@ class LowerQuantizedMatMuls(Pass):
 def bias_of(gemm: ir.Node) -> ir.Value | None:
     """The third input of a ``Gemm``."""
     return gemm.inputs[2] if len(gemm.inputs) > 2 else None
-
-
-def _path(node: ir.Node) -> str:
-    return (node.name or "").rsplit("/", 1)[0]

@@ -1,6 +1,6 @@
 """Refuse mixture-of-experts nodes that ONNX Runtime 1.31 would run to a wrong result without a word.
 
-Two traps of its CPU kernels, pinned by ``tests/exporter/test_ort_moe_traps.py``:
+Two traps of its CPU kernels, pinned by ``tests/exporter/passes/test_moe_traps.py``:
 
 - ``com.microsoft.MoE`` writes its output into its input's buffer when nothing reads the input afterwards,
   and then computes from what it has overwritten: zeros. A reader that waits for the MoE's own output keeps
@@ -8,8 +8,8 @@ Two traps of its CPU kernels, pinned by ``tests/exporter/test_ort_moe_traps.py``
 - ``com.microsoft.QMoE`` ignores ``normalize_routing_weights = 0``; the full softmax has to be passed as its
   ``router_weights``.
 
-``ort_moe`` makes the first op with its guard, nothing makes the second. The check stands at the end of the
-lowering so that no pass can make them unguarded.
+``StackExperts`` makes the first op with its guard, ``LowerQuantizedExperts`` the second with its softmax. The
+check stands at the end of the lowering, so that no pass can make them unguarded.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from q2export.errors import ExportError
 from q2export.exporter.passes.base import Pass, PassResult, input_of, nodes_of
-from q2export.exporter.passes.onnxruntime.attention import MICROSOFT
+from q2export.exporter.passes.onnxruntime.contrib import MICROSOFT
 
 _ROUTER_WEIGHTS = 14
 """Index of QMoE's optional input ``router_weights``."""
