@@ -93,7 +93,10 @@ def build(
         parity: compare the finished engine with PyTorch on a few prompts before the package is put in place,
             and keep golden inputs and outputs. Without it the engine is opened and never run.
         value_scan: read every weight and refuse NaN, infinities and values beyond the target's type.
-        weights: how weights used in place get into the package: linked, copied, or linked where possible.
+        weights: how weights used in place get into the package: ``link`` shares the checkpoint's files
+            and takes no space, but ``onnx.load``, ``onnx.checker`` and polygraphy refuse hard links;
+            ``copy`` makes files that every tool opens; ``auto`` links where it can. See
+            :data:`q2export.package.placement.PlacementMode`.
         timing_cache: file of kernels the full TensorRT has measured, read and updated; it speeds up the next
             build.
         quality_text: text, or a UTF-8 file of it, on which the loss by quantizing is measured; None is a
@@ -151,7 +154,7 @@ def export(
     target: Literal["portable", "onnxruntime", "tensorrt"] = "portable",
     dtype: str | None = None,
     revision: str | None = None,
-    weights: PlacementMode = "auto",
+    weights: PlacementMode = "copy",
     golden: bool = False,
     overwrite: bool = False,
     max_capacity: int | None = None,
@@ -167,7 +170,9 @@ def export(
         target: ``portable`` is the canonical graph; the others are lowered.
         dtype: type of the graph; None is the checkpoint's own where the target takes it.
         golden: also write inputs for one step and what ONNX Runtime computes from them, for polygraphy.
-        revision, weights, overwrite: as in :func:`build`.
+        revision, overwrite: as in :func:`build`.
+        weights: as in :func:`build`. Copies (reflinks, where the file system has them) are what every ONNX
+            tool opens.
         max_capacity: tokens a sequence may hold; None is what the model holds.
         quantization: of the weights, of a checkpoint that is not quantized; ``activations`` holds for one
             that is, too.

@@ -37,6 +37,8 @@ def place_weights(
     """
     folder, locations = plan.checkpoint.folder, {}
     is_here = folder == sink.folder / SHARD_FOLDER
+    if not is_here:
+        sink.expect_weights(plan.shards)
     for shard in plan.checkpoint.files if is_here else plan.shards:
         name = locations[shard] = f"{SHARD_FOLDER}/{shard.relative_to(folder).as_posix()}"
         sha256 = None

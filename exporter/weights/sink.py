@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Literal, Protocol
@@ -23,6 +24,9 @@ class WeightSink(Protocol):
     @property
     def folder(self) -> Path:
         """The folder; a checkpoint made for it may lie in it already."""
+
+    def expect_weights(self, shards: Sequence[Path]) -> None:
+        """Say what bringing in these files of the checkpoint will take, before any of them is."""
 
     def place_weights(self, shard: Path, name: str, sha256: str | None = None) -> None:
         """Bring in a file of the checkpoint; ``sha256`` is that of all of it, where it was read anyway."""

@@ -54,7 +54,14 @@ if TYPE_CHECKING:
 @click.option(
     "--no-value-scan", is_flag=True, help="Do not look for NaN, infinity and overflow in the weights."
 )
-@options.weights
+@click.option(
+    "--weights",
+    type=click.Choice(["auto", "link", "copy"]),
+    default="auto",
+    show_default=True,
+    help="How weights used in place get into the package: hard links of the checkpoint's files, which take "
+    "no space but which onnx.load and polygraphy refuse; copies; or links where possible.",
+)
 @options.overwrite
 @click.option("--dry-run", is_flag=True, help="Show what would be done, with every value of the profile.")
 @options.json_output

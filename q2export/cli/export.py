@@ -34,7 +34,15 @@ if TYPE_CHECKING:
 )
 @options.quantization
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder to make.")
-@options.weights
+@click.option(
+    "--weights",
+    type=click.Choice(["copy", "link", "auto"]),
+    default="copy",
+    show_default=True,
+    help="How weights used in place get into the folder: copies, which every ONNX tool opens; hard links of "
+    "the checkpoint's files, which take no space but which onnx.load, onnx.checker and polygraphy refuse; or "
+    "links where possible.",
+)
 @click.option(
     "--golden", is_flag=True, help="Also write inputs and outputs of one step, in polygraphy's format."
 )

@@ -20,13 +20,6 @@ profile = click.option(
     help="What to build for; 'q2export profiles' lists the names.",
     shell_complete=complete_profile,
 )
-weights = click.option(
-    "--weights",
-    type=click.Choice(["auto", "link", "copy"]),
-    default="auto",
-    show_default=True,
-    help="How weights used in place get into the output: linked, copied, or linked where possible.",
-)
 quantization = click.option(
     "--quantization",
     type=click.Choice(["none", "int4", "int8"]),

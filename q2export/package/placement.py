@@ -1,12 +1,16 @@
-"""Bringing a file of the checkpoint into a package without copying its bytes, where the file system allows.
+"""Bringing a file of the checkpoint into a package, without copying its bytes where that may and can be.
 
 In order of preference:
 
 - ``reflink``: a clone that shares blocks until either side is written (Btrfs, XFS, bcachefs, ZFS).
 - ``hardlink``: a second name of the same inode. Editing the checkpoint *in place* therefore changes the
-  package too (its checksums notice); replacing or deleting files of the checkpoint does not. ``onnx.checker``
-  and onnx-ir refuse external data with more than one link; ONNX Runtime and TensorRT accept it.
+  package too (its checksums notice); replacing or deleting files of the checkpoint does not.
 - ``copy``: where neither works, which between two file systems is always.
+
+External data with more than one hard link are read by ONNX Runtime and TensorRT; ``onnx.load``,
+``onnx.checker``, onnx-ir, and with them polygraphy and graphsurgeon, refuse them (onnx 1.23, onnx-ir 1.1).
+``onnx.load`` refuses a symbolic link as well, and ONNX Runtime one that leaves the folder. So only a file of
+its own opens everywhere.
 
 Symbolic links are resolved first, so the snapshots of a Hugging Face hub cache (links into ``../../blobs``)
 work.
@@ -27,6 +31,8 @@ from q2export.errors import PackageError
 from q2export.package.hashing import CHUNK_BYTES, FileDigest, HashingWriter
 
 PlacementMode = Literal["auto", "link", "copy"]
+"""``copy``: a file of its own, a reflink or else a copy. ``link``: a reflink or else a hard link, or an
+error. ``auto``: a reflink, else a hard link, else a copy."""
 LinkKind = Literal["reflink", "hardlink"]
 
 _FICLONE = 0x40049409  # linux/fs.h: _IOW(0x94, 9, int)
@@ -35,8 +41,10 @@ _CANNOT = {errno.EXDEV, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY, errno.EINV
 _CANNOT |= {errno.EPERM, errno.EACCES, errno.EMLINK}
 
 
-def link_file(source: Path, target: Path) -> LinkKind | None:
+def link_file(source: Path, target: Path, mode: PlacementMode = "auto") -> LinkKind | None:
     """Give the data of ``source``, a real file, a second name ``target``; None if the file system cannot.
+
+    In mode ``copy`` only a reflink is tried.
 
     Raises:
         OSError: for any other reason (disk full, ``target`` exists).
@@ -45,7 +53,7 @@ def link_file(source: Path, target: Path) -> LinkKind | None:
         ("reflink", _reflink),
         ("hardlink", os.link),
     )
-    for kind, attempt in attempts:
+    for kind, attempt in attempts[:1] if mode == "copy" else attempts:
         try:
             attempt(source, target)
         except OSError as problem:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
-from collections.abc import Iterator, Mapping
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 
-from q2export.contracts.progress import progress_bar
+from q2export.contracts.progress import NOTICE, progress_bar
 from q2export.errors import PackageError
 from q2export.package.hashing import FileDigest, HashingWriter, fingerprint_file, hash_file
 from q2export.package.manifest import (
@@ -34,6 +36,7 @@ from q2export.package.staging import Staging
 from q2export.strict.json import read_object
 
 _MAX_MANIFEST_BYTES = 64 << 20
+_log = logging.getLogger(__name__)
 
 
 class PackageWriter:
@@ -178,6 +181,33 @@ class PackageWriter:
         self._files[name] = FileRecord.of(FileDigest(size, sha256, fingerprint_file(path)))
         self._weights.append(WeightFile(name, "quantized", sources, size))
 
+    def expect_weights(self, shards: Sequence[Path]) -> None:
+        """Say what bringing in these shards will take, and refuse what cannot be, before any of them is.
+
+        Raises:
+            PackageError: space is short.
+        """
+        copied = [shard for shard in shards if not self._can_link(shard)]
+        if not copied or self._placement == "link":
+            return
+        size = sum(shard.stat().st_size for shard in copied)
+        require_free_space(self.folder, size, "copies of the weights")
+        choice = (
+            "every ONNX tool opens a copy; --weights link shares them with the checkpoint, but onnx.load, "
+            "onnx.checker and polygraphy refuse hard links"
+            if self._placement == "copy"
+            else "they cannot be linked from there"
+        )
+        _log.log(NOTICE, "copying %.2f GB of weights: %s", size / 1e9, choice)
+
+    def _can_link(self, shard: Path) -> bool:
+        """Whether a shard comes in without its bytes being copied; tries it."""
+        trial = self.folder / f".{secrets.token_hex(4)}"
+        with _reading(shard):
+            linked = link_file(_real_file(shard), trial, self._placement) is not None
+        trial.unlink(missing_ok=True)
+        return linked
+
     def place_weights(self, shard: Path, name: str, sha256: str | None = None) -> None:
         """Bring a checkpoint shard into the package, as the writer's ``placement`` says.
 
@@ -190,21 +220,19 @@ class PackageWriter:
                 is not read here, is recorded with its fingerprint alone.
 
         Raises:
-            PackageError: the shard cannot be read, linking is impossible where nothing else is allowed, or
-                space is short.
+            PackageError: the shard cannot be read, or linking is impossible where nothing else is allowed.
         """
         target = self._target(name)
         with _reading(shard):
             real = _real_file(shard)
-            placement: Placement | None = None if self._placement == "copy" else link_file(real, target)
+            placement: Placement | None = link_file(real, target, self._placement)
             if placement is not None:
                 self._files[name] = _linked_record(target, sha256)
             elif self._placement == "link":
                 raise _cannot_link(real, self.output.parent)
             else:
-                placement, size = "copy", real.stat().st_size
-                require_free_space(self.folder, size, f"a copy of {real.name}")
-                with progress_bar(f"copying {shard.name}", size) as advance:
+                placement = "copy"
+                with progress_bar(f"copying {shard.name}", real.stat().st_size) as advance:
                     self._files[name] = FileRecord.of(copy_file(real, target, advance))
         self._weights.append(WeightFile(name, placement, (shard.name,), self._files[name].bytes))
 

@@ -12,7 +12,13 @@ import pytest
 
 from q2export.errors import PackageError
 from q2export.package import placement
-from q2export.package.placement import copy_file, describe_filesystem, link_file, require_free_space
+from q2export.package.placement import (
+    PlacementMode,
+    copy_file,
+    describe_filesystem,
+    link_file,
+    require_free_space,
+)
 from q2export.package.writer import PackageWriter
 from tests.package.packages import make_manifest
 
@@ -47,13 +53,16 @@ def test_hard_link_where_the_file_system_cannot_clone(tmp_path: Path, shard: Pat
     assert (tmp_path / "t").stat().st_ino == shard.stat().st_ino
 
 
-def test_reflink_first(tmp_path: Path, shard: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("mode", ["auto", "link", "copy"])
+def test_reflink_first(
+    tmp_path: Path, shard: Path, monkeypatch: pytest.MonkeyPatch, mode: PlacementMode
+) -> None:
     def clone(write: int, request: int, read: int) -> None:
         assert request == 0x40049409
         os.write(write, os.read(read, 1 << 20))
 
     monkeypatch.setattr(placement.fcntl, "ioctl", clone)
-    assert link_file(shard, tmp_path / "t") == "reflink"
+    assert link_file(shard, tmp_path / "t", mode) == "reflink"
     assert (tmp_path / "t").read_bytes() == shard.read_bytes()
     assert shard.stat().st_nlink == 1
 
@@ -144,9 +153,9 @@ def test_large_links_are_not_read(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("no_links")
 def test_copy_needs_space(tmp_path: Path, shard: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 6999))
-    with pytest.raises(PackageError, match=r"not enough space in .* for a copy of model-00001"):  # noqa: SIM117
+    with pytest.raises(PackageError, match=r"not enough space in .* for copies of the weights"):  # noqa: SIM117
         with PackageWriter.open(tmp_path / "out") as writer:
-            writer.place_weights(shard, "a")
+            writer.expect_weights([shard])
     assert [path.name for path in tmp_path.iterdir()] == [shard.name]
 
 
