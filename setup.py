@@ -1,4 +1,4 @@
-"""Packages the folder ``q2export`` and builds the CUDA kernels where there is a compiler.
+"""Packages the folder ``q2export`` and builds the CUDA and CPU kernels where there are compilers.
 
 ``q2export/`` reaches the rooms at the root through links, so that nothing generic lands in site-packages. All
 metadata is in ``pyproject.toml``. Which GPUs the kernels are built for: ``Q2EXPORT_CUDA_ARCHITECTURES``, see
@@ -111,10 +111,46 @@ class BuildKernels(Command):
         return {str(Path(self.build_lib or "", each)): str(each) for each in self.built}
 
 
+CPU_LIBRARY = PLUGINS / "lib" / kernel_build.CPU_LIBRARY.name
+
+
+@cache
+def cpu_library() -> kernel_build.CpuLibrary | None:
+    """The library for ONNX Runtime on the CPU; None where there is nothing to build it with."""
+    try:
+        return kernel_build.cpu_library(os.environ, ROOT / "build" / "cpu")
+    except kernel_build.NoKernelsError as error:
+        sys.stderr.write(f"q2export without CPU kernels: {error}\n")
+        return None
+    except kernel_build.KernelBuildError as error:
+        sys.exit(f"error: {error}")
+
+
+class BuildCpuKernels(BuildKernels):
+    """Part of ``build``: the custom ops for ONNX Runtime on the CPU; a failing compiler fails the build."""
+
+    description = "compile the CPU kernels"
+
+    def run(self) -> None:
+        library = cpu_library()
+        folder = ROOT if self.editable_mode else Path(self.build_lib or "")
+        if library is None:
+            if not self.editable_mode:  # that of an earlier build is not this one's
+                (folder / CPU_LIBRARY).unlink(missing_ok=True)
+            return
+        self.announce(f"CPU kernels, by {library.compiler}", logging.INFO)
+        try:
+            library.build(folder / CPU_LIBRARY, kernel_build.available_cores())
+        except kernel_build.KernelBuildError as error:
+            none = f"{kernel_build.CPU_VARIABLE}=none"
+            sys.exit(f"error: no CPU kernels: {error}\n{none} installs q2export without them")
+        self.built = [CPU_LIBRARY]
+
+
 class Build(build):
     """Python files, then kernels."""
 
-    sub_commands = [*build.sub_commands, ("build_kernels", None)]
+    sub_commands = [*build.sub_commands, ("build_kernels", None), ("build_cpu_kernels", None)]
 
 
 class Wheel(bdist_wheel):
@@ -129,7 +165,7 @@ class PackageWithKernels(Distribution):
     """Not pure Python where there are kernels."""
 
     def has_ext_modules(self) -> bool:
-        return plan() is not None
+        return plan() is not None or cpu_library() is not None
 
 
 setup(
@@ -138,5 +174,10 @@ setup(
         "": "."
     },  # so that an editable installation is one path, which type checkers and IDEs follow
     distclass=PackageWithKernels,
-    cmdclass={"bdist_wheel": Wheel, "build": Build, "build_kernels": BuildKernels},
+    cmdclass={
+        "bdist_wheel": Wheel,
+        "build": Build,
+        "build_kernels": BuildKernels,
+        "build_cpu_kernels": BuildCpuKernels,
+    },
 )

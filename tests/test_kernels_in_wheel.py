@@ -47,21 +47,25 @@ class Source:
             "PATH": path,
             "CUDA_HOME": home,
             "Q2EXPORT_CUDA_ARCHITECTURES": architectures,
+            "Q2EXPORT_CPU_KERNELS": "none",
         }
 
     def break_kernels(self) -> None:
         (self.folder / "plugins" / "csrc" / "kernels" / "common" / "error.cu").write_text("#error\n")
 
-    def pip_wheel(self, architectures: str) -> subprocess.CompletedProcess[str]:
+    def pip_wheel(
+        self, architectures: str, environment: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
         """Build a wheel in an empty folder."""
+        variables = environment or self.environment(architectures)
         command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
         command += ["--wheel-dir", str(self.wheels), str(self.folder)]
         shutil.rmtree(self.wheels, ignore_errors=True)
-        return subprocess.run(command, capture_output=True, text=True, env=self.environment(architectures))
+        return subprocess.run(command, capture_output=True, text=True, env=variables)
 
-    def wheel(self, architectures: str) -> Path:
+    def wheel(self, architectures: str, environment: Mapping[str, str] | None = None) -> Path:
         """The wheel, which has to be built."""
-        done = self.pip_wheel(architectures)
+        done = self.pip_wheel(architectures, environment)
         assert done.returncode == 0, done.stderr
         (built,) = self.wheels.iterdir()
         return built
@@ -167,3 +171,24 @@ def test_an_editable_installation_finds_the_kernels(source: Source, mode: str, t
     library = Path(done.stdout.strip()) / Path(LIBRARY).name
     assert library.is_file()
     assert (source.folder / "plugins" / "lib" / library.name).is_file()
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+def test_the_wheel_has_the_cpu_kernels(source: Source) -> None:
+    csrc = source.folder / "plugins" / "csrc"
+    shutil.rmtree(csrc / "cpu")
+    for path in csrc.glob("onnxruntime/*.cpp"):
+        path.unlink()
+    (csrc / "onnxruntime" / "library.cpp").write_text("int q2export_cpu_stand_in = 1;\n")
+    environment = {**source.environment("none"), "Q2EXPORT_CPU_KERNELS": "", "CXX": "g++"}
+    library = "q2export/plugins/lib/libq2export_onnxruntime.so"
+    built = source.wheel("none", environment)
+    assert built.name.startswith(f"{NAME}-py3-none-linux_")
+    with zipfile.ZipFile(built) as archive:
+        assert archive.read(library)[:4] == b"\x7fELF"
+        assert not [name for name in archive.namelist() if "csrc" in name]
+    (csrc / "onnxruntime" / "library.cpp").write_text("#error\n")
+    done = source.pip_wheel("none", environment)
+    assert done.returncode != 0
+    assert "Q2EXPORT_CPU_KERNELS=none installs q2export without them" in done.stderr
+    assert source.wheel("none", {**environment, "CXX": "absent"}).name == f"{NAME}-py3-none-any.whl"

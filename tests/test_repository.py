@@ -68,7 +68,7 @@ def wheel(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(repository / name, copy)
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
     # What a compiler adds is tested in test_kernels_in_wheel.py.
-    environment = {**os.environ, "Q2EXPORT_CUDA_ARCHITECTURES": "none"}
+    environment = {**os.environ, "Q2EXPORT_CUDA_ARCHITECTURES": "none", "Q2EXPORT_CPU_KERNELS": "none"}
     subprocess.run([*command, "--wheel-dir", str(output), str(copy)], check=True, env=environment)
     (built,) = output.iterdir()
     return built

@@ -1,4 +1,5 @@
-"""Builds ``libq2export_kernels.so``, for ``setup.py`` and ``python -m q2export.plugins.kernel_build``.
+"""Builds ``libq2export_kernels.so`` (CUDA) and ``libq2export_onnxruntime.so`` (CPU), for ``setup.py`` and
+``python -m q2export.plugins.kernel_build``.
 
 Needs nothing but Python: while the package is being installed, there is no package yet.
 """
@@ -17,19 +18,24 @@ from .compiler import (
     plan,
     wanted_architectures,
 )
+from .cpu import CPU_LIBRARY, CPU_VARIABLE, CpuLibrary, cpu_library
 from .library import LIBRARY, RECORD, KernelLibrary, available_cores, recorded
 
 __all__ = [
     "ARCHITECTURES",
     "ARCHITECTURES_VARIABLE",
+    "CPU_LIBRARY",
+    "CPU_VARIABLE",
     "LIBRARY",
     "RECORD",
     "Compiler",
+    "CpuLibrary",
     "KernelBuildError",
     "KernelLibrary",
     "NoKernelsError",
     "Plan",
     "available_cores",
+    "cpu_library",
     "find_compiler",
     "is_required",
     "plan",

@@ -1,28 +1,57 @@
-"""``python -m q2export.plugins.kernel_build``: build the kernels where the package looks for them."""
+"""``python -m q2export.plugins.kernel_build [cpu] [cuda]``: build the libraries in place."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
 
-from .compiler import KernelBuildError, plan
+from .compiler import KernelBuildError, NoKernelsError, plan
+from .cpu import CPU_LIBRARY, cpu_library
 from .library import CSRC, LIBRARY, RECORD, KernelLibrary, available_cores
 
 
 def main() -> int:
-    """Build, and say what was built; 1 where that fails."""
-    try:
-        if not CSRC.is_dir():
-            raise KernelBuildError(f"{CSRC} is absent: run this in the source tree")
-        chosen = plan(os.environ)
-        library = KernelLibrary(chosen.compiler, chosen.architectures, CSRC.parents[1] / "build" / "kernels")
-        library.build(LIBRARY, available_cores())
-        RECORD.write_text(f"{chosen}\n", encoding="utf-8")
-    except KernelBuildError as error:
-        sys.stderr.write(f"error: {error}\n")
+    """Build, and say what was built, or why not; 1 where a build fails, or none could be started."""
+    parser = argparse.ArgumentParser(prog="python -m q2export.plugins.kernel_build", description=__doc__)
+    parser.add_argument("libraries", nargs="*", help=f"Of {', '.join(_BUILDS)}; all of them unless named.")
+    names = parser.parse_args().libraries or list(_BUILDS)
+    unknown = [name for name in names if name not in _BUILDS]
+    if unknown:
+        parser.error(f"no library {unknown[0]!r}, expected {' or '.join(_BUILDS)}")
+    if not CSRC.is_dir():
+        sys.stderr.write(f"error: {CSRC} is absent: run this in the source tree\n")
         return 1
-    sys.stdout.write(f"{LIBRARY}: {chosen}\n")
-    return 0
+    missing = 0
+    for name in names:
+        try:
+            sys.stdout.write(f"{_BUILDS[name](CSRC.parents[1] / 'build')}\n")
+        except NoKernelsError as reason:
+            sys.stderr.write(f"skipped: {reason}\n")
+            missing += 1
+        except KernelBuildError as error:
+            sys.stderr.write(f"error: {error}\n")
+            return 1
+    return 1 if missing == len(names) else 0
+
+
+def _build_cpu(folder: Path) -> str:
+    library = cpu_library(os.environ, folder / "cpu")
+    library.build(CPU_LIBRARY, available_cores())
+    return f"{CPU_LIBRARY}: {library.compiler}"
+
+
+def _build_cuda(folder: Path) -> str:
+    chosen = plan(os.environ)
+    KernelLibrary(chosen.compiler, chosen.architectures, folder / "kernels").build(LIBRARY, available_cores())
+    RECORD.write_text(f"{chosen}\n", encoding="utf-8")
+    return f"{LIBRARY}: {chosen}"
+
+
+_BUILDS: Mapping[str, Callable[[Path], str]] = MappingProxyType({"cpu": _build_cpu, "cuda": _build_cuda})
 
 
 if __name__ == "__main__":

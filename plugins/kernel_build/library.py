@@ -72,13 +72,13 @@ class KernelLibrary:
         exports = self.csrc / "kernels" / "exports.map"
         command = [*self._nvcc(), *_LINK_FLAGS, f"-Xlinker=--version-script={exports}", *map(str, objects)]
         record = self.objects / "library.command"
-        if _is_current(output, [*objects, exports], record, command):
+        if is_current(output, [*objects, exports], record, command):
             return
         output.parent.mkdir(parents=True, exist_ok=True)
         partial = output.with_suffix(".partial")
-        _run([*command, "-o", str(partial)])
+        run_compiler([*command, "-o", str(partial)])
         os.replace(partial, output)
-        record.write_text(_text(command), encoding="utf-8")
+        record.write_text(command_text(command), encoding="utf-8")
 
     def log(self) -> str:
         """What the compiler said of all sources, when each was last compiled."""
@@ -96,15 +96,15 @@ class KernelLibrary:
         includes = [f"-I{self.csrc / 'include'}", f"-I{self.csrc / 'kernels'}"]
         command = [*self._nvcc(), *_FLAGS, *includes, "-c", str(source)]
         version = f"nvcc {self.compiler.version}"
-        if _is_current(target, _dependencies(depends), record, [version, *command]):
+        if is_current(target, dependencies(depends), record, [version, *command]):
             return target
         started = time.time_ns()
         partial = target.with_suffix(".partial.o")
-        said = _run([*command, "-MD", "-MF", str(depends), "-o", str(partial)])
+        said = run_compiler([*command, "-MD", "-MF", str(depends), "-o", str(partial)])
         target.with_suffix(".log").write_text(said, encoding="utf-8")
         os.utime(partial, ns=(started, started))  # older than a source that is edited meanwhile
         os.replace(partial, target)
-        record.write_text(_text([version, *command]), encoding="utf-8")
+        record.write_text(command_text([version, *command]), encoding="utf-8")
         return target
 
 
@@ -121,7 +121,7 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _run(command: Sequence[str]) -> str:
+def run_compiler(command: Sequence[str]) -> str:
     """Run a compiler and return what it said."""
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
@@ -129,21 +129,22 @@ def _run(command: Sequence[str]) -> str:
     return done.stdout + done.stderr
 
 
-def _text(command: Sequence[str]) -> str:
+def command_text(command: Sequence[str]) -> str:
+    """A command as it is recorded beside what it made."""
     return shlex.join(command) + "\n"
 
 
-def _is_current(target: Path, depends: Sequence[Path], record: Path, command: Sequence[str]) -> bool:
+def is_current(target: Path, depends: Sequence[Path], record: Path, command: Sequence[str]) -> bool:
     """Whether a file is newer than what it was made from, by the same command."""
     if not (depends and target.is_file() and record.is_file()):
         return False
-    if record.read_text(encoding="utf-8") != _text(command):
+    if record.read_text(encoding="utf-8") != command_text(command):
         return False
     made = target.stat().st_mtime_ns
     return all(each.is_file() and each.stat().st_mtime_ns <= made for each in depends)
 
 
-def _dependencies(path: Path) -> list[Path]:
+def dependencies(path: Path) -> list[Path]:
     """The files that a dependency file, a rule of make, names; none where there is no such file."""
     if not path.is_file():
         return []

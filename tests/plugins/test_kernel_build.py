@@ -204,8 +204,10 @@ class TestBuild:
 
 
 def test_the_command_refuses_in_one_line(tmp_path: Path) -> None:
-    environment = {**os.environ, "Q2EXPORT_CUDA_ARCHITECTURES": "none"}
+    environment = {**os.environ, "Q2EXPORT_CUDA_ARCHITECTURES": "none", "Q2EXPORT_CPU_KERNELS": "none"}
     command = [sys.executable, "-m", "q2export.plugins.kernel_build"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert done.returncode == 1
-    assert done.stderr == "error: Q2EXPORT_CUDA_ARCHITECTURES is none\n"
+    assert done.stderr == (
+        "skipped: Q2EXPORT_CPU_KERNELS is none\nskipped: Q2EXPORT_CUDA_ARCHITECTURES is none\n"
+    )

@@ -1,0 +1,16 @@
+// Hints, which never fault.
+#pragma once
+
+namespace q2export::cpu
+{
+
+inline void prefetch(void const* address)
+{
+#if defined(__GNUC__)
+    __builtin_prefetch(address);
+#else
+    static_cast<void>(address);
+#endif
+}
+
+} // namespace q2export::cpu

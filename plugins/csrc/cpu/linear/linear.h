@@ -1,0 +1,51 @@
+// Linear layers over weights where they lie: what the instruction sets implement.
+#pragma once
+
+#include <cstdint>
+
+#include "common/element.h"
+#include "q2export/cpu.h"
+
+namespace q2export::cpu
+{
+
+// One call. Strides are in elements.
+struct Linear
+{
+    int64_t rows;
+    int64_t in_features;
+    int64_t out_features;
+    float const* input; // [rows, in_features]
+    Bytes weight;       // [out_features, in_features]
+    Bytes bias;         // [out_features], or null
+    float* output;      // [rows, out_features]
+    q2export_dtype weight_dtype;
+    q2export_dtype bias_dtype;
+};
+
+// Ranges of a call that one task works on.
+struct LinearTask
+{
+    int64_t first_row;
+    int64_t last_row; // one past
+    int64_t first_out;
+    int64_t last_out;
+};
+
+struct LinearKernels
+{
+    int64_t direct_rows; // up to which `direct` is the faster
+    // Reads each weight once, straight into registers.
+    void (*direct)(Linear const& linear, LinearTask const& task);
+    // Widens a tile of weights into the thread's scratch memory, then multiplies all rows with it.
+    void (*packed)(Linear const& linear, LinearTask const& task);
+};
+
+extern LinearKernels const kLinearPortable;
+extern LinearKernels const kLinearAvx2;
+extern LinearKernels const kLinearAvx512;
+
+// Runs a call whose arguments have been checked.
+void run_linear(Linear const& linear, q2export_cpu_parallel_for const* pool);
+
+} // namespace q2export::cpu

@@ -1,0 +1,10 @@
+#include "simd/avx512.h"
+
+#include "linear/linear_kernel.h"
+
+namespace q2export::cpu
+{
+
+LinearKernels const kLinearAvx512 = kKernels;
+
+} // namespace q2export::cpu

@@ -1,0 +1,268 @@
+// The matmul of a linear layer, for the vectors of one instruction set; included by one source per set.
+//
+// Every path adds in one order, so that a row has the same bits whatever rows come along and whichever path runs:
+// in_features is cut into blocks (block_length); a block's products are summed lane by lane, lanes are added as
+// Simd::sum4 does; blocks are added from the first to the last, then the bias.
+#pragma once
+
+#include <algorithm>
+
+#include "common/prefetch.h"
+#include "common/scratch.h"
+#include "linear/linear.h"
+
+namespace q2export::cpu
+{
+namespace
+{
+
+constexpr int64_t kMaxBlock = 1024;     // elements of in_features summed at a time: rows of both sides fit the L1 cache
+constexpr int64_t kPackedOuts = 64;     // outputs whose weights are widened at a time, at most kMaxBlock long: 256 KB
+constexpr int kOuts = 4;                // columns of a register tile
+constexpr int64_t kPrefetchBytes = 3072; // ahead of the weights that are being read
+
+// Length of all blocks but the last: equal shares, in whole cache lines.
+inline int64_t block_length(int64_t in_features)
+{
+    int64_t const blocks = (in_features + kMaxBlock - 1) / kMaxBlock;
+    int64_t const share = (in_features + blocks - 1) / blocks;
+    return (share + 63) / 64 * 64;
+}
+
+inline float read_bias(Linear const& linear, int64_t out)
+{
+    if (linear.bias == nullptr)
+    {
+        return 0.0f;
+    }
+    switch (linear.bias_dtype)
+    {
+    case Q2EXPORT_FLOAT16: return Float16::read(linear.bias + out * 2);
+    case Q2EXPORT_BFLOAT16: return BFloat16::read(linear.bias + out * 2);
+    default: return Float32::read(linear.bias + out * 4);
+    }
+}
+
+// Rows of input times columns of weights, over one block. Weights of `kColumns` outputs lie `weight_stride` bytes apart;
+// columns of `sums` beyond them are undefined.
+template <typename Weight, int kRows, int kColumns, bool kPrefetch>
+inline void multiply_tile(float const* input, int64_t input_stride, Bytes weight, int64_t weight_stride, int64_t length,
+    float (&sums)[kRows][kOuts])
+{
+    using Vector = Simd::Vector;
+    Vector acc[kRows][kOuts];
+    for (int row = 0; row < kRows; ++row)
+    {
+        for (int column = 0; column < kOuts; ++column)
+        {
+            acc[row][column] = Simd::zero();
+        }
+    }
+    int64_t k = 0;
+    for (; k + Simd::kWidth <= length; k += Simd::kWidth)
+    {
+        Vector w[kColumns];
+        for (int column = 0; column < kColumns; ++column)
+        {
+            Bytes const source = weight + column * weight_stride + k * Weight::kBytes;
+            if (kPrefetch)
+            {
+                prefetch(source + kPrefetchBytes);
+            }
+            w[column] = Simd::widen(Weight{}, source);
+        }
+        for (int row = 0; row < kRows; ++row)
+        {
+            Vector const x = Simd::load(input + row * input_stride + k);
+            for (int column = 0; column < kColumns; ++column)
+            {
+                acc[row][column] = Simd::fma(x, w[column], acc[row][column]);
+            }
+        }
+    }
+    if (k < length)
+    {
+        int const rest = static_cast<int>(length - k);
+        for (int column = 0; column < kColumns; ++column)
+        {
+            Vector const w
+                = Simd::widen_first(Weight{}, weight + column * weight_stride + k * Weight::kBytes, rest);
+            for (int row = 0; row < kRows; ++row)
+            {
+                Vector const x = Simd::load_first(input + row * input_stride + k, rest);
+                acc[row][column] = Simd::fma(x, w, acc[row][column]);
+            }
+        }
+    }
+    for (int row = 0; row < kRows; ++row)
+    {
+        Simd::sum4(acc[row], sums[row]);
+    }
+}
+
+// Adds a block's sums to the output: `first` and `last` say which of its blocks this is.
+template <int kRows>
+inline void add_sums(Linear const& linear, int64_t row, int64_t out, int columns, bool first, bool last,
+    float const (&sums)[kRows][kOuts])
+{
+    for (int r = 0; r < kRows; ++r)
+    {
+        float* const target = linear.output + (row + r) * linear.out_features + out;
+        for (int column = 0; column < columns; ++column)
+        {
+            float value = first ? sums[r][column] : target[column] + sums[r][column];
+            if (last && linear.bias != nullptr)
+            {
+                value += read_bias(linear, out + column);
+            }
+            target[column] = value;
+        }
+    }
+}
+
+// One register tile of one block: all four columns at once, or those that are left over one by one.
+template <typename Weight, int kRows, bool kPrefetch>
+inline void block_tile(Linear const& linear, int64_t row, int64_t out, int64_t columns, int64_t start, int64_t length,
+    Bytes weight, int64_t weight_stride)
+{
+    float sums[kRows][kOuts];
+    float const* const input = linear.input + row * linear.in_features + start;
+    int64_t const stride = linear.in_features;
+    bool const last = start + length == linear.in_features;
+    if (columns == kOuts)
+    {
+        multiply_tile<Weight, kRows, kOuts, kPrefetch>(input, stride, weight, weight_stride, length, sums);
+        add_sums(linear, row, out, kOuts, start == 0, last, sums);
+        return;
+    }
+    for (int64_t column = 0; column < columns; ++column)
+    {
+        Bytes const one = weight + column * weight_stride;
+        multiply_tile<Weight, kRows, 1, kPrefetch>(input, stride, one, weight_stride, length, sums);
+        add_sums(linear, row, out + column, 1, start == 0, last, sums);
+    }
+}
+
+// block_tile for `rows` of 1 .. kTileRows.
+template <typename Weight, bool kPrefetch, int kRows = Simd::kTileRows>
+inline void block_rows(Linear const& linear, int64_t row, int64_t rows, int64_t out, int64_t columns, int64_t start,
+    int64_t length, Bytes weight, int64_t weight_stride)
+{
+    if constexpr (kRows > 1)
+    {
+        if (rows < kRows)
+        {
+            block_rows<Weight, kPrefetch, kRows - 1>(
+                linear, row, rows, out, columns, start, length, weight, weight_stride);
+            return;
+        }
+    }
+    block_tile<Weight, kRows, kPrefetch>(linear, row, out, columns, start, length, weight, weight_stride);
+}
+
+template <typename Weight>
+void direct(Linear const& linear, LinearTask const& task)
+{
+    int64_t const block = block_length(linear.in_features);
+    int64_t const stride = linear.in_features * Weight::kBytes;
+    for (int64_t out = task.first_out; out < task.last_out; out += kOuts)
+    {
+        int64_t const count = std::min<int64_t>(kOuts, task.last_out - out);
+        for (int64_t start = 0; start < linear.in_features; start += block)
+        {
+            int64_t const length = std::min(block, linear.in_features - start);
+            Bytes const weight = linear.weight + out * stride + start * Weight::kBytes;
+            block_rows<Weight, true>(
+                linear, task.first_row, task.last_row - task.first_row, out, count, start, length, weight, stride);
+        }
+    }
+}
+
+// Widens one block of `outs` rows of weights, to rows of `length` floats.
+template <typename Weight>
+inline void pack(Bytes weight, int64_t weight_stride, int64_t outs, int64_t length, float* packed, int64_t packed_stride)
+{
+    for (int64_t out = 0; out < outs; ++out)
+    {
+        Bytes const source = weight + out * weight_stride;
+        float* const target = packed + out * packed_stride;
+        int64_t k = 0;
+        for (; k + Simd::kWidth <= length; k += Simd::kWidth)
+        {
+            prefetch(source + k * Weight::kBytes + kPrefetchBytes);
+            Simd::store(target + k, Simd::widen(Weight{}, source + k * Weight::kBytes));
+        }
+        if (k < length)
+        {
+            int const rest = static_cast<int>(length - k);
+            Simd::store_first(target + k, Simd::widen_first(Weight{}, source + k * Weight::kBytes, rest), rest);
+        }
+    }
+}
+
+template <typename Weight>
+void packed(Linear const& linear, LinearTask const& task)
+{
+    int64_t const block = block_length(linear.in_features);
+    int64_t const stride = linear.in_features * Weight::kBytes;
+    int64_t const rows = task.last_row - task.first_row;
+    int64_t const groups = (rows + Simd::kTileRows - 1) / Simd::kTileRows; // of nearly equal size
+    // One cache line more per row, so that rows do not fall on the same sets.
+    int64_t const packed_stride = block + 16;
+    float* const scratch = thread_scratch(static_cast<size_t>(kPackedOuts * packed_stride));
+    for (int64_t start = 0; start < linear.in_features; start += block)
+    {
+        int64_t const length = std::min(block, linear.in_features - start);
+        for (int64_t tile = task.first_out; tile < task.last_out; tile += kPackedOuts)
+        {
+            int64_t const outs = std::min(kPackedOuts, task.last_out - tile);
+            pack<Weight>(linear.weight + tile * stride + start * Weight::kBytes, stride, outs, length, scratch,
+                packed_stride);
+            for (int64_t group = 0; group < groups; ++group)
+            {
+                int64_t const row = task.first_row + group * rows / groups;
+                int64_t const count = task.first_row + (group + 1) * rows / groups - row;
+                for (int64_t out = 0; out < outs; out += kOuts)
+                {
+                    block_rows<Float32, false>(linear, row, count, tile + out, std::min<int64_t>(kOuts, outs - out),
+                        start, length, reinterpret_cast<Bytes>(scratch + out * packed_stride),
+                        packed_stride * Float32::kBytes);
+                }
+            }
+        }
+    }
+}
+
+template <template <typename> class Path>
+void by_weight(Linear const& linear, LinearTask const& task)
+{
+    switch (linear.weight_dtype)
+    {
+    case Q2EXPORT_FLOAT16: Path<Float16>::run(linear, task); break;
+    case Q2EXPORT_BFLOAT16: Path<BFloat16>::run(linear, task); break;
+    default: Path<Float32>::run(linear, task); break;
+    }
+}
+
+template <typename Weight>
+struct Direct
+{
+    static void run(Linear const& linear, LinearTask const& task)
+    {
+        direct<Weight>(linear, task);
+    }
+};
+
+template <typename Weight>
+struct Packed
+{
+    static void run(Linear const& linear, LinearTask const& task)
+    {
+        packed<Weight>(linear, task);
+    }
+};
+
+constexpr LinearKernels kKernels{Simd::kTileRows, by_weight<Direct>, by_weight<Packed>};
+
+} // namespace
+} // namespace q2export::cpu

@@ -1,0 +1,83 @@
+/*
+ * C ABI of the CPU kernels of q2export: one function per op, over host memory.
+ *
+ * Every function
+ *   - takes pointers to dense row-major tensors and sizes; knows nothing of ONNX Runtime. Weights may lie at any
+ *     even address, as they do in a memory-mapped checkpoint; everything else is aligned to its elements;
+ *   - splits its work into tasks and gives them to the caller's parallel-for; without one it runs them itself;
+ *   - returns a status; for any but Q2EXPORT_SUCCESS, q2export_cpu_last_error() says which argument was wrong, what
+ *     was expected and what was found. Nothing has been written then;
+ *   - gives the same bits for a row whatever other rows come along, and however many threads there are.
+ *
+ * Callers check that q2export_cpu_abi_version() equals Q2EXPORT_CPU_ABI_VERSION before any other call.
+ * C99 and C++17.
+ */
+#ifndef Q2EXPORT_CPU_H
+#define Q2EXPORT_CPU_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "q2export/kernels.h"
+
+/* Raised whenever a signature, a struct or a meaning below changes. */
+#define Q2EXPORT_CPU_ABI_VERSION 1
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Instruction sets, each including those before it. */
+typedef int32_t q2export_cpu_isa;
+enum {
+    Q2EXPORT_CPU_PORTABLE = 0, /* whatever the compiler assumes of every machine */
+    Q2EXPORT_CPU_AVX2 = 1,     /* AVX2, FMA, F16C */
+    Q2EXPORT_CPU_AVX512 = 2    /* AVX-512 F, BW, DQ, VL, VNNI: Ice Lake, Zen 4 and later */
+};
+
+/* One piece of work: calls of different indices are independent. */
+typedef void (*q2export_cpu_task)(void* data, size_t index);
+
+/* Where tasks run: calls task(data, i) once for each i < count, on any threads, and returns when all are done. */
+typedef struct q2export_cpu_parallel_for {
+    void (*run)(void* context, q2export_cpu_task task, void* data, size_t count);
+    void* context;
+} q2export_cpu_parallel_for;
+
+Q2EXPORT_API int32_t q2export_cpu_abi_version(void);
+
+/* What the last call of this thread that failed had to say; "" before any. Valid until the next failure. */
+Q2EXPORT_API char const* q2export_cpu_last_error(void);
+
+/* The instruction set in use: from the start the best that the machine has. */
+Q2EXPORT_API q2export_cpu_isa q2export_cpu_selected_isa(void);
+
+/* Use another, for tests and comparisons; not while other calls run. Q2EXPORT_UNSUPPORTED: the machine lacks it. */
+Q2EXPORT_API q2export_status q2export_cpu_select_isa(q2export_cpu_isa isa);
+
+/* ------------------------------------------------------------------ linear */
+
+typedef struct q2export_cpu_linear_desc {
+    int64_t rows;
+    int64_t in_features;
+    int64_t out_features;
+    q2export_dtype weight_dtype;
+    q2export_dtype bias_dtype;
+} q2export_cpu_linear_desc;
+
+/*
+ * output = input @ weight.T + bias; weights are widened exactly, sums are float32.
+ *
+ * input   float [rows, in_features]
+ * weight  weight_dtype [out_features, in_features]
+ * bias    bias_dtype [out_features]; may be NULL
+ * output  float [rows, out_features]; no input
+ */
+Q2EXPORT_API q2export_status q2export_cpu_linear(q2export_cpu_linear_desc const* desc, float const* input,
+    void const* weight, void const* bias, float* output, q2export_cpu_parallel_for const* parallel_for);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

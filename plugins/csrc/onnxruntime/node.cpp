@@ -1,0 +1,84 @@
+#include "node.h"
+
+namespace q2export::onnxruntime
+{
+
+int64_t Attributes::integer(char const* name) const
+{
+    int64_t value = 0;
+    onnxruntime::check(api_.KernelInfoGetAttribute_int64(info_, name, &value));
+    return value;
+}
+
+float Attributes::real(char const* name) const
+{
+    float value = 0.0f;
+    onnxruntime::check(api_.KernelInfoGetAttribute_float(info_, name, &value));
+    return value;
+}
+
+std::string Attributes::node_name() const
+{
+    size_t size = 0; // with the zero at the end
+    onnxruntime::check(api_.KernelInfo_GetNodeName(info_, nullptr, &size));
+    std::string name(size, '\0');
+    onnxruntime::check(api_.KernelInfo_GetNodeName(info_, name.data(), &size));
+    name.resize(size == 0 ? 0 : size - 1);
+    return name;
+}
+
+Call::Call(OrtApi const& api, OrtKernelContext* context)
+    : api_(api)
+    , context_(context)
+{
+    threads_.context = this;
+    threads_.run = [](void* self, q2export_cpu_task task, void* data, size_t count) {
+        Call const& call = *static_cast<Call const*>(self);
+        // No batches: threads take one task at a time. It fails for null pointers alone.
+        call.api_.KernelContext_ParallelFor(call.context_, task, count, 0, data);
+    };
+}
+
+size_t Call::input_count() const
+{
+    size_t count = 0;
+    onnxruntime::check(api_.KernelContext_GetInputCount(context_, &count));
+    return count;
+}
+
+Tensor Call::input(size_t index, char const* name) const
+{
+    OrtValue const* value = nullptr;
+    onnxruntime::check(api_.KernelContext_GetInput(context_, index, &value));
+    return read_tensor(api_, value, name);
+}
+
+Tensor Call::input(size_t index, char const* name, ONNXTensorElementDataType type) const
+{
+    Tensor const tensor = input(index, name);
+    if (tensor.type != type)
+    {
+        throw Refusal(std::string(name) + " has element type " + std::to_string(tensor.type) + ", expected "
+            + std::to_string(type));
+    }
+    return tensor;
+}
+
+void* Call::output(size_t index, Shape const& shape) const
+{
+    OrtValue* value = nullptr;
+    onnxruntime::check(api_.KernelContext_GetOutput(context_, index, shape.dims.data(), shape.rank, &value));
+    void* data = nullptr;
+    onnxruntime::check(api_.GetTensorMutableData(value, &data));
+    return data;
+}
+
+void Call::check(q2export_status status)
+{
+    if (status != Q2EXPORT_SUCCESS)
+    {
+        throw Refusal(q2export_cpu_last_error());
+    }
+}
+
+} // namespace q2export::onnxruntime

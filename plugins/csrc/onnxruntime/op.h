@@ -1,0 +1,111 @@
+// Makes ONNX Runtime's custom op of a table and a kernel class: signatures in, statuses out, no exception through.
+#pragma once
+
+#include <exception>
+#include <memory>
+#include <string>
+
+#include "node.h"
+
+namespace q2export::onnxruntime
+{
+
+// An input or output of an op.
+struct Operand
+{
+    char const* name;
+    ONNXTensorElementDataType type; // UNDEFINED: more than one, which the kernel checks
+    OrtCustomOpInputOutputCharacteristic characteristic = INPUT_OUTPUT_REQUIRED;
+};
+
+template <typename Item>
+struct Table
+{
+    Item const* items;
+    size_t count;
+};
+
+// What an op looks like to a graph.
+struct Signature
+{
+    char const* name;
+    Table<Operand> inputs;
+    Table<Operand> outputs;
+};
+
+// A Kernel has: static Signature const kSignature; Kernel(Attributes const&); void run(Call const&) const.
+template <typename Kernel>
+class Op : public OrtCustomOp
+{
+public:
+    Op()
+        : OrtCustomOp{}
+    {
+        version = kOrtApiVersion;
+        GetName = [](OrtCustomOp const*) { return Kernel::kSignature.name; };
+        GetExecutionProviderType = [](OrtCustomOp const*) -> char const* { return nullptr; }; // the CPU
+        GetInputTypeCount = [](OrtCustomOp const*) { return Kernel::kSignature.inputs.count; };
+        GetInputType = [](OrtCustomOp const*, size_t index) { return Kernel::kSignature.inputs.items[index].type; };
+        GetInputCharacteristic
+            = [](OrtCustomOp const*, size_t index) { return Kernel::kSignature.inputs.items[index].characteristic; };
+        GetInputMemoryType = [](OrtCustomOp const*, size_t) { return OrtMemTypeDefault; };
+        GetOutputTypeCount = [](OrtCustomOp const*) { return Kernel::kSignature.outputs.count; };
+        GetOutputType = [](OrtCustomOp const*, size_t index) { return Kernel::kSignature.outputs.items[index].type; };
+        GetOutputCharacteristic
+            = [](OrtCustomOp const*, size_t index) { return Kernel::kSignature.outputs.items[index].characteristic; };
+        GetVariadicInputMinArity = [](OrtCustomOp const*) { return 1; };
+        GetVariadicInputHomogeneity = [](OrtCustomOp const*) { return 0; };
+        GetVariadicOutputMinArity = [](OrtCustomOp const*) { return 1; };
+        GetVariadicOutputHomogeneity = [](OrtCustomOp const*) { return 0; };
+        GetStartVersion = [](OrtCustomOp const*) { return 1; };
+        GetEndVersion = [](OrtCustomOp const*) { return 1; };
+        CreateKernelV2 = create;
+        KernelComputeV2 = compute;
+        KernelDestroy = [](void* state) { delete static_cast<State*>(state); };
+    }
+
+private:
+    struct State
+    {
+        OrtApi const& api;
+        std::string node; // its name
+        Kernel kernel;
+    };
+
+    template <typename Body>
+    static OrtStatus* guarded(OrtApi const& api, std::string const& node, Body const& body)
+    {
+        try
+        {
+            body();
+            return nullptr;
+        }
+        catch (OrtFailure const& failure)
+        {
+            return failure.status;
+        }
+        catch (std::exception const& error)
+        {
+            std::string const text = std::string("q2export: ") + Kernel::kSignature.name + " " + node + ": ";
+            return api.CreateStatus(ORT_INVALID_ARGUMENT, (text + error.what()).c_str());
+        }
+    }
+
+    static OrtStatus* create(OrtCustomOp const*, OrtApi const* api, OrtKernelInfo const* info, void** kernel)
+    {
+        Attributes const attributes(*api, info);
+        std::string name;
+        return guarded(*api, name, [&] {
+            name = attributes.node_name();
+            *kernel = new State{*api, name, Kernel(attributes)};
+        });
+    }
+
+    static OrtStatus* compute(void* state, OrtKernelContext* context)
+    {
+        State const& node = *static_cast<State const*>(state);
+        return guarded(node.api, node.node, [&] { node.kernel.run(Call(node.api, context)); });
+    }
+};
+
+} // namespace q2export::onnxruntime

@@ -1,0 +1,159 @@
+// The few parts of ONNX Runtime's C ABI that a library of custom ops needs. ONNX Runtime promises that the members of
+// OrtApi keep their places and that new ones come last, so they are declared here by place; its own header, which no
+// Python package carries, is taken instead where Q2EXPORT_ORT_INCLUDE is defined (option ORT_INCLUDE of the build).
+// tests/plugins/test_onnxruntime_abi.py holds the places against that header and against the library at hand.
+#pragma once
+
+#if defined(Q2EXPORT_ORT_INCLUDE)
+
+#include "onnxruntime_c_api.h"
+
+#else
+
+#include <cstddef>
+#include <cstdint>
+
+struct OrtStatus;
+struct OrtValue;
+struct OrtKernelInfo;
+struct OrtKernelContext;
+struct OrtSessionOptions;
+struct OrtCustomOpDomain;
+struct OrtTensorTypeAndShapeInfo;
+struct OrtShapeInferContext;
+struct OrtApi;
+struct OrtCustomOp;
+
+enum OrtErrorCode
+{
+    ORT_OK = 0,
+    ORT_FAIL = 1,
+    ORT_INVALID_ARGUMENT = 2,
+};
+
+enum ONNXTensorElementDataType
+{
+    ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED = 0,
+    ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT = 1,
+    ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8 = 2,
+    ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8 = 3,
+    ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32 = 6,
+    ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64 = 7,
+    ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16 = 10,
+    ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16 = 16,
+};
+
+enum OrtMemType
+{
+    OrtMemTypeDefault = 0,
+};
+
+enum OrtCustomOpInputOutputCharacteristic
+{
+    INPUT_OUTPUT_REQUIRED = 0,
+    INPUT_OUTPUT_OPTIONAL = 1,
+    INPUT_OUTPUT_VARIADIC = 2,
+};
+
+struct OrtApiBase
+{
+    OrtApi const* (*GetApi)(uint32_t version);
+    char const* (*GetVersionString)();
+};
+
+// clang-format off
+struct OrtApi
+{
+    OrtStatus* (*CreateStatus)(OrtErrorCode code, char const* message);                                          // 0
+    void* before_26[25];
+    OrtStatus* (*CreateCustomOpDomain)(char const* domain, OrtCustomOpDomain** out);                             // 26
+    OrtStatus* (*CustomOpDomain_Add)(OrtCustomOpDomain* domain, OrtCustomOp const* op);                          // 27
+    OrtStatus* (*AddCustomOpDomain)(OrtSessionOptions* options, OrtCustomOpDomain* domain);                      // 28
+    void* before_51[22];
+    OrtStatus* (*GetTensorMutableData)(OrtValue* value, void** out);                                             // 51
+    void* before_60[8];
+    OrtStatus* (*GetTensorElementType)(OrtTensorTypeAndShapeInfo const* info, ONNXTensorElementDataType* out);   // 60
+    OrtStatus* (*GetDimensionsCount)(OrtTensorTypeAndShapeInfo const* info, size_t* out);                        // 61
+    OrtStatus* (*GetDimensions)(OrtTensorTypeAndShapeInfo const* info, int64_t* dims, size_t count);             // 62
+    void* before_65[2];
+    OrtStatus* (*GetTensorTypeAndShape)(OrtValue const* value, OrtTensorTypeAndShapeInfo** out);                 // 65
+    void* before_85[19];
+    OrtStatus* (*KernelInfoGetAttribute_float)(OrtKernelInfo const* info, char const* name, float* out);         // 85
+    OrtStatus* (*KernelInfoGetAttribute_int64)(OrtKernelInfo const* info, char const* name, int64_t* out);       // 86
+    void* before_88[1];
+    OrtStatus* (*KernelContext_GetInputCount)(OrtKernelContext const* context, size_t* out);                     // 88
+    void* before_90[1];
+    OrtStatus* (*KernelContext_GetInput)(OrtKernelContext const* context, size_t index, OrtValue const** out);   // 90
+    OrtStatus* (*KernelContext_GetOutput)(OrtKernelContext* context, size_t index, int64_t const* dims,
+        size_t count, OrtValue** out);                                                                           // 91
+    void* before_93[1];
+    void (*ReleaseStatus)(OrtStatus* status);                                                                    // 93
+    void* before_99[5];
+    void (*ReleaseTensorTypeAndShapeInfo)(OrtTensorTypeAndShapeInfo* info);                                      // 99
+    void* before_101[1];
+    void (*ReleaseCustomOpDomain)(OrtCustomOpDomain* domain);                                                    // 101
+    void* before_244[142];
+    OrtStatus* (*KernelInfo_GetNodeName)(OrtKernelInfo const* info, char* out, size_t* size);                    // 244
+    void* before_274[29];
+    OrtStatus* (*KernelContext_ParallelFor)(OrtKernelContext const* context, void (*body)(void*, size_t),
+        size_t total, size_t batches, void* data);                                                               // 274
+};
+// clang-format on
+
+#define Q2EXPORT_AT(member, place)                                                                                     \
+    static_assert(offsetof(OrtApi, member) == (place) * sizeof(void*), #member " is out of place")
+Q2EXPORT_AT(CreateCustomOpDomain, 26);
+Q2EXPORT_AT(GetTensorMutableData, 51);
+Q2EXPORT_AT(GetTensorElementType, 60);
+Q2EXPORT_AT(GetTensorTypeAndShape, 65);
+Q2EXPORT_AT(KernelInfoGetAttribute_float, 85);
+Q2EXPORT_AT(KernelContext_GetInputCount, 88);
+Q2EXPORT_AT(KernelContext_GetInput, 90);
+Q2EXPORT_AT(ReleaseStatus, 93);
+Q2EXPORT_AT(ReleaseTensorTypeAndShapeInfo, 99);
+Q2EXPORT_AT(ReleaseCustomOpDomain, 101);
+Q2EXPORT_AT(KernelInfo_GetNodeName, 244);
+Q2EXPORT_AT(KernelContext_ParallelFor, 274);
+#undef Q2EXPORT_AT
+
+// One op: ONNX Runtime reads the members that its `version` had.
+struct OrtCustomOp
+{
+    uint32_t version;
+    void* (*CreateKernel)(OrtCustomOp const* op, OrtApi const* api, OrtKernelInfo const* info);
+    char const* (*GetName)(OrtCustomOp const* op);
+    char const* (*GetExecutionProviderType)(OrtCustomOp const* op);
+    ONNXTensorElementDataType (*GetInputType)(OrtCustomOp const* op, size_t index);
+    size_t (*GetInputTypeCount)(OrtCustomOp const* op);
+    ONNXTensorElementDataType (*GetOutputType)(OrtCustomOp const* op, size_t index);
+    size_t (*GetOutputTypeCount)(OrtCustomOp const* op);
+    void (*KernelCompute)(void* kernel, OrtKernelContext* context);
+    void (*KernelDestroy)(void* kernel);
+    OrtCustomOpInputOutputCharacteristic (*GetInputCharacteristic)(OrtCustomOp const* op, size_t index);
+    OrtCustomOpInputOutputCharacteristic (*GetOutputCharacteristic)(OrtCustomOp const* op, size_t index);
+    OrtMemType (*GetInputMemoryType)(OrtCustomOp const* op, size_t index);
+    int (*GetVariadicInputMinArity)(OrtCustomOp const* op);
+    int (*GetVariadicInputHomogeneity)(OrtCustomOp const* op);
+    int (*GetVariadicOutputMinArity)(OrtCustomOp const* op);
+    int (*GetVariadicOutputHomogeneity)(OrtCustomOp const* op);
+    OrtStatus* (*CreateKernelV2)(OrtCustomOp const* op, OrtApi const* api, OrtKernelInfo const* info, void** kernel);
+    OrtStatus* (*KernelComputeV2)(void* kernel, OrtKernelContext* context);
+    OrtStatus* (*InferOutputShapeFn)(OrtCustomOp const* op, OrtShapeInferContext* context);
+    int (*GetStartVersion)(OrtCustomOp const* op);
+    int (*GetEndVersion)(OrtCustomOp const* op);
+    size_t (*GetMayInplace)(int** inputs, int** outputs);
+    void (*ReleaseMayInplace)(int* inputs, int* outputs);
+    size_t (*GetAliasMap)(int** inputs, int** outputs);
+    void (*ReleaseAliasMap)(int* inputs, int* outputs);
+};
+static_assert(sizeof(OrtCustomOp) == 26 * sizeof(void*), "OrtCustomOp has 26 members");
+
+#endif
+
+namespace q2export::onnxruntime
+{
+
+// The version of the ABI that this library is written against: ONNX Runtime 1.18 and later have it.
+constexpr uint32_t kOrtApiVersion = 18;
+
+} // namespace q2export::onnxruntime

@@ -1,0 +1,104 @@
+"""The custom ops in sessions of ONNX Runtime."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import onnx.parser
+import pytest
+
+from tests.plugins.cpu.kernels import BFLOAT16, FLOAT16, FLOAT32, CpuKernels, stored, widened
+from tests.plugins.cpu.sessions import ELEMENT_TYPES, Node, initializer
+
+F = onnx.TensorProto.FLOAT
+RNG = np.random.default_rng(11)
+
+
+def linear_node(dtype: int, outputs: int = 70, inputs: int = 33, with_bias: bool = True) -> Node:
+    weight = stored(RNG.standard_normal((outputs, inputs), np.float32), dtype)
+    tensors = [initializer("weight", weight, ELEMENT_TYPES[dtype])]
+    if with_bias:
+        bias = stored(RNG.standard_normal(outputs, np.float32), dtype)
+        tensors.append(initializer("bias", bias, ELEMENT_TYPES[dtype]))
+    names = ["x", *(each.name for each in tensors)]
+    return Node("Q2Linear", names, tensors, {"x": F}, {"y": F})
+
+
+@pytest.mark.parametrize("dtype", [FLOAT32, FLOAT16, BFLOAT16])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_linear_is_the_kernel(onnxruntime_library: Path, dtype: int, with_bias: bool) -> None:
+    """Any leading dimensions, on one thread and on three: the kernel's own bits."""
+    node = linear_node(dtype, 700, 33, with_bias)
+    kernels = CpuKernels(onnxruntime_library)
+    raw = [np.frombuffer(each.raw_data, np.uint8) for each in node.initializers]
+    x = RNG.standard_normal((2, 150, 33), np.float32)
+    expected = kernels.linear(x.reshape(-1, 33), raw[0], 700, dtype, raw[1] if with_bias else None, dtype)
+    for threads in (1, 3):
+        session = node.session(onnxruntime_library, threads)
+        (found,) = session.run(None, {"x": x})
+        np.testing.assert_array_equal(found, expected.reshape(2, 150, 700))
+        (vector,) = session.run(None, {"x": x[0, 0]})
+        np.testing.assert_array_equal(vector, expected[0])
+
+
+BODY = """
+<opset_import: ["" : 21, "q2export" : 1], domain: "q2export">
+Q2Linear (input, weight, bias) => (output) {
+    wide = Cast <to = 1> (weight)
+    transposed = Transpose <perm = [1, 0]> (wide)
+    product = MatMul (input, transposed)
+    wide_bias = Cast <to = 1> (bias)
+    output = Add (product, wide_bias)
+}
+"""
+
+
+def test_the_kernel_goes_before_the_function_body(onnxruntime_library: Path) -> None:
+    """The same file with and without the library: alike, but for the order of the sums."""
+    plain = linear_node(FLOAT16, 70, 2000)
+    body = onnx.parser.parse_function(BODY)
+    node = Node(plain.op, plain.inputs, plain.initializers, plain.graph_inputs, plain.outputs, {}, [body])
+    x = RNG.standard_normal((5, 2000), np.float32)
+    (by_body,) = node.session(None).run(None, {"x": x})
+    (by_kernel,) = node.session(onnxruntime_library).run(None, {"x": x})
+    (kernel,) = plain.session(onnxruntime_library).run(None, {"x": x})
+    np.testing.assert_allclose(by_kernel, by_body, atol=1e-3)
+    np.testing.assert_array_equal(by_kernel, kernel)
+    assert (by_kernel != by_body).any()
+
+
+def test_linear_refuses(onnxruntime_library: Path) -> None:
+    from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
+
+    session = linear_node(BFLOAT16).session(onnxruntime_library)
+    message = r"q2export: Q2Linear node: weight has shape \[70, 33\], expected \[any, 32\]"
+    with pytest.raises(InvalidArgument, match=message):
+        session.run(None, {"x": np.ones((2, 32), np.float32)})
+    codes = initializer("weight", np.ones((4, 3), np.uint8), onnx.TensorProto.UINT8)
+    node = Node("Q2Linear", ["x", "weight"], [codes], {"x": F}, {"y": F})
+    with pytest.raises(InvalidArgument, match="weight has element type 2, expected float32, float16"):
+        node.session(onnxruntime_library).run(None, {"x": np.ones((1, 3), np.float32)})
+
+
+def test_several_sessions_share_the_ops(onnxruntime_library: Path) -> None:
+    node = linear_node(FLOAT32)
+    x = np.ones((1, 33), np.float32)
+    first, second = (node.session(onnxruntime_library) for _ in range(2))
+    (expected,) = first.run(None, {"x": x})
+    del first
+    np.testing.assert_array_equal(second.run(None, {"x": x})[0], expected)
+    weight = np.frombuffer(node.initializers[0].raw_data, np.float32).reshape(70, 33)
+    bias = np.frombuffer(node.initializers[1].raw_data, np.float32)
+    np.testing.assert_allclose(expected[0], widened(weight, FLOAT32).sum(1) + bias, atol=1e-4)
+
+
+@pytest.mark.skipif(shutil.which("nm") is None, reason="needs nm")
+def test_nothing_else_is_exported(onnxruntime_library: Path) -> None:
+    command = ["nm", "--dynamic", "--defined-only", str(onnxruntime_library)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    names = {line.split()[-1] for line in said.splitlines()}
+    assert "RegisterCustomOps" in names
+    assert {name for name in names if not name.startswith("q2export_cpu_")} == {"RegisterCustomOps"}
