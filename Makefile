@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 PEERS := .venv-peers
-PEERS_STAMP := $(PEERS)/.stamp
+OPENVINO := .venv-openvino
 JOBS := 2
 DEMOS := demo-qwen2-tiny demo-qwen2-moe-tiny
 
@@ -21,9 +21,9 @@ $(STAMP): pyproject.toml setup.py constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[export,rtx,dev]'
 	touch $@
 
-$(PEERS_STAMP): benchmarks/requirements-peers.txt
-	$(PYTHON) -m venv $(PEERS)
-	$(PEERS)/bin/pip install --quiet --requirement $<
+$(PEERS)/.stamp $(OPENVINO)/.stamp: .venv-%/.stamp: benchmarks/requirements-%.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet --requirement $<
 	touch $@
 
 demo: $(DEMOS)
@@ -48,8 +48,8 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP) $(PEERS_STAMP)
+bench: $(STAMP) $(PEERS)/.stamp $(OPENVINO)/.stamp
 	$(BIN)/python -m benchmarks
 
 clean:
-	rm -rf $(VENV) $(PEERS) build demo out *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(PEERS) $(OPENVINO) build demo out *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

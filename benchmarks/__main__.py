@@ -28,6 +28,7 @@ from benchmarks.worker import REPOSITORY
 from q2export.errors import Q2ExportError
 
 _PEERS_PYTHON = REPOSITORY / ".venv-peers" / "bin" / "python"
+_OPENVINO_PYTHON = REPOSITORY / ".venv-openvino" / "bin" / "python"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         q2export=str(Path(sys.executable).with_name("q2export")),
         python=sys.executable,
         peers_python=str(arguments.peers_python.absolute()),
+        openvino_python=str(arguments.openvino_python.absolute()),
     )
     failed = missed = False
     for name in arguments.cases or case_names():
@@ -131,6 +133,12 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         default=_PEERS_PYTHON if _PEERS_PYTHON.exists() else Path(sys.executable),
         help="interpreter with benchmarks/requirements-peers.txt  [default: .venv-peers, else this one]",
+    )
+    parser.add_argument(
+        "--openvino-python",
+        type=Path,
+        default=_OPENVINO_PYTHON,
+        help="interpreter with benchmarks/requirements-openvino.txt  [default: .venv-openvino]",
     )
     return parser
 

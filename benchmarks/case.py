@@ -62,13 +62,16 @@ class Contestant:
         dtype: of weights and activations.
         experts: ``experts_implementation`` of transformers, for mixture-of-experts models.
         prepack: argument of ``q2export.load``; null is what the package says.
-        build: more arguments of the command that builds it: ``q2export build``, or the builder of
-            onnxruntime-genai, whose precision is fp32 unless they say otherwise.
+        build: more arguments of the command that builds it: ``q2export build``, the builder of
+            onnxruntime-genai, whose precision is fp32 unless they say otherwise, or ``optimum-cli export
+            openvino``.
         tolerance: largest accepted difference of its logits from the reference's.
     """
 
     name: str
-    worker: Literal["q2export_engine", "genai", "llama_cpp_model", "transformers_model"]
+    worker: Literal[
+        "q2export_engine", "genai", "llama_cpp_model", "openvino_genai_model", "transformers_model"
+    ]
     dtype: Literal["float32", "bfloat16"]
     experts: Literal["eager", "grouped_mm"] | None
     prepack: bool | None

@@ -6,7 +6,7 @@ import json
 import random
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -61,36 +61,61 @@ def run_generation(case: GenerationCase, settings: RunSettings) -> Outcome:
 
 
 def _start(contestant: Contestant, checkpoint: Path, case: GenerationCase, settings: RunSettings) -> Worker:
+    """Build what the contestant runs, and start it."""
     environment = settings.environment(case.threads)
     name = contestant.name.replace(" ", "-")
-    model = checkpoint
-    if contestant.worker == "q2export_engine":
-        model = settings.work_dir / f"{checkpoint.name}-{name}"
-        command = [settings.q2export, "build", "--model", str(checkpoint), "--output", str(model)]
-        command += ["--no-parity", "--overwrite", *contestant.build]
+    model = settings.work_dir / f"{checkpoint.name}-{name}"
+    command = _build_command(contestant, checkpoint, model, settings)
+    if command:
+        if model.is_dir():
+            shutil.rmtree(model)
         run_measured(command, settings.work_dir / "logs" / f"build-{name}.log", environment)
-    elif contestant.worker == "genai":
-        model = settings.work_dir / f"{checkpoint.name}-{name}"
-        shutil.rmtree(model, ignore_errors=True)
-        command = [settings.peers_python, "-m", "onnxruntime_genai.models.builder", "-i", str(checkpoint)]
-        command += ["-o", str(model), "-e", "cpu", "-c", str(settings.work_dir / "cache")]
-        command += contestant.build or ["-p", "fp32"]
-        command += ["--extra_options", "prune_lm_head=true"]  # logits of the last token only
-        run_measured(command, settings.work_dir / "logs" / f"build-{name}.log", environment)
-    elif contestant.worker == "llama_cpp_model":
-        model = settings.work_dir / f"{checkpoint.name}-{name}.gguf"
-        command = [settings.peers_python, "-m", "benchmarks.workers.write_gguf", str(checkpoint), str(model)]
-        run_measured(command, settings.work_dir / "logs" / f"build-{name}.log", environment)
-    python = settings.python if contestant.worker == "q2export_engine" else settings.peers_python
     arguments = {
-        "model": str(model),
+        "model": str(model if command else checkpoint),
         "threads": case.threads,
         "dtype": contestant.dtype,
         "experts": contestant.experts,
         "prepack": contestant.prepack,
     }
     log = settings.work_dir / "logs" / f"worker-{name}.log"
-    return Worker(python, contestant.worker, arguments, log, environment)
+    return Worker(_python(contestant, settings), contestant.worker, arguments, log, environment)
+
+
+def _build_command(
+    contestant: Contestant, checkpoint: Path, model: Path, settings: RunSettings
+) -> Sequence[str]:
+    """The command that makes ``model``; none for what runs the checkpoint itself."""
+    python, build = _python(contestant, settings), contestant.build
+    match contestant.worker:
+        case "q2export_engine":
+            start = [settings.q2export, "build", "--model", str(checkpoint), "--output", str(model)]
+            return [*start, "--no-parity", *build]
+        case "genai":
+            start = [
+                python,
+                "-m",
+                "onnxruntime_genai.models.builder",
+                "-i",
+                str(checkpoint),
+                "-o",
+                str(model),
+            ]
+            start += ["-e", "cpu", "-c", str(settings.work_dir / "cache"), *(build or ["-p", "fp32"])]
+            return [*start, "--extra_options", "prune_lm_head=true"]  # logits of the last token only
+        case "llama_cpp_model":
+            return [python, "-m", "benchmarks.workers.write_gguf", str(checkpoint), str(model)]
+        case "openvino_genai_model":
+            exporter = str(Path(python).with_name("optimum-cli"))
+            start = [exporter, "export", "openvino", "--model", str(checkpoint), *build, str(model)]
+            return [*start, "--task", "text-generation-with-past"]
+        case "transformers_model":
+            return []
+
+
+def _python(contestant: Contestant, settings: RunSettings) -> str:
+    """The interpreter that has the contestant's library."""
+    own = {"q2export_engine": settings.python, "openvino_genai_model": settings.openvino_python}
+    return own.get(contestant.worker, settings.peers_python)
 
 
 def _measure_loads(case: GenerationCase, workers: Mapping[str, Worker], prompt: list[int]) -> Samples:

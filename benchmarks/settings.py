@@ -16,12 +16,14 @@ class RunSettings:
         q2export: the ``q2export`` command.
         python: interpreter that has q2export.
         peers_python: interpreter that has the peers.
+        openvino_python: interpreter that has OpenVINO, whose exporter wants a transformers of its own.
     """
 
     work_dir: Path
     q2export: str
     python: str
     peers_python: str
+    openvino_python: str
 
     def environment(self, threads: int) -> dict[str, str]:
         """Environment of the measured processes: ours, no network, and at most ``threads`` OpenMP threads."""

@@ -372,7 +372,7 @@ def test_peers_that_are_not_installed_are_skipped_and_named(
     (folder / "mine.yaml").write_text(json.dumps({**data, **changed}))
     monkeypatch.setattr("benchmarks.case.CASES", folder)
     monkeypatch.setattr("benchmarks.commands.make_checkpoint", lambda spec, path: path)
-    settings = RunSettings(tmp_path / "work", "q2export", sys.executable, sys.executable)
+    settings = RunSettings(tmp_path / "work", "q2export", *[sys.executable] * 3)
 
     result = run_case("mine", settings)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from importlib import metadata
 
-import llama_cpp
+import llama_cpp  # type: ignore[import-not-found]  # of the peers' interpreter
 import numpy as np
 import numpy.typing as npt
 

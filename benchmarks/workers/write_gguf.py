@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import gguf
-import llama_cpp
+import gguf  # type: ignore[import-not-found]  # of the peers' interpreter
+import llama_cpp  # type: ignore[import-not-found]
 import numpy as np
 import numpy.typing as npt
 

@@ -68,7 +68,7 @@ def tiny_model(moe: bool = False, **changes: object) -> PreTrainedModel:
 
 def with_gptqmodel(name: str, model: PreTrainedModel, **options: object) -> None:
     """Quantize a tiny model with GPTQModel and write what it saves."""
-    from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
+    from gptqmodel import BACKEND, GPTQModel, QuantizeConfig  # type: ignore[import-not-found]
     from safetensors.torch import load_file
 
     generator = torch.Generator().manual_seed(SEED)
@@ -91,7 +91,9 @@ def with_gptqmodel(name: str, model: PreTrainedModel, **options: object) -> None
 
 def gptqmodel_weights(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """What GPTQModel's modules multiply with, in float32: its float16 scales would round the products."""
-    from gptqmodel.quantization.awq.utils.packing_utils import dequantize_gemm
+    from gptqmodel.quantization.awq.utils.packing_utils import (  # type: ignore[import-not-found]
+        dequantize_gemm,
+    )
 
     for name, module in model.named_modules():
         if not hasattr(module, "qweight"):
