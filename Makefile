@@ -30,7 +30,7 @@ demo: $(DEMOS)
 
 $(DEMOS): demo-%: $(STAMP)
 	$(BIN)/q2export build --model tests/data/checkpoints/$* --profile cpu --output demo/$* --overwrite
-	$(BIN)/q2export verify demo/$* --model tests/data/checkpoints/$* --report demo/$*.html > demo/$*.json
+	$(BIN)/q2export verify demo/$* --model tests/data/checkpoints/$* --report demo/$*.html --json > demo/$*.json
 	$(BIN)/q2export generate demo/$* --prompt 'A class definition' --max-new-tokens 60 --greedy
 
 test: lint pytest

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from q2export.compare import build_checks
+from q2export.compare.command import GREEDY_TOKENS
 from q2export.contracts.quantization import Method, QualityThresholds, Quantization, WeightType
 from q2export.package.output import check_output
 from q2export.package.placement import PlacementMode
@@ -234,7 +235,7 @@ def verify(
     revision: str | None = None,
     prompts: Sequence[str] | None = None,
     text: str | Path | None = None,
-    greedy_tokens: int = 64,
+    greedy_tokens: int = GREEDY_TOKENS,
     threads: int | None = None,
     report: str | Path | None = None,
 ) -> ParityReport | QualityReport:
@@ -251,7 +252,7 @@ def verify(
         text: running text for perplexity, or a UTF-8 file of it.
         greedy_tokens: tokens to generate after each prompt.
         threads: CPU threads; None is what the profile says.
-        report: HTML page to write.
+        report: HTML page to write; refused before any work where it cannot be written.
 
     Returns:
         the report; ``passed`` is the verdict, a wrong engine is no exception.

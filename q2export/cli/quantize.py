@@ -97,7 +97,10 @@ def command(
     every layer and weight.
     """
     from q2export import api
+    from q2export.compare.report.page import check_writable
 
+    if report is not None:
+        check_writable(report)
     made = api.quantize(
         model,
         output,

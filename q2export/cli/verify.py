@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from q2export.cli import options
+from q2export.cli.output import print_json
+from q2export.compare.command import GREEDY_TOKENS
 
 if TYPE_CHECKING:
     from q2export.compare.quality.results import QualityReport
@@ -23,15 +25,15 @@ if TYPE_CHECKING:
     "prompts",
     multiple=True,
     metavar="TEXT",
-    help="Compare on this prompt; repeatable.  [default: built in]",
+    help="Compare on this prompt; may be repeated.  [default: five built-in prompts]",
 )
 @click.option("--text", type=click.Path(path_type=Path), help="UTF-8 file to measure perplexity on.")
 @click.option(
     "--greedy-tokens",
     type=click.IntRange(min=0),
-    default=64,
+    default=GREEDY_TOKENS,
     show_default=True,
-    help="To generate after each prompt.",
+    help="Tokens to generate after each prompt.",
 )
 @click.option("--report", type=click.Path(path_type=Path), help="Write a self-contained HTML page.")
 @click.option(
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     "-o", "--output", type=click.Path(path_type=Path), help="Folder to make, for --runner polygraphy."
 )
 @options.threads
+@options.json_output
 @click.pass_context
 def command(
     context: click.Context,
@@ -58,15 +61,16 @@ def command(
     runner: str,
     output: Path | None,
     threads: int | None,
+    as_json: bool,
 ) -> None:
     """Compare an engine with the PyTorch reference.
 
-    Logits are compared on prompts and on what the engine generates from them. The report goes to stdout as
-    JSON, a summary to stderr. Where they differ too much, the first diverging layer is named and the exit
-    code is 1.
+    Logits are compared on prompts and on what the engine generates from them. Where they differ too much, the
+    first diverging layer is named and the exit code is 1.
 
     A package of quantized weights is compared with the quantized checkpoint. With the unquantized MODEL the
-    report is about quality: perplexity, KL divergence and agreement on a text, the error of every layer.
+    report is about quality: perplexity, KL divergence and agreement on a text, the error of every layer
+    and weight.
 
     With --runner polygraphy nothing is compared: the folder OUTPUT gets a script that does, with the inputs
     and the reference's logits of one step.
@@ -75,7 +79,7 @@ def command(
         _write_script(context, package, model, output, revision)
         return
     if output is not None:
-        raise click.UsageError("--output is for --runner polygraphy; the report goes to stdout and --report")
+        raise click.UsageError("--output is for --runner polygraphy; a report goes to stdout and --report")
     from q2export import api
 
     result = api.verify(
@@ -88,8 +92,10 @@ def command(
         threads=threads,
         report=report,
     )
-    click.echo(result.to_json())
-    click.echo("\n".join(_lines(result)), err=True)
+    if as_json:
+        print_json(result.document())
+    else:
+        click.echo("\n".join(_lines(result)))
     if not result.passed:
         context.exit(1)
 
@@ -103,7 +109,7 @@ def _lines(result: ParityReport | QualityReport) -> list[str]:
 
 
 # Of the comparison that is made here and now.
-_COMPARING = ("prompts", "text", "greedy_tokens", "report", "threads")
+_COMPARING = ("prompts", "text", "greedy_tokens", "report", "threads", "as_json")
 
 
 def _write_script(

@@ -10,6 +10,7 @@ from q2export.compare.command import verify_command
 from q2export.compare.parity import check_same_model, verify_parity
 from q2export.compare.quality.check import verify_quality
 from q2export.compare.quality.text import words_of
+from q2export.compare.report.page import check_writable
 from q2export.errors import PackageError, ParityError
 from q2export.package.reader import read_package
 from q2export.pipeline.model_source import resolve_model
@@ -33,6 +34,8 @@ def verify_package(
     """Compare a package with the PyTorch reference of its checkpoint; see ``q2export.verify``."""
     from q2export.exporter.checkpoint.source import load_source
 
+    if report is not None:
+        check_writable(Path(report))
     opened = read_package(package)
     engine = opened.manifest.engine
     if opened.manifest.target != "onnxruntime" and engine.tensorrt is None:

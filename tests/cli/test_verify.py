@@ -1,88 +1,87 @@
-"""``verify``: JSON on stdout whatever the outcome, the summary on stderr, the outcome in the exit code."""
+"""``verify``: the verdict first, JSON on request, the outcome in the exit code, the page checked first."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+import shlex
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from q2export.cli.main import main
 
 
-@dataclass
-class FakeReport:
-    passed: bool
-
-    def to_json(self) -> str:
-        return f'{{"passed": {str(self.passed).lower()}}}'
-
-
 @pytest.fixture
-def verifies(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """Arguments of every call of ``api.verify``; the engine of the package ``wrong`` is wrong."""
-    calls: list[dict[str, Any]] = []
-
-    def verify(
-        package: Path,
-        model: str,
-        *,
-        revision: str | None,
-        prompts: list[str] | None,
-        text: Path | None,
-        greedy_tokens: int,
-        threads: int | None,
-        report: Path | None,
-    ) -> FakeReport:
-        calls.append({name: value for name, value in locals().items() if name != "calls"})
-        return FakeReport(package.name != "wrong")
-
-    monkeypatch.setattr("q2export.api.verify", verify)
-    monkeypatch.setattr(
-        "q2export.compare.verify.summary.summary_lines",
-        lambda report: ["PASS" if report.passed else "FAIL", "layer 3"],
-    )
-    return calls
-
-
-def test_defaults(verifies: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["verify", "package", "--model", "m"]) == 0
-    captured = capsys.readouterr()
-    assert (captured.out, captured.err) == ('{"passed": true}\n', "PASS\nlayer 3\n")
-    assert verifies == [
-        {
-            "package": Path("package"),
-            "model": "m",
-            "revision": None,
-            "prompts": None,
-            "text": None,
-            "greedy_tokens": 64,
-            "threads": None,
-            "report": None,
-        }
+def arguments(qwen2_tiny_package: Path, checkpoints: Path) -> list[str]:
+    model = str(checkpoints / "qwen2-tiny")
+    return [
+        "verify",
+        str(qwen2_tiny_package),
+        "--model",
+        model,
+        "--prompt",
+        "A class",
+        "--greedy-tokens",
+        "2",
     ]
 
 
-def test_a_wrong_engine_exits_with_1(
-    verifies: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+def test_text_begins_with_the_verdict_and_the_limits(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["verify", "wrong", "--model", "m"]) == 1
-    captured = capsys.readouterr()
-    assert (captured.out, captured.err) == ('{"passed": false}\n', "FAIL\nlayer 3\n")
+    assert main(arguments) == 0
+    printed = capsys.readouterr()
+    lines = printed.out.splitlines()
+    assert lines[0] == "PASS: qwen2-tiny against qwen2-tiny" and len(lines) < 20
+    assert lines[1].split()[:4] == ["Max", "abs", "logit", "error"] and " ok " in lines[1]
+    assert "{" not in printed.out
 
 
-def test_every_option_reaches_the_api(verifies: list[dict[str, Any]], tmp_path: Path) -> None:
-    options = ["--revision", "r", "--prompt", "a", "--prompt", "b", "--text", str(tmp_path / "text.txt")]
-    others = ["--greedy-tokens", "0", "--threads", "1", "--report", "report.html"]
-    assert main(["verify", "package", "--model", "m", *options, *others]) == 0
-    assert verifies[0] | {"package": None, "model": None} == {
-        "package": None,
-        "model": None,
-        "revision": "r",
-        "prompts": ["a", "b"],
-        "text": tmp_path / "text.txt",
-        "greedy_tokens": 0,
-        "threads": 1,
-        "report": Path("report.html"),
-    }
+def test_json_is_all_that_is_printed(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*arguments, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["passed"] and document["failures"] == []
+    assert [one["prompt_text"] for one in document["sequences"]] == ["A class"]
+
+
+def test_the_command_of_the_report_repeats_it(
+    arguments: list[str],
+    tmp_path: Path,
+    checkpoints: Path,
+    qwen2_tiny_package: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With relative paths, from the same folder, and whatever must be quoted."""
+    (tmp_path / "my model").symlink_to(checkpoints / "qwen2-tiny")
+    (tmp_path / "it's").symlink_to(qwen2_tiny_package)
+    (tmp_path / "text.txt").write_text("for x in range(10): print(x)")
+    monkeypatch.chdir(tmp_path)
+    command = [
+        "verify",
+        "it's",
+        "--model",
+        "my model",
+        "--prompt",
+        'say "$HOME" & go\n',
+        "--text",
+        "text.txt",
+    ]
+    assert main([*command, "--greedy-tokens", "2", "--threads", "1", "--json"]) == 0
+    first = json.loads(capsys.readouterr().out)
+    words = shlex.split(first["info"]["command"])
+    assert words[0] == "q2export"
+    assert main([*words[1:], "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == first
+
+
+@pytest.mark.parametrize("place", ["absent/report.html", ".", "file/report.html"])
+def test_a_report_that_cannot_be_written_is_refused_before_the_work(
+    place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before the package is even looked for."""
+    (tmp_path / "file").touch()
+    assert main(["verify", "absent", "--model", "absent", "--report", str(tmp_path / place)]) == 1
+    printed = capsys.readouterr()
+    assert "the report cannot be written" in printed.err and printed.out == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -59,7 +59,7 @@ def test_from_a_checkpoint_to_text_on_the_command_line(
     opened = read_package(package, "full")
     assert opened.manifest.weights.value_scan and opened.manifest.parity is not None
     # The package's own quantized checkpoint is what the engine must equal.
-    assert main(["verify", str(package), "--model", str(package / "weights")]) == 0
+    assert main(["verify", str(package), "--model", str(package / "weights"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["passed"]
     assert main(["inspect", str(package)]) == 0
     assert f"int{quantization['bits']}, block 32, symmetric" in capsys.readouterr().out

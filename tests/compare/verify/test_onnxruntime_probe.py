@@ -292,19 +292,18 @@ def test_engine_with_a_weight_that_is_not_finite(packages: Callable[[str], Built
 def test_command_line(
     packages: Callable[[str], Built], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Exit code, JSON on stdout, and the layer on stderr."""
+    """Exit code, JSON or text on stdout, and the layer in both."""
     fault = FAULTS["rope of one layer"]
     built, package = broken(packages, fault, tmp_path)
     arguments = ["--model", str(built.checkpoint), "--greedy-tokens", "4"]
-    assert main(["verify", str(built.package), *arguments]) == 0
+    assert main(["verify", str(built.package), *arguments, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["failures"] == []
+    assert main(["verify", str(package), *arguments, "--json"]) == 1
+    named = "model.layers.2.self_attn.attention"
+    assert json.loads(capsys.readouterr().out)["divergence"]["activation"]["name"] == named
     assert main(["verify", str(package), *arguments, "--report", str(tmp_path / "report.html")]) == 1
-    captured = capsys.readouterr()
-    assert (
-        json.loads(captured.out)["divergence"]["activation"]["name"] == "model.layers.2.self_attn.attention"
-    )
-    assert "model.layers.2.self_attn.attention" in captured.err
-    assert "model.layers.2.self_attn.attention" in (tmp_path / "report.html").read_text()
+    assert f"first divergence: layer 2, {named}" in capsys.readouterr().out
+    assert named in (tmp_path / "report.html").read_text()
 
 
 def test_damaged_package_is_refused_before_it_is_compared(

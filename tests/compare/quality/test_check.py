@@ -19,11 +19,10 @@ from q2export.compare.quality.results import QualityReport
 from q2export.compare.quality.sample_text import TEXT
 from q2export.compare.quality.text import quality_windows
 from q2export.contracts.profile_loading import load_profile
-from q2export.errors import PackageError, ParityError
+from q2export.errors import ParityError
 from q2export.exporter.checkpoint.source import load_source
 from q2export.inspect.machine import Gpu
 from q2export.package.manifest import Manifest
-from q2export.package.writer import PackageWriter
 from q2export.pipeline import engine as engine_build
 from q2export.pipeline.job import resolve_job
 from tests.helpers.checkpoints import tiny_config, write_checkpoint
@@ -55,6 +54,15 @@ def test_a_build_measures_and_records_quality(package: Path) -> None:
     assert report.passed and report.text.mean_kl == found.mean_kl > 0
     assert "quality.json" in manifest.files
     assert report.form.bits == 4 and len(report.layers) == 5
+
+
+def test_reports_of_a_build_do_not_depend_on_where_it_was_made(
+    package: Path, text: Path, tmp_path: Path
+) -> None:
+    again = q2export.build(MODEL, tmp_path / "another name", overrides=INT4, quality_text=text).package
+    for name in ("parity.json", "quality.json"):
+        assert (again / name).read_text("utf-8") == (package / name).read_text("utf-8")
+        assert "another name" not in (again / name).read_text("utf-8")
 
 
 def test_a_broken_limit_stops_the_build_and_leaves_nothing(
@@ -94,14 +102,13 @@ def test_a_tensorrt_engine_is_measured_itself_where_its_gpu_is(
     )
     made: Any = SimpleNamespace(quantization="int4", prepacks=True, source=load_source(package / "weights"))
     engine = Manifest.from_json((package / "manifest.json").read_text()).engine
-    with (
-        pytest.raises(PackageError, match="was not written"),
-        PackageWriter(tmp_path / "out", False) as writer,
-    ):
-        writer.add_file("tokenizer.json", MODEL / "tokenizer.json")
-        found, _ = check.check_quality(writer, job, made, engine, text=text, allow_loss=True)
+    (tmp_path / "tokenizer.json").write_bytes((MODEL / "tokenizer.json").read_bytes())
+    written: dict[str, str] = {}
+    writer: Any = SimpleNamespace(folder=tmp_path, add_text=written.__setitem__)
+    found, _ = check.check_quality(writer, job, made, engine, text=text, allow_loss=True)
     assert found is not None and found.measured == ("engine" if present == "8.0" else "pytorch")
     assert (found.quantized_perplexity == pytest.approx(1536)) is (present == "8.0")
+    assert QualityReport.from_json(written["quality.json"]).measured == found.measured
 
 
 def test_verify_against_the_original_is_about_quality(
@@ -110,10 +117,15 @@ def test_verify_against_the_original_is_about_quality(
     page = tmp_path / "quality.html"
     arguments = ["verify", str(package), "--model", str(MODEL), "--text", str(text), "--report", str(page)]
     assert main(arguments) == 0
-    printed = capsys.readouterr()
-    document = json.loads(printed.out)
+    printed = capsys.readouterr().out
+    assert printed.startswith("PASS: int4 against qwen2-tiny\n") and "Perplexity" in printed
+    assert "Large weight error" in printed and "logits of the engine" in printed
+    assert main([*arguments, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
     assert document["passed"] and document["text"]["name"] == "held_out.txt"
-    assert "PASS: int4 against qwen2-tiny" in printed.err and "Perplexity" in printed.err
+    # Every weight has its error: the tied embedding, and seven matrices of each of five layers.
+    assert len(document["weights"]) == 1 + 5 * 7
+    assert all(0 < weight["relative_error"] < 0.2 for weight in document["weights"])
     assert "quality report" in page.read_text(encoding="utf-8")
 
 
@@ -122,7 +134,7 @@ def test_verify_against_the_quantized_checkpoint_is_about_parity(
 ) -> None:
     quantized = q2export.quantize(MODEL, tmp_path / "q").folder
     arguments = ["verify", str(package), "--model", str(quantized), "--greedy-tokens", "8"]
-    assert main(arguments) == 0
+    assert main([*arguments, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["total"]["max_abs_error"] < 1e-3
 
