@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
+
+from q2export.contracts.commands import command_line
 
 GREEDY_TOKENS = 64
 """Tokens that ``verify`` generates after each prompt unless asked otherwise."""
@@ -22,16 +23,16 @@ def verify_command(
 ) -> str:
     """The ``q2export verify`` that does what these arguments of :func:`q2export.verify` do.
 
-    Paths stay as they were given, so that the command works in the same folder. Empty where ``text`` is the
-    text itself, which no option takes.
+    Empty where ``text`` is the text itself, which no option takes.
     """
     if isinstance(text, str):
         return ""
-    words = ["q2export", "verify", str(package), "--model", str(model)]
+    words: list[str | Path] = ["verify", Path(package), "--model"]
+    words.append(Path(model) if Path(model).is_dir() else str(model))
     words += [] if revision is None else ["--revision", revision]
     for prompt in prompts or ():
         words += ["--prompt", prompt]
-    words += [] if text is None else ["--text", str(text)]
+    words += [] if text is None else ["--text", text]
     words += [] if greedy_tokens == GREEDY_TOKENS else ["--greedy-tokens", str(greedy_tokens)]
     words += [] if threads is None else ["--threads", str(threads)]
-    return shlex.join(words)
+    return command_line(*words)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from q2export.compare.quality.measure import Labels, measure_quality
 from q2export.compare.quality.text import MAX_TOKENS, quality_windows
-from q2export.contracts.commands import command_line
 from q2export.contracts.quantization import QualityThresholds
 from q2export.errors import ConfigError
 from q2export.pipeline.model_source import resolve_model
@@ -35,10 +34,6 @@ def compare_checkpoints(
         original,
         other,
         quality_windows(found.folder, text, MAX_TOKENS, original.config.context_length),
-        Labels(
-            found.id,
-            quantized.name,
-            command_line("quantize", "--model", str(model), "--output", quantized, "--report", "FILE"),
-        ),
+        Labels(found.id, quantized.name),
         thresholds,
     )
