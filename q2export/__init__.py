@@ -18,9 +18,33 @@ from q2export.version import __version__
 
 if TYPE_CHECKING:
     from q2export.api import build, export, load, plan, quality_report, quantize, repack, verify
-    from q2export.errors import Q2ExportError
+    from q2export.errors import (
+        CalibrationError,
+        CheckpointError,
+        ConfigError,
+        ExportError,
+        GenerationError,
+        MissingDependencyError,
+        OptionError,
+        PackageError,
+        ParityError,
+        ProfileError,
+        Q2ExportError,
+    )
+    from q2export.runtime.engine import Engine
 
 __all__ = [
+    "CalibrationError",
+    "CheckpointError",
+    "ConfigError",
+    "Engine",
+    "ExportError",
+    "GenerationError",
+    "MissingDependencyError",
+    "OptionError",
+    "PackageError",
+    "ParityError",
+    "ProfileError",
     "Q2ExportError",
     "__version__",
     "build",
@@ -33,26 +57,18 @@ __all__ = [
     "verify",
 ]
 
-_MODULE_OF = {
-    "Q2ExportError": "q2export.errors",
-    "build": "q2export.api",
-    "export": "q2export.api",
-    "load": "q2export.api",
-    "plan": "q2export.api",
-    "quality_report": "q2export.api",
-    "quantize": "q2export.api",
-    "repack": "q2export.api",
-    "verify": "q2export.api",
-}
-
 
 def __getattr__(name: str) -> object:
     """Import the module that holds a public name when the name is first used (PEP 562)."""
-    if name not in _MODULE_OF:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(_MODULE_OF[name]), name)
+    if name == "Engine":
+        module = "q2export.runtime.engine"
+    else:
+        module = "q2export.errors" if name.endswith("Error") else "q2export.api"
+    return getattr(import_module(module), name)
 
 
 def __dir__() -> list[str]:

@@ -83,7 +83,7 @@ def build(
     allow_quality_loss: bool = False,
     overwrite: bool = False,
 ) -> BuildResult:
-    """Build an engine package: load, export, lower, package, check parity.
+    """Build an engine package: load, export, lower, package, check parity, and that it opens.
 
     Args:
         model: checkpoint folder or hub id.
@@ -144,6 +144,7 @@ def build(
             profile=job.profile,
         )
         writer.write_manifest(manifest)
+        stages.check_loads(job, writer, watch)
     warnings, passes = made.source.config.warnings, made.graph.passes
     return BuildResult(writer.output, manifest, warnings, passes, watch.seconds, peak_rss_bytes())
 

@@ -16,16 +16,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from q2export.package.reader import Check, Package
     from q2export.runtime.backends.base import Backend
     from q2export.runtime.backends.onnxruntime import OnnxRuntimeBackend
+    from q2export.runtime.chat import ChatTemplate
     from q2export.runtime.engine import Engine
+    from q2export.runtime.generation_config import GenerationDefaults
     from q2export.runtime.op_profile import OperatorProfile
+    from q2export.runtime.tokenizer import Tokenizer
 
-__all__ = ["load", "profile"]
+__all__ = ["check_loads", "load", "profile"]
 
 _log = logging.getLogger(__name__)
 
@@ -51,24 +54,55 @@ def load(
         MissingDependencyError: a library the package needs is not installed.
     """
     from q2export.package.reader import read_package
-    from q2export.runtime.chat import load_chat_template
     from q2export.runtime.engine import Engine
+
+    opened = read_package(package, check)
+    texts = _read_texts(opened)
+    return Engine(
+        _open_backend(opened, threads, prepack),
+        tokenizer=texts.tokenizer,
+        defaults=texts.defaults,
+        chat_template=texts.chat_template,
+    )
+
+
+def check_loads(package: Path | str) -> None:
+    """Open a package as :func:`load` does, and let it go.
+
+    Of a TensorRT package everything is read but the engine, which only its GPU can open.
+
+    Raises:
+        Q2ExportError: what ``load`` would raise.
+    """
+    from q2export.package.reader import read_package
+    from q2export.runtime.engine import check_vocabulary
+
+    opened = read_package(package)
+    texts = _read_texts(opened)
+    check_vocabulary(opened.manifest.engine.vocab_size, texts.tokenizer, texts.defaults)
+    if opened.manifest.engine.tensorrt is None:
+        _open_backend(opened, threads=1, prepack=False)
+
+
+class _Texts(NamedTuple):
+    """What a package holds besides its engine."""
+
+    tokenizer: Tokenizer | None
+    defaults: GenerationDefaults
+    chat_template: ChatTemplate | None
+
+
+def _read_texts(opened: Package) -> _Texts:
+    from q2export.runtime.chat import load_chat_template
     from q2export.runtime.generation_config import read_generation_defaults
     from q2export.runtime.tokenizer import load_tokenizer
 
-    opened = read_package(package, check)
-    folder = opened.folder
-    defaults = read_generation_defaults(folder)
+    defaults = read_generation_defaults(opened.folder)
     for field in defaults.unsupported:
         _log.warning("generation_config.json: %s is not supported and has no effect", field)
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(opened.folder)
     special_tokens = {} if tokenizer is None else tokenizer.special_tokens
-    return Engine(
-        _open_backend(opened, threads, prepack),
-        tokenizer=tokenizer,
-        defaults=defaults,
-        chat_template=load_chat_template(folder, special_tokens),
-    )
+    return _Texts(tokenizer, defaults, load_chat_template(opened.folder, special_tokens))
 
 
 def profile(

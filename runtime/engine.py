@@ -61,15 +61,7 @@ class Engine:
         self.tokenizer = tokenizer
         self.defaults = GenerationDefaults() if defaults is None else defaults
         self.chat_template = chat_template
-        vocab_size = backend.vocab_size
-        if tokenizer is not None and tokenizer.size > vocab_size:
-            raise ConfigError(
-                f"tokenizer.json has token ids up to {tokenizer.size - 1}, the engine's vocabulary has "
-                f"{vocab_size}; the tokenizer belongs to another model"
-            )
-        outside = [i for i in self.defaults.eos_token_ids if i >= vocab_size]
-        if outside:
-            raise ConfigError(f"eos_token_id {outside[0]} is outside the engine's vocabulary of {vocab_size}")
+        check_vocabulary(backend.vocab_size, tokenizer, self.defaults)
 
     @property
     def backend(self) -> Backend[Any]:
@@ -263,3 +255,19 @@ class Engine:
 
 def _after(start: int, row: int) -> str:
     return f"after token {start + row}"
+
+
+def check_vocabulary(vocab_size: int, tokenizer: Tokenizer | None, defaults: GenerationDefaults) -> None:
+    """Refuse a tokenizer and end-of-text tokens that an engine of ``vocab_size`` tokens does not know.
+
+    Raises:
+        ConfigError: naming the largest token.
+    """
+    if tokenizer is not None and tokenizer.size > vocab_size:
+        raise ConfigError(
+            f"tokenizer.json has token ids up to {tokenizer.size - 1}, the engine's vocabulary has "
+            f"{vocab_size}; the tokenizer belongs to another model"
+        )
+    outside = [i for i in defaults.eos_token_ids if i >= vocab_size]
+    if outside:
+        raise ConfigError(f"eos_token_id {outside[0]} is outside the engine's vocabulary of {vocab_size}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from q2export.contracts import opspec
 from q2export.contracts.profile import Profile
+from q2export.errors import PackageError, Q2ExportError
 from q2export.package.manifest import (
     GRAPH_FILE,
     LIBRARIES,
@@ -220,3 +221,22 @@ def describe(
         files=writer.files,
         libraries=installed_versions(LIBRARIES),
     )
+
+
+def check_loads(job: Job, writer: PackageWriter, watch: Stopwatch) -> None:
+    """Open the finished package as ``load`` will, the last thing before it is put in place.
+
+    Raises:
+        PackageError: it could not be loaded; names the file of the checkpoint at fault, where one is.
+    """
+    from q2export import runtime
+
+    with watch.stage("open"):
+        try:
+            runtime.check_loads(writer.folder)
+        except Q2ExportError as error:
+            reason = str(error)
+            for name in (_CONFIG, *_COPIED):
+                reason = reason.replace(str(writer.folder / name), str(job.weights.folder / name))
+            reason = reason.replace(str(writer.folder), str(writer.output))
+            raise PackageError(f"the engine could not be loaded, so nothing was kept: {reason}") from error

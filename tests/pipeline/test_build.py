@@ -58,6 +58,7 @@ def test_build_is_checked_and_described(built: BuildResult) -> None:
         "onnx",
         "parity",
         "golden",
+        "open",
     ]
 
 
