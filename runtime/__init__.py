@@ -174,8 +174,7 @@ def _open_onnxruntime(
 
     folder, manifest = opened.folder, opened.manifest
     if threads is None:
-        from_profile = manifest.profile.get("threads")
-        threads = from_profile if isinstance(from_profile, int) else 0
+        threads = manifest.threads
     if prepack is None:
         prepack = manifest.prepacks
     return OnnxRuntimeBackend(folder, manifest.engine, threads=threads, prepack=prepack, profile=profile)

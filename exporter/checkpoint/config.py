@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from q2export.contracts.dtypes import FLOAT_NAMES
+from q2export.contracts.limits import MAX_SIZE
 from q2export.contracts.quantization import PackedQuantization
 from q2export.errors import ConfigError
 from q2export.exporter.checkpoint.config_fields import (
@@ -23,7 +24,7 @@ from q2export.exporter.checkpoint.config_fields import (
     SIZE_DEFAULTS,
     SIZE_LIMITS,
 )
-from q2export.exporter.checkpoint.json_fields import MAX_SIZE, Fields
+from q2export.exporter.checkpoint.json_fields import Fields
 from q2export.exporter.checkpoint.model_config import FULL, SLIDING, ModelConfig, MoeConfig
 from q2export.exporter.checkpoint.packed_config import is_packed, parse_section
 from q2export.exporter.checkpoint.published_config import PublishedQuantization, parse_published

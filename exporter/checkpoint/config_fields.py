@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from q2export.contracts.limits import MAX_LAYERS
+
 ARCHITECTURES: Mapping[str, str] = {"qwen2": "Qwen2ForCausalLM", "qwen2_moe": "Qwen2MoeForCausalLM"}
 
 SIZE_DEFAULTS: Mapping[str, Mapping[str, int]] = {
@@ -38,7 +40,7 @@ SIZE_DEFAULTS: Mapping[str, Mapping[str, int]] = {
 }
 
 # Every command takes time and memory in these, so a damaged value must not get far.
-SIZE_LIMITS: Mapping[str, int] = {"num_hidden_layers": 4096, "num_experts": 4096}
+SIZE_LIMITS: Mapping[str, int] = {"num_hidden_layers": MAX_LAYERS, "num_experts": 4096}
 
 # Absent, these change the numbers and no tensor's shape gives it away: the default is used, with a warning
 # that names the field. rope_theta belongs here too and is handled with the rotary embedding.

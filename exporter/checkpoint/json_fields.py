@@ -6,10 +6,10 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from q2export.contracts.limits import MAX_SIZE
 from q2export.errors import ConfigError
 from q2export.strict.json import shown
 
-MAX_SIZE = 2**31 - 1  # no dimension of a model is larger; keeps every product of two within 64 bits
 _MAX_FLOAT = sys.float_info.max  # an integer beyond it cannot become a float; NaN compares false
 
 

@@ -15,7 +15,6 @@ from q2export.contracts.profile_loading import load_profile
 from q2export.errors import PackageError, ParityError
 from q2export.package.manifest import (
     LIBRARIES,
-    MANIFEST_NAME,
     EngineInfo,
     Manifest,
     ParitySummary,
@@ -266,12 +265,11 @@ def verify_parity(
         ParityError: the two cannot be compared.
     """
     manifest = opened.manifest
-    profile = Profile.from_dict(dict(manifest.profile), str(opened.folder / MANIFEST_NAME))
     comparison = Comparison(
         folder=opened.folder,
         engine=manifest.engine,
         source=source,
-        profile=profile if threads is None else replace(profile, threads=threads),
+        profile=replace(manifest.built_for, threads=manifest.threads if threads is None else threads),
         prepack=manifest.prepacks,
         info=run_info(opened.folder.name, found.id, command),
         rebuild_command=opened.rebuild_command(),

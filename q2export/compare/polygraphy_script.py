@@ -113,8 +113,6 @@ def _write_data(folder: Path, manifest: Manifest, source: Source) -> None:
 def _settings(opened: Package, folder: Path, runners: tuple[str, ...]) -> str:
     """What the script has to know, as JSON."""
     manifest, engine = opened.manifest, opened.manifest.engine
-    parity = manifest.profile.get("parity")
-    limit = parity.get("max_abs_logit_error") if isinstance(parity, dict) else None
     settings = {
         "written_by": f"{manifest.tool.name} {manifest.tool.version}",
         "package": os.path.relpath(opened.folder, folder),
@@ -123,6 +121,6 @@ def _settings(opened: Package, folder: Path, runners: tuple[str, ...]) -> str:
         "builder": engine.tensorrt.builder if engine.tensorrt else None,
         "kv_dtype": engine.kv_dtype,
         "runners": runners,
-        "atol": _DEFAULT_ATOL if limit is None else limit,
+        "atol": _DEFAULT_ATOL if manifest.profile is None else manifest.profile.parity.max_abs_logit_error,
     }
     return json.dumps(settings, indent=2) + "\n"

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from q2export.contracts.dtypes import FloatDtype
+from q2export.contracts.limits import MAX_BATCH, MAX_MIB, MAX_THREADS, MAX_TOKENS
 from q2export.contracts.quantization import QualityThresholds, Quantization
 from q2export.contracts.ranges import Range, StepRanges
 from q2export.errors import ProfileError
@@ -92,7 +93,7 @@ class Profile:
         quality: what quantization may cost; measured where quantizing is part of the build.
         quantization: of the weights. Of a checkpoint that is quantized already only ``activations`` matter.
         workspace_mib: scratch memory the engine builder may use, in MiB; None is the builder's default.
-        threads: CPU threads; 0 is one per core.
+        threads: CPU threads, at most one per core of the machine that runs the engine; 0 is one per core.
         prepack: whether ONNX Runtime keeps its own, faster copy of the matrices in memory. ``auto``: where
             the weights were converted anyway; those of an fp32 checkpoint stay mapped.
         origin: where each value (by dotted key) came from, ``override`` being the command line or the
@@ -190,12 +191,16 @@ class Profile:
             )
         for name in ("workspace_mib", "memory_mib"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ProfileError(f"{name} must be at least 1, or null, found {value}")
-        if self.max_logits < 1:
-            raise ProfileError(f"max_logits must be at least 1, found {self.max_logits}")
-        if self.threads < 0:
-            raise ProfileError(f"threads must be 0 (all cores) or more, found {self.threads}")
+            if value is not None and not 1 <= value <= MAX_MIB:
+                raise ProfileError(f"{name} must be from 1 to {MAX_MIB}, or null, found {value}")
+        for name, low, value, high in (
+            ("batch.max", 1, self.batch.max, MAX_BATCH),
+            ("capacity.max", 1, self.capacity.max, MAX_TOKENS),
+            ("max_logits", 1, self.max_logits, MAX_TOKENS),
+            ("threads", 0, self.threads, MAX_THREADS),
+        ):
+            if not low <= value <= high:
+                raise ProfileError(f"{name} must be from {low} to {high}, found {value}")
 
     @property
     def graph_dtype(self) -> str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import time
 from collections.abc import Iterable, Mapping
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from q2export.contracts.profile import Profile
 from q2export.errors import PackageError
 from q2export.package.rebuild import rebuild_command
 from q2export.package.sections import (
@@ -43,6 +45,7 @@ __all__ = [
     "GRAPH_SUFFIX",
     "LIBRARIES",
     "MANIFEST_NAME",
+    "MAX_MANIFEST_BYTES",
     "SCHEMA_VERSION",
     "SHARD_FOLDER",
     "TOOL_NAME",
@@ -64,6 +67,8 @@ __all__ = [
 ]
 
 MANIFEST_NAME = "manifest.json"
+MAX_MANIFEST_BYTES = 4 << 20
+"""Some ten thousand files; the memory that malformed JSON of this size takes is bearable."""
 GRAPH_FILE = "model.onnx"
 """The ONNX file of every package: the engine, or what a TensorRT engine was built from."""
 SHARD_FOLDER = "weights"
@@ -118,7 +123,7 @@ class Manifest:
     """``manifest.json``.
 
     Attributes:
-        profile: the resolved profile (``Profile.to_dict``).
+        profile: the resolved profile; None for an exported graph.
         profile_overrides: what of it came from the command line, by dotted key; the rebuild command repeats
             it.
         quantization: None if no weight is quantized.
@@ -136,7 +141,7 @@ class Manifest:
     op_contract_version: int
     model: ModelInfo
     target: Literal["onnxruntime", "tensorrt", "portable"]
-    profile: Mapping[str, object]
+    profile: Profile | None
     profile_overrides: Mapping[str, object]
     engine: EngineInfo
     weights: WeightsInfo
@@ -159,6 +164,10 @@ class Manifest:
             raise PackageError("exactly one of parity and parity_skipped must be given")
         if self.quality is not None and self.quality_skipped is not None:
             raise PackageError("not both of quality and quality_skipped may be given")
+        leaves = {} if self.profile is None else self.profile.leaves()
+        for key, value in self.profile_overrides.items():
+            if key not in leaves or leaves[key] != value:
+                raise PackageError(f"profile_overrides: {shown(key)} is {shown(value)}, not so in profile")
         for name in self.files:
             check_relative_path(name)
         self._check_listed("engine.file", self.engine.file)
@@ -179,8 +188,25 @@ class Manifest:
     @property
     def prepacks(self) -> bool:
         """Whether ONNX Runtime is to keep its own copy of the matrices, see ``Profile.prepack``."""
-        asked = self.profile.get("prepack", "auto")
+        asked = "auto" if self.profile is None else self.profile.prepack
         return asked == "always" or (asked == "auto" and prepacks(self.weights, self.quantization))
+
+    @property
+    def threads(self) -> int:
+        """CPU threads of an ONNX Runtime engine: the profile's, at most one per core of this machine."""
+        threads = 0 if self.profile is None else self.profile.threads
+        return min(threads, len(os.sched_getaffinity(0)))
+
+    @property
+    def built_for(self) -> Profile:
+        """The profile.
+
+        Raises:
+            PackageError: an exported graph has none.
+        """
+        if self.profile is None:
+            raise PackageError(f"{self.model.id}: an exported graph has no profile to compare by; build it")
+        return self.profile
 
     def to_json(self) -> str:
         """Text of ``manifest.json``."""

@@ -16,6 +16,7 @@ from q2export.package.manifest import (
     ALWAYS_HASHED_BYTES,
     GRAPH_SUFFIX,
     MANIFEST_NAME,
+    MAX_MANIFEST_BYTES,
     FileRecord,
     Manifest,
 )
@@ -24,7 +25,6 @@ from q2export.strict.codec import to_plain
 from q2export.strict.json import read_object
 
 Check = Literal["none", "fast", "full"]
-_MAX_MANIFEST_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def read_package(folder: str | Path, check: Check = "fast") -> Package:
         problem = "holds no manifest.json" if folder.is_dir() else "is not a folder"
         raise PackageError(f"{folder} is not an engine package: it {problem}; make one with q2export build")
     package = Package(
-        folder, Manifest.from_dict(read_object(path, _MAX_MANIFEST_BYTES, PackageError), str(path))
+        folder, Manifest.from_dict(read_object(path, MAX_MANIFEST_BYTES, PackageError), str(path))
     )
     if check == "none":
         return package

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from q2export.contracts.dtypes import FloatDtype
+from q2export.contracts.limits import MAX_BATCH, MAX_LAYERS, MAX_SIZE, MAX_TOKENS
 from q2export.contracts.quantization import Activations, PackedQuantization
+from q2export.contracts.step import StepSignature
 from q2export.errors import PackageError
 from q2export.package.hashing import FileDigest
 from q2export.strict.json import shown
@@ -19,6 +21,16 @@ GRAPH_SUFFIX = ".onnx"
 
 Placement = Literal["converted", "quantized", "ancestor", "reflink", "hardlink", "copy"]
 Measured = Literal["engine", "pytorch"]
+_LARGEST = {
+    "num_hidden_layers": MAX_LAYERS,
+    "num_key_value_heads": MAX_SIZE,
+    "head_dim": MAX_SIZE,
+    "vocab_size": MAX_SIZE,
+    "max_batch": MAX_BATCH,
+    "max_capacity": MAX_TOKENS,
+    "prefill_chunk": MAX_TOKENS,
+}
+"""Of the sizes of an engine: those that checkpoints and profiles are held to."""
 _HEX = re.compile(r"[0-9a-f]{64}")
 
 
@@ -147,10 +159,21 @@ class EngineInfo:
         if (self.format == "tensorrt") != (self.tensorrt is not None):
             problem = "needs a" if self.tensorrt is None else "has no"
             raise PackageError(f"format {self.format!r} {problem} section 'tensorrt'")
-        _check_positive(
-            self, "num_hidden_layers", "num_key_value_heads", "head_dim", "vocab_size", "max_batch"
+        for name, largest in _LARGEST.items():
+            if not 1 <= getattr(self, name) <= largest:
+                raise PackageError(f"{name} must be from 1 to {largest}, found {getattr(self, name)}")
+        _check_positive(self, "context_length")
+
+    @property
+    def signature(self) -> StepSignature:
+        """The inputs and outputs of its graph."""
+        return StepSignature(
+            self.num_hidden_layers,
+            self.num_key_value_heads,
+            self.head_dim,
+            self.vocab_size,
+            self.kv_dtype,
         )
-        _check_positive(self, "max_capacity", "prefill_chunk", "context_length")
 
 
 @dataclass(frozen=True)

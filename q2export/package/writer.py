@@ -17,6 +17,7 @@ from q2export.package.hashing import FileDigest, HashingWriter, fingerprint_file
 from q2export.package.manifest import (
     ALWAYS_HASHED_BYTES,
     MANIFEST_NAME,
+    MAX_MANIFEST_BYTES,
     TOOL_NAME,
     FileRecord,
     Manifest,
@@ -35,7 +36,6 @@ from q2export.package.placement import (
 from q2export.package.staging import Staging
 from q2export.strict.json import read_object
 
-_MAX_MANIFEST_BYTES = 64 << 20
 _log = logging.getLogger(__name__)
 
 
@@ -299,7 +299,7 @@ def written_files(output: Path) -> set[str]:
         PackageError: ``output`` is no package.
     """
     try:
-        data = read_object(output / MANIFEST_NAME, _MAX_MANIFEST_BYTES, PackageError)
+        data = read_object(output / MANIFEST_NAME, MAX_MANIFEST_BYTES, PackageError)
     except PackageError as error:
         raise PackageError(f"it is not a {TOOL_NAME} package ({error})") from None
     tool, files = data.get("tool"), data.get("files")

@@ -209,7 +209,7 @@ def describe(
             job.weights.folder.resolve().name,
         ),
         target=job.target,
-        profile={} if profile is None else profile.to_dict(),
+        profile=profile,
         profile_overrides={} if profile is None else profile.overrides(),
         engine=engine,
         weights=made.weights,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from q2export.contracts.step import LOGITS, LOGITS_INDICES, STEP_INPUTS, StepSignature, cache_names
+from q2export.contracts.step import LOGITS, LOGITS_INDICES, STEP_INPUTS, cache_names
 from q2export.errors import PackageError
 from q2export.package.manifest import EngineInfo
 from q2export.runtime.backends.base import Float32Array, Int64Array
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from q2export.runtime.backends.onnxruntime import OnnxRuntimeCache
 
-_CACHE_DTYPE = "float32"
 _WARNING_SEVERITY = 3  # errors only: ORT warns of every name it meets twice
 
 
@@ -101,17 +100,10 @@ class GraphSession:
         self._check(engine)
 
     def _check(self, engine: EngineInfo) -> None:
-        signature = StepSignature(
-            engine.num_hidden_layers,
-            engine.num_key_value_heads,
-            engine.head_dim,
-            engine.vocab_size,
-            _CACHE_DTYPE,
-        )
         left_out = () if self.gives_logits else (LOGITS_INDICES.name, LOGITS.name)
         for kind, tensors, values in (
-            ("input", signature.inputs, self._session.get_inputs()),
-            ("output", signature.outputs, self._session.get_outputs()),
+            ("input", engine.signature.inputs, self._session.get_inputs()),
+            ("output", engine.signature.outputs, self._session.get_outputs()),
         ):
             expected = {one.name: _shown(one.dtype, one.shape) for one in tensors if one.name not in left_out}
             found = {one.name: _found(one) for one in values}
@@ -122,6 +114,8 @@ class GraphSession:
                         f"{expected.get(name, 'there is none')}, the graph {found.get(name, 'has none')}; "
                         "rebuild the package"
                     )
+        if engine.kv_dtype != "float32":
+            raise PackageError(f"{self._name}: a KV cache of {engine.kv_dtype} is not implemented on the CPU")
 
     def run(
         self, cache: OnnxRuntimeCache, rows: slice, step: Sequence[Int64Array], logits: Float32Array | None

@@ -155,7 +155,7 @@ def test_contradicting_file_is_refused_not_lowered(small: Path) -> None:
             r"quantization: block_size is 33, expected",
         ),
         ("name: small", "name: s\nquantization: {keep: x}", r"quantization\.keep must be a list, found 'x'"),
-        ("name: small", "name: s\nthreads: -1", r"threads must be 0 \(all cores\) or more, found -1"),
+        ("name: small", "name: s\nthreads: -1", r"threads must be from 0 to 1024, found -1"),
         (
             "name: small",
             "name: s\nworkspace_mib: 0",
@@ -281,15 +281,15 @@ def profiles(draw: st.DrawFn) -> Profile:
         device="cuda" if is_tensorrt else "cpu",
         gpu=draw(st.none() | st.text()) if is_tensorrt else None,
         compute_capability=draw(st.sampled_from(["8.0", "12.0"])) if is_tensorrt else None,
-        memory_mib=draw(st.none() | st.integers(1)) if is_tensorrt else None,
+        memory_mib=draw(st.none() | st.integers(1, 1 << 24)) if is_tensorrt else None,
         dtype=dtype,
         kv_dtype=draw(st.sampled_from(["auto", dtype])) if is_tensorrt else dtype,
         batch=draw(ranges(64)),
         prompt=prompt,
         capacity=capacity,
         prefill_chunk=draw(st.integers(1, prompt.max)),
-        workspace_mib=draw(st.none() | st.integers(1)) if is_tensorrt else None,
-        threads=0 if is_tensorrt else draw(st.integers(0)),
+        workspace_mib=draw(st.none() | st.integers(1, 1 << 24)) if is_tensorrt else None,
+        threads=0 if is_tensorrt else draw(st.integers(0, 1024)),
         parity=ParityThresholds(draw(st.floats(0, 1e9)), draw(fraction), draw(fraction), draw(fraction)),
     )
 

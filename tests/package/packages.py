@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from q2export.contracts.profile_loading import load_profile
 from q2export.package.manifest import (
     EngineInfo,
     FileRecord,
@@ -16,6 +17,7 @@ from q2export.package.manifest import (
 )
 from q2export.package.writer import PackageWriter
 
+PROFILE = load_profile("cpu", {"capacity.max": 8192})
 ENGINE = EngineInfo(
     format="onnx",
     file="model.onnx",
@@ -37,8 +39,8 @@ def make_manifest(files: Mapping[str, FileRecord], weights: tuple[WeightFile, ..
         op_contract_version=1,
         model=ModelInfo("Qwen/Qwen2-0.5B", "main", "qwen2", 12345, "snapshot"),
         target="onnxruntime",
-        profile={"name": "cpu", "batch": {"min": 1, "opt": 1, "max": 8}},
-        profile_overrides={"capacity.max": 8192},
+        profile=PROFILE,
+        profile_overrides=PROFILE.overrides(),
         engine=ENGINE,
         weights=WeightsInfo(True, weights, 10, 1, 20, 2),
         parity=ParitySummary(True, 40, 1e-5, 1e-6, 1e-9, 1.0, 1.0),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from q2export.contracts.profile_loading import load_profile
 from q2export.errors import PackageError
 from q2export.package.manifest import (
     ALWAYS_HASHED_BYTES,
@@ -88,9 +90,20 @@ def change(data: dict[str, Any], dotted: str, value: object) -> None:
     ("key", "value", "message"),
     [
         ("engine/max_batchh", 1, r"unknown key 'max_batchh' in engine; did you mean 'max_batch'\?"),
-        ("engine/max_batch", 0, r"engine: max_batch must be at least 1, found 0"),
+        ("engine/max_batch", 0, r"engine: max_batch must be from 1 to 65536, found 0"),
         ("engine/max_batch", True, r"engine\.max_batch must be an integer, found True \(bool\)"),
-        ("engine/max_batch", 1 << 63, r"max_batch must be at least 1, found 9223372036854775808"),
+        ("engine/max_batch", 1 << 63, r"max_batch must be from 1 to 65536, found 9223372036854775808"),
+        ("engine/num_hidden_layers", 4097, r"engine: num_hidden_layers must be from 1 to 4096, found 4097"),
+        ("engine/head_dim", 1 << 31, r"engine: head_dim must be from 1 to 2147483647"),
+        ("engine/max_capacity", 1 << 25, r"engine: max_capacity must be from 1 to 16777216, found 33554432"),
+        ("engine/context_length", 0, r"engine: context_length must be at least 1, found 0"),
+        ("profile/threads", 65536, r"profile: threads must be from 0 to 1024, found 65536"),
+        ("profile/threads", True, r"profile\.threads must be an integer, found True"),
+        ("profile/capacity/max", 1 << 40, r"profile: capacity\.max must be from 1 to 16777216"),
+        ("profile/batch/max", 0, r"profile\.batch: a range needs 1 <= min <= opt <= max"),
+        ("profile/prepackk", "auto", r"unknown key 'prepackk' in profile; did you mean 'prepack'\?"),
+        ("profile_overrides/capacity.max", 4096, r"profile_overrides: 'capacity\.max' is 4096, not so in"),
+        ("profile_overrides/x" + "x" * 500, 1, r"profile_overrides: 'xxx.*\.\.\.x+' is 1, not so in profile"),
         ("engine/head_dim", 64.0, r"engine\.head_dim must be an integer, found 64\.0 \(float\)"),
         ("engine/dtype", "float3", r"engine\.dtype is 'float3'; did you mean 'float32'\?"),
         ("engine/format", "plan", r"engine\.format is 'plan'; valid: onnx, tensorrt"),
@@ -162,7 +175,7 @@ def test_deep_profile_is_refused() -> None:
     deep: Any = 1
     for _ in range(200):
         deep = [deep]
-    data["profile"] = {"x": deep}
+    data["profile_overrides"] = {"x": deep}
     with pytest.raises(PackageError, match="is nested more than 32 deep"):
         Manifest.from_json(json.dumps(data))
 
@@ -208,6 +221,8 @@ JSON = st.recursive(
 )
 DTYPES = st.sampled_from(["float32", "float16", "bfloat16"])
 
+OVERRIDES = {"threads": st.integers(0, 1024), "capacity.max": st.integers(64, 1 << 24)}
+
 
 @st.composite
 def manifests(draw: st.DrawFn) -> Manifest:
@@ -223,6 +238,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
     tensorrt = draw(
         st.none() | st.builds(TensorRTInfo, library, TEXT, TEXT, COUNT, st.booleans(), st.booleans())
     )
+    profile = draw(st.none() | st.fixed_dictionaries({}, optional=OVERRIDES))
     parity = draw(st.none() | st.builds(ParitySummary, st.booleans(), COUNT, *[FLOAT] * 5))
     return Manifest(
         tool=ToolInfo(draw(TEXT), draw(TEXT)),
@@ -230,14 +246,15 @@ def manifests(draw: st.DrawFn) -> Manifest:
         op_contract_version=draw(SIZE),
         model=draw(st.builds(ModelInfo, TEXT, st.none() | TEXT, TEXT, SIZE, TEXT)),
         target=draw(st.sampled_from(["onnxruntime", "tensorrt", "portable"])),
-        profile=draw(st.dictionaries(TEXT, JSON, max_size=3)),
-        profile_overrides=draw(st.dictionaries(TEXT, JSON, max_size=2)),
+        profile=None if profile is None else load_profile("cpu", profile),
+        profile_overrides=profile or {},
         engine=EngineInfo(
             "onnx" if tensorrt is None else "tensorrt",
             names[0],
             draw(DTYPES),
             draw(DTYPES),
-            *[draw(COUNT) for _ in range(8)],
+            *[draw(st.integers(1, 4096)) for _ in range(7)],
+            draw(COUNT),
             tensorrt=tensorrt,
         ),
         weights=WeightsInfo(draw(st.booleans()), weights, *[draw(SIZE) for _ in range(4)]),
@@ -300,3 +317,20 @@ def test_mutated_bytes_are_taken_or_refused(position: int, replacement: bytes, r
         Manifest.from_json(text[:position] + replacement + text[position + removed :])
     except PackageError as error:
         assert str(error).startswith("manifest.json")
+
+
+def test_threads_are_those_of_the_profile_as_far_as_there_are_cores() -> None:
+    cores = len(os.sched_getaffinity(0))
+    for asked, expected in ((0, 0), (1, 1), (1024, cores)):
+        profile = load_profile("cpu", {"threads": asked})
+        overrides = profile.overrides()
+        manifest = dataclasses.replace(SMALL, profile=profile, profile_overrides=overrides)
+        assert manifest.threads == expected
+    assert dataclasses.replace(SMALL, profile=None, profile_overrides={}).threads == 0
+
+
+def test_an_exported_graph_was_built_for_nothing() -> None:
+    exported = dataclasses.replace(SMALL, profile=None, profile_overrides={})
+    assert Manifest.from_json(exported.to_json()) == exported
+    with pytest.raises(PackageError, match="an exported graph has no profile"):
+        _ = exported.built_for

@@ -32,7 +32,8 @@ def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         manifest = SimpleNamespace(
             target=record["target"],
             engine=SimpleNamespace(tensorrt=record["tensorrt"]),
-            profile={"threads": 3, "prepack": record["prepack"]},
+            threads=3,
+            profile=SimpleNamespace(prepack=record["prepack"]),
             weights=SimpleNamespace(converted_bytes=record["converted_bytes"]),
             quantization=record["quantization"],
         )

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from q2export.compare.parity import engine_probe, rebuild_command
 from q2export.compare.quality.measure import Labels, measure_quality
 from q2export.compare.quality.text import BUILD_TOKENS, MAX_TOKENS, quality_windows
-from q2export.contracts.profile import Profile
 from q2export.errors import PackageError, ParityError
 from q2export.package.manifest import SHARD_FOLDER, EngineInfo, QualitySummary
 from q2export.package.reader import Package
@@ -131,11 +130,10 @@ def verify_quality(
             "q2export verify"
         )
     manifest = package.manifest
-    profile = Profile.from_dict(dict(manifest.profile), str(package.folder / "manifest.json"))
     probe = engine_probe(
         package.folder,
         manifest.engine,
-        threads=profile.threads if threads is None else threads,
+        threads=manifest.threads if threads is None else threads,
         prepack=manifest.prepacks,
         rebuild_command=package.rebuild_command(),
     )
@@ -144,6 +142,6 @@ def verify_quality(
         load_source(folder),
         quality_windows(package.folder, text, MAX_TOKENS, manifest.engine.max_capacity),
         Labels(model.id, package.folder.name, command),
-        profile.quality,
+        manifest.built_for.quality,
         probe.score,
     )

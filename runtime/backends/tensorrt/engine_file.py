@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from q2export.contracts.dtypes import BY_TENSORRT
-from q2export.contracts.step import StepSignature, cache_names
+from q2export.contracts.step import cache_names
 from q2export.errors import PackageError
 from q2export.package.manifest import EngineInfo, TensorRTInfo
 from q2export.runtime.backends.tensorrt.compatibility import Found, mismatch
@@ -101,9 +101,7 @@ def read_tensors(trt: ModuleType, engine: Any) -> dict[str, Tensor]:
 
 def expected_tensors(info: EngineInfo) -> dict[str, Tensor]:
     """The inputs and outputs of an engine, from the manifest."""
-    signature = StepSignature(
-        info.num_hidden_layers, info.num_key_value_heads, info.head_dim, info.vocab_size, info.kv_dtype
-    )
+    signature = info.signature
     return {
         tensor.name: Tensor(
             tensor.name,

@@ -8,7 +8,6 @@ import pytest
 
 import q2export
 from q2export.cli.main import main
-from q2export.contracts.step import StepSignature
 from q2export.errors import PackageError
 from q2export.package.manifest import EngineInfo
 from q2export.package.reader import read_package
@@ -76,18 +75,8 @@ def test_the_backend_takes_every_step_the_profile_was_made_for(package: Path) ->
 
 def _ranges(package: Path, engine: EngineInfo) -> list[dict[str, Range]]:
     """Smallest and largest shapes of each profile of the package, as the builder sets them."""
-    from q2export.contracts.profile import Profile
-
-    profile = Profile.from_dict(dict(read_package(package).manifest.profile), "manifest")
-    signature = StepSignature(
-        engine.num_hidden_layers,
-        engine.num_key_value_heads,
-        engine.head_dim,
-        engine.vocab_size,
-        engine.kv_dtype,
-    )
     found = []
-    for step in profile.step_ranges():
-        shapes = {tensor.name: step.shapes(tensor.shape) for tensor in signature.inputs}
+    for step in read_package(package).manifest.built_for.step_ranges():
+        shapes = {tensor.name: step.shapes(tensor.shape) for tensor in engine.signature.inputs}
         found.append({name: (smallest, largest) for name, (smallest, _, largest) in shapes.items()})
     return found
