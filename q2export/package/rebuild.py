@@ -8,6 +8,8 @@ from pathlib import Path
 
 from q2export.contracts.commands import command_line
 
+_SHOWN_CHARACTERS = 200
+
 
 def rebuild_command(manifest: Mapping[str, object], folder: Path) -> str:
     """The ``q2export build``, or ``export``, that makes a package again in its place.
@@ -24,7 +26,7 @@ def rebuild_command(manifest: Mapping[str, object], folder: Path) -> str:
     if revision := _text(manifest, "model", "revision"):
         words += ["--revision", revision]
     place: tuple[str | Path, ...] = ("--output", folder, "--overwrite")
-    if manifest.get("profile") == {}:
+    if manifest.get("profile", {}) is None:
         return command_line("export", *words, *_export_options(manifest), *place)
     profile = _text(manifest, "profile", "name")
     words += ["--profile", _profile(profile) if profile else "PROFILE"]
@@ -36,10 +38,11 @@ def rebuild_command(manifest: Mapping[str, object], folder: Path) -> str:
 
 
 def _text(manifest: Mapping[str, object], section: str, key: str) -> str:
-    """A printable string of the manifest; empty if there is none."""
+    """A printable string of the manifest, short enough for a message; empty if there is none."""
     data = manifest.get(section)
     value = data.get(key) if isinstance(data, Mapping) else None
-    return value if isinstance(value, str) and value.isprintable() else ""
+    fits = isinstance(value, str) and value.isprintable() and len(value) <= _SHOWN_CHARACTERS
+    return str(value) if fits else ""
 
 
 def _model(name: str, folder: Path) -> str | Path:

@@ -68,3 +68,10 @@ def test_hostile_text_is_quoted_or_left_out() -> None:
         "q2export build --model '$(rm -rf ~)/x' --profile PROFILE --set 'a=b c' --output 'a folder' "
         "--overwrite"
     )
+
+
+def test_text_too_long_for_a_message_is_left_out() -> None:
+    manifest = {"model": {"id": "x" * 100_000}, "profile": {"name": "y" * 100_000}}
+    assert rebuild_command(manifest, Path("p")) == (
+        "q2export build --model MODEL --profile PROFILE --output p --overwrite"
+    )
