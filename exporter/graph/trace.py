@@ -15,6 +15,7 @@ from torch import nn
 from torch.export import Dim, ExportedProgram, export
 
 from q2export.contracts import step
+from q2export.contracts.progress import progress_bar
 from q2export.exporter.checkpoint.config import ModelConfig
 from q2export.exporter.checkpoint.rope import inverse_frequencies
 from q2export.exporter.graph.model.decoder import DecoderLayer, Embedding, Head
@@ -82,15 +83,24 @@ def trace(config: ModelConfig, dtype: str) -> TracedDecoder:
             for kind, layer in first_of_kind.items()
         }
     caches = tuple(dynamic(tensor) for tensor in step.PAST)
-    return TracedDecoder(
-        embedding=_export(embedding, (ids, past_lengths), (tokens, lengths)),
-        layers={
-            kind: _export(
-                module,
-                (hidden, ids, inv_freq, past_key, past_value, past_lengths, query_lengths),
-                (tokens, tokens, {}, *caches, lengths, lengths),
-            )
-            for kind, module in modules.items()
-        },
-        head=_export(head, (hidden, indices), (tokens, dynamic(step.LOGITS_INDICES))),
-    )
+    with progress_bar("tracing", len(modules) + 2, "it") as advance:
+
+        def traced(
+            module: nn.Module, args: tuple[torch.Tensor, ...], dims: tuple[dict[int, Dim], ...]
+        ) -> ExportedProgram:
+            program = _export(module, args, dims)
+            advance(1)
+            return program
+
+        return TracedDecoder(
+            embedding=traced(embedding, (ids, past_lengths), (tokens, lengths)),
+            layers={
+                kind: traced(
+                    module,
+                    (hidden, ids, inv_freq, past_key, past_value, past_lengths, query_lengths),
+                    (tokens, tokens, {}, *caches, lengths, lengths),
+                )
+                for kind, module in modules.items()
+            },
+            head=traced(head, (hidden, indices), (tokens, dynamic(step.LOGITS_INDICES))),
+        )

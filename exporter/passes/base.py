@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
+from q2export.contracts.progress import progress_bar
 from q2export.errors import ExportError
 from q2export.exporter.graph import nodes
 from q2export.exporter.graph.nodes import AttributeValue
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -59,7 +64,15 @@ class Pass(ABC):
 
 def run_passes(model: ir.Model, passes: Iterable[Pass]) -> list[PassResult]:
     """Run ``passes`` in order and return what each did."""
-    return [one(model) for one in passes]
+    passes, results = list(passes), []
+    with progress_bar("lowering", len(passes), "it") as advance:
+        for one in passes:
+            start = time.perf_counter()
+            results.append(one(model))
+            seconds = time.perf_counter() - start
+            _log.info("%s: %d places, %.2f s", results[-1].name, results[-1].matched, seconds)
+            advance(1)
+    return results
 
 
 def nodes_of(graph: ir.Graph, op_type: str, domain: str = "") -> list[ir.Node]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -18,12 +21,15 @@ class Stopwatch:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time the block as the stage ``name``."""
+        """Time the block as the stage ``name``, and log when it begins and what it took."""
         start = time.perf_counter()
+        _log.info("%s ...", name)
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+            took = time.perf_counter() - start
+            self.seconds[name] = self.seconds.get(name, 0.0) + took
+            _log.info("%s: %.2f s", name, took)
 
 
 def peak_rss_bytes() -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +133,20 @@ def test_a_failed_check_exits_with_1_and_leaves_nothing(
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", "error: layer 3 differs\n")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_verbose_tells_stages_and_their_seconds_and_bars_show_progress(
+    checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    command = ["export", "--model", checkpoint, "-o", str(tmp_path / "out")]
+    assert main(["--verbose", *command]) == 0
+    err = capsys.readouterr().err
+    for stage in ("load", "trace and lower", "weights in place", "onnx"):
+        assert f"info: {stage} ...\n" in err
+        assert re.search(rf"info: {stage}: \d+\.\d\d s\n", err)
+    assert re.search(r"info: \w+: \d+ places, \d+\.\d\d s\n", err)  # of a pass
+    assert "tracing: 100%" in err and "lowering: 100%" in err
 
 
 def test_dry_run_shows_every_value_and_its_origin(
