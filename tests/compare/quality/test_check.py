@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +23,6 @@ from q2export.exporter.checkpoint.source import load_source
 from q2export.inspect.machine import Gpu
 from q2export.package.manifest import Manifest
 from q2export.pipeline import engine as engine_build
-from q2export.pipeline.job import resolve_job
 from tests.helpers.checkpoints import tiny_config, write_checkpoint
 
 DATA = Path(__file__).resolve().parents[2] / "data" / "checkpoints"
@@ -97,8 +95,11 @@ def test_a_tensorrt_engine_is_measured_itself_where_its_gpu_is(
     gpus = () if present is None else (Gpu("a GPU", present, 40_000, "580"),)
     monkeypatch.setattr(engine_build, "gpus", lambda: gpus)
     monkeypatch.setattr(check, "engine_probe", lambda *_, **__: Flat())
-    job: Any = replace(
-        resolve_job(MODEL, "cpu", INT4, None), profile=load_profile("a100"), engine=SimpleNamespace()
+    job: Any = SimpleNamespace(
+        model=SimpleNamespace(id="m"),
+        weights=SimpleNamespace(original=load_source(MODEL)),
+        profile=load_profile("a100"),
+        engine=SimpleNamespace(),
     )
     made: Any = SimpleNamespace(quantization="int4", prepacks=True, source=load_source(package / "weights"))
     engine = Manifest.from_json((package / "manifest.json").read_text()).engine
@@ -155,7 +156,7 @@ def test_without_parity_or_tokenizer_nothing_is_measured_and_it_is_said(tmp_path
         "the checkpoint holds no tokenizer.json, and quality is measured on text"
     )
     built = q2export.build(model, tmp_path / "b", overrides=INT4, parity=False)
-    assert built.manifest.quality_skipped == "not asked for (--no-parity)"
+    assert built.manifest.quality_skipped == "not asked for"
     built = q2export.build(model, tmp_path / "c", parity=False)
     assert built.manifest.quality_skipped is None  # nothing is quantized
 
