@@ -46,8 +46,10 @@ __all__ = [
     "LIBRARIES",
     "MANIFEST_NAME",
     "MAX_MANIFEST_BYTES",
+    "MAX_TEXT_BYTES",
     "SCHEMA_VERSION",
     "SHARD_FOLDER",
+    "TEXT_FILES",
     "TOOL_NAME",
     "EngineInfo",
     "FileRecord",
@@ -73,6 +75,10 @@ GRAPH_FILE = "model.onnx"
 """The ONNX file of every package: the engine, or what a TensorRT engine was built from."""
 SHARD_FOLDER = "weights"
 """Of a package: files of the checkpoint, or a checkpoint in the packed form that was made of it."""
+TEXT_FILES = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+"""Copied from the checkpoint where it has them: what the runtime knows of text."""
+MAX_TEXT_BYTES = 64 << 20
+"""Of each of these; a tokenizer of 152,000 tokens has 7 MB."""
 SCHEMA_VERSION = 4
 TOOL_NAME = "q2export"
 _TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"

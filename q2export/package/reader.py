@@ -17,6 +17,8 @@ from q2export.package.manifest import (
     GRAPH_SUFFIX,
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
+    MAX_TEXT_BYTES,
+    TEXT_FILES,
     FileRecord,
     Manifest,
 )
@@ -80,11 +82,18 @@ def read_package(folder: str | Path, check: Check = "fast") -> Package:
     if not os.path.lexists(path):
         problem = "holds no manifest.json" if folder.is_dir() else "is not a folder"
         raise PackageError(f"{folder} is not an engine package: it {problem}; make one with q2export build")
+    try:
+        real = path.resolve()
+    except (OSError, RuntimeError) as problem:  # RuntimeError: a loop of symbolic links, before Python 3.13
+        raise PackageError(f"{path}: cannot be read: {problem}") from None
+    if not real.is_relative_to(folder.resolve()):
+        raise PackageError(f"{path}: expected a file inside the package, found a link to {real}")
     package = Package(
         folder, Manifest.from_dict(read_object(path, MAX_MANIFEST_BYTES, PackageError), str(path))
     )
     if check == "none":
         return package
+    _check_texts(package)
     for name, record in package.manifest.files.items():
         _check_stat(package, name, record)
     records = package.manifest.files.values()
@@ -97,6 +106,21 @@ def read_package(folder: str | Path, check: Check = "fast") -> Package:
         if name.endswith(GRAPH_SUFFIX):
             check_graph(folder / name, sizes, package.rebuild_command())
     return package
+
+
+def _check_texts(package: Package) -> None:
+    """What is read because of its name must be what was built, and of a size that can be."""
+    for name in ("config.json", *TEXT_FILES):
+        record = package.manifest.files.get(name)
+        if record is None and os.path.lexists(package.folder / name):
+            raise PackageError(
+                f"{package.folder / name}: {MANIFEST_NAME} lists no such file, and it would change the text; "
+                "remove it"
+            )
+        if record is not None and record.bytes > MAX_TEXT_BYTES:
+            raise PackageError(
+                f"{package.folder / name}: {record.bytes} bytes, expected at most {MAX_TEXT_BYTES}"
+            )
 
 
 def _check_stat(package: Package, name: str, record: FileRecord) -> None:

@@ -14,6 +14,7 @@ from q2export.package.manifest import (
     GRAPH_FILE,
     LIBRARIES,
     SHARD_FOLDER,
+    TEXT_FILES,
     EngineInfo,
     Manifest,
     ModelInfo,
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 PREFILL_GRAPH_FILE = "prefill.onnx"
 _CONVERTED_FILE, _PREFILL_WEIGHTS_FILE = "weights.safetensors", "prefill.safetensors"
 _CONFIG = "config.json"
-_COPIED = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def assemble(job: Job, writer: PackageWriter, *, scan: Scan, watch: Stopwatch) -
             graph = build_graph(source, job.target, job.dtype, job.max_capacity, activations)
     info = _write_graphs(job, writer, graph, prefill, scan, watch)
     writer.add_file(_CONFIG, source.folder / _CONFIG)
-    for name in _COPIED:
+    for name in TEXT_FILES:
         if (weights.folder / name).exists():
             writer.add_file(name, weights.folder / name)
     engine = _engine_info(source.config, job)
@@ -236,7 +236,7 @@ def check_loads(job: Job, writer: PackageWriter, watch: Stopwatch) -> None:
             runtime.check_loads(writer.folder)
         except Q2ExportError as error:
             reason = str(error)
-            for name in (_CONFIG, *_COPIED):
+            for name in (_CONFIG, *TEXT_FILES):
                 reason = reason.replace(str(writer.folder / name), str(job.weights.folder / name))
             reason = reason.replace(str(writer.folder), str(writer.output))
             raise PackageError(f"the engine could not be loaded, so nothing was kept: {reason}") from error

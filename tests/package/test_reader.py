@@ -96,6 +96,45 @@ def test_damage_names_file_both_sides_and_the_way_out(
     assert read_package(package, "none").manifest.engine.file == "model.onnx"
 
 
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "chat_template.jinja"])
+def test_text_files_that_were_not_built_are_refused(package: Path, name: str) -> None:
+    for make in (Path.touch, os.mkfifo):
+        make(package / name)
+        with pytest.raises(PackageError, match=rf"{name}: manifest\.json lists no such file"):
+            read_package(package)
+        (package / name).unlink()
+    read_package(package)
+
+
+def test_text_files_have_a_size_that_can_be(package: Path) -> None:
+    with (package / "tokenizer.json").open("wb") as file:
+        file.truncate(LARGE)
+    files = json.loads((package / MANIFEST_NAME).read_text())["files"]
+    record = {
+        **files["model.onnx"],
+        "bytes": LARGE,
+        "fingerprint": fingerprint_file(package / "tokenizer.json"),
+    }
+    edit_manifest(package, files={**files, "tokenizer.json": record})
+    with pytest.raises(PackageError, match=r"tokenizer\.json: 67121209 bytes, expected at most 67108864"):
+        read_package(package)
+
+
+@pytest.mark.parametrize("target", ["/dev/zero", "/proc/self/mem", "../manifest.json", "manifest.json"])
+def test_the_manifest_is_a_file_of_the_package(package: Path, target: str) -> None:
+    (package / MANIFEST_NAME).rename(package.parent / MANIFEST_NAME)
+    (package / MANIFEST_NAME).symlink_to(target)
+    with pytest.raises(PackageError, match=r"manifest\.json: (expected a file inside|cannot be read)"):
+        read_package(package)
+
+
+def test_a_giant_manifest_is_not_read(package: Path) -> None:
+    with (package / MANIFEST_NAME).open("r+b") as file:
+        file.truncate(1 << 30)
+    with pytest.raises(PackageError, match=r"1073741824 bytes, expected at most 4194304; is this the right"):
+        read_package(package)
+
+
 def test_links_within_the_package_are_fine(package: Path) -> None:
     (package / "model.onnx").rename(package / "real")
     (package / "model.onnx").symlink_to("real")
