@@ -42,6 +42,9 @@ class Graph:
 def target_dtype(own: str, target: Target, dtype: str | None) -> str:
     """Return the type of the graph: what was asked for, or the checkpoint's own where the target takes it.
 
+    A portable graph is in float32 where the checkpoint is in bfloat16: it is there to run anywhere, and ONNX
+    Runtime has no bfloat16 matmul on the CPU. (For float16 it inserts casts.)
+
     Args:
         own: the checkpoint's own type.
         target: what the graph is for.
@@ -59,9 +62,8 @@ def target_dtype(own: str, target: Target, dtype: str | None) -> str:
                 f"target onnxruntime runs in {', '.join(_ONNX_RUNTIME_TYPES)} on the CPU, not in {dtype}"
             )
         return "float32"
-    if target == "tensorrt" and dtype is None and own == "float32":
-        return "float16"
-    return dtype or own
+    defaults = {("tensorrt", "float32"): "float16", ("portable", "bfloat16"): "float32"}
+    return dtype or defaults.get((target, own), own)
 
 
 def canonical_graph(config: ModelConfig, dtype: str) -> ir.Model:

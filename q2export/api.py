@@ -170,7 +170,8 @@ def export(
         model: checkpoint folder or hub id.
         output: folder to make.
         target: ``portable`` is the canonical graph; the others are lowered.
-        dtype: type of the graph; None is the checkpoint's own where the target takes it.
+        dtype: type of the graph; None is the checkpoint's own where the target runs in it. A portable graph
+            of bfloat16 weights is float32 then: ONNX Runtime has no bfloat16 matmul on the CPU.
         golden: also write inputs for one step and what ONNX Runtime computes from them, for polygraphy.
         revision, overwrite: as in :func:`build`.
         weights: as in :func:`build`. Copies (reflinks, where the file system has them) are what every ONNX

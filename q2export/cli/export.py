@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 @click.option(
     "--dtype",
     type=click.Choice(FLOAT_NAMES),
-    help="Of weights and activations.  [default: the checkpoint's, where the target takes it]",
+    help="Type of weights and activations.  [default: the checkpoint's where the target runs in it; float32 "
+    "for a portable graph of bfloat16 weights]",
 )
 @options.quantization
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder to make.")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from q2export.contracts.memory import CacheShape
 from q2export.contracts.profile import Profile, Target
 from q2export.contracts.profile_loading import fit_to_model, load_profile
+from q2export.contracts.progress import NOTICE
 from q2export.contracts.quantization import Quantization
 from q2export.errors import OptionError, ProfileError
 from q2export.pipeline import engine as engine_build
@@ -67,6 +68,19 @@ class Job:
                 "than with int8 ones: take quantization.activations=int8, or the profile cpu-int8, unless "
                 "this is for comparison"
             )
+
+        if self.target == "portable" and self.weights.dtype == "bfloat16":
+            if self.dtype == "bfloat16":
+                _log.warning(
+                    "ONNX Runtime cannot load this graph on the CPU, where it has no bfloat16 matmul; a "
+                    "float32 graph, the default, runs anywhere"
+                )
+            elif self.dtype == "float32":
+                _log.log(
+                    NOTICE,
+                    "bfloat16 weights are written as float32, which runs anywhere; with dtype bfloat16 they "
+                    "would be read in place, for runtimes that multiply them, such as TensorRT",
+                )
 
     def describe(self) -> dict[str, Any]:
         """Plain data for ``build --dry-run``."""

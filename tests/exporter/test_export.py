@@ -5,18 +5,23 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from safetensors.numpy import load_file, save_file
 
 import q2export
 from q2export.contracts import opspec
+from q2export.contracts.quantization import Quantization, WeightType
 from q2export.errors import CheckpointError, ConfigError, ExportError, PackageError
 from q2export.exporter.checkpoint.folder import SINGLE_FILE
 from q2export.exporter.export import build_graph, load_source, target_dtype
+from q2export.exporter.reference import CheckpointReference
 from q2export.exporter.weights import convert, place
 from q2export.exporter.weights.plan import as_it_is
 from q2export.exporter.weights.sizes import planned_bytes
+from q2export.runtime.backends.onnxruntime import step_inputs
+from q2export.runtime.onnxruntime_import import import_onnxruntime
 from tests.helpers.checkpoints import tiny_config, write_checkpoint, write_json
 
 
@@ -29,7 +34,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("own", "target", "asked", "expected"),
     [
         ("F32", "portable", None, "float32"),
-        ("BF16", "portable", None, "bfloat16"),
+        ("BF16", "portable", None, "float32"),
+        ("BF16", "portable", "bfloat16", "bfloat16"),
+        ("F16", "portable", None, "float16"),
         ("F16", "portable", "float32", "float32"),
         ("BF16", "onnxruntime", None, "float32"),
         ("F16", "onnxruntime", "float32", "float32"),
@@ -127,6 +134,41 @@ def test_exported_folder(tmp_path: Path, target: str, kind: str) -> None:
     )
     assert custom <= {function.name for function in proto.functions}
     assert (proto.producer_name, proto.producer_version) == ("q2export", q2export.__version__)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "weights", "bound"),
+    [
+        ("qwen2-tiny", None, "none", 1e-4),
+        ("qwen2-moe-tiny", None, "none", 1e-4),
+        ("qwen2-tiny", None, "int4", None),
+        ("qwen2-tiny", "float16", "none", 2e-2),
+    ],
+)
+def test_the_portable_default_runs_in_onnx_runtime(
+    checkpoints: Path, tmp_path: Path, name: str, dtype: str | None, weights: WeightType, bound: float | None
+) -> None:
+    """As documented: from bfloat16 weights, with nothing but ONNX Runtime's own defaults."""
+    result = q2export.export(
+        checkpoints / name, tmp_path / "out", dtype=dtype, quantization=Quantization(weights=weights)
+    )
+    tokens = [17, 4, 256, 3]
+    session = import_onnxruntime().InferenceSession(result.onnx, providers=["CPUExecutionProvider"])
+    (logits,) = session.run(["logits"], step_inputs(result.manifest.engine, tokens, np.arange(4)))
+    if bound is None:
+        assert np.isfinite(logits).all()
+        return
+    expected = CheckpointReference(load_source(checkpoints / name)).run([tokens]).logits[0]
+    assert np.abs(logits[0] - expected).max() <= bound
+
+
+def test_a_bfloat16_graph_says_where_it_does_not_run(
+    checkpoints: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    result = q2export.export(checkpoints / "qwen2-tiny", tmp_path / "out", dtype="bfloat16")
+    said = [record.message for record in caplog.records if record.name.startswith("q2export")]
+    assert len(said) == 1 and "ONNX Runtime cannot load this graph on the CPU" in said[0]
+    assert result.manifest.weights.converted_bytes == 0
 
 
 def test_no_value_is_read_that_is_not_converted(
