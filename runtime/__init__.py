@@ -13,24 +13,18 @@ needs.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from q2export.package.reader import Check, Package
     from q2export.runtime.backends.base import Backend
     from q2export.runtime.backends.onnxruntime import OnnxRuntimeBackend
-    from q2export.runtime.chat import ChatTemplate
     from q2export.runtime.engine import Engine
-    from q2export.runtime.generation_config import GenerationDefaults
     from q2export.runtime.op_profile import OperatorProfile
-    from q2export.runtime.tokenizer import Tokenizer
 
 __all__ = ["check_loads", "load", "profile"]
-
-_log = logging.getLogger(__name__)
 
 
 def load(
@@ -40,8 +34,8 @@ def load(
 
     Args:
         package: the folder that ``q2export build`` wrote.
-        threads: CPU threads of an ONNX Runtime engine; 0 is one per core, None is what the package's profile
-            says.
+        threads: CPU threads of an ONNX Runtime engine, at most the processors of the machine; 0 is one per
+            core, None is what the package's profile says.
         prepack: keep a copy of the matrices in memory in the kernels' own layout, which decodes faster and
             loads slower; None is what the package's profile says (``auto``: only if the weights had to be
             converted).
@@ -55,14 +49,16 @@ def load(
     """
     from q2export.package.reader import read_package
     from q2export.runtime.engine import Engine
+    from q2export.runtime.text import open_text
 
     opened = read_package(package, check)
-    texts = _read_texts(opened)
+    text = open_text(opened.folder, opened.manifest.engine.vocab_size)
     return Engine(
         _open_backend(opened, threads, prepack),
-        tokenizer=texts.tokenizer,
-        defaults=texts.defaults,
-        chat_template=texts.chat_template,
+        tokenizer=text.tokenizer,
+        defaults=text.defaults,
+        chat_template=text.chat_template,
+        name=str(opened.folder),
     )
 
 
@@ -75,34 +71,12 @@ def check_loads(package: Path | str) -> None:
         Q2ExportError: what ``load`` would raise.
     """
     from q2export.package.reader import read_package
-    from q2export.runtime.engine import check_vocabulary
+    from q2export.runtime.text import open_text
 
     opened = read_package(package)
-    texts = _read_texts(opened)
-    check_vocabulary(opened.manifest.engine.vocab_size, texts.tokenizer, texts.defaults)
+    open_text(opened.folder, opened.manifest.engine.vocab_size)
     if opened.manifest.engine.tensorrt is None:
         _open_backend(opened, threads=1, prepack=False)
-
-
-class _Texts(NamedTuple):
-    """What a package holds besides its engine."""
-
-    tokenizer: Tokenizer | None
-    defaults: GenerationDefaults
-    chat_template: ChatTemplate | None
-
-
-def _read_texts(opened: Package) -> _Texts:
-    from q2export.runtime.chat import load_chat_template
-    from q2export.runtime.generation_config import read_generation_defaults
-    from q2export.runtime.tokenizer import load_tokenizer
-
-    defaults = read_generation_defaults(opened.folder)
-    for field in defaults.unsupported:
-        _log.warning("generation_config.json: %s is not supported and has no effect", field)
-    tokenizer = load_tokenizer(opened.folder)
-    special_tokens = {} if tokenizer is None else tokenizer.special_tokens
-    return _Texts(tokenizer, defaults, load_chat_template(opened.folder, special_tokens))
 
 
 def profile(
@@ -171,10 +145,13 @@ def _open_onnxruntime(
 ) -> OnnxRuntimeBackend:
     """Load it as asked, else as the package's profile says."""
     from q2export.runtime.backends.onnxruntime import OnnxRuntimeBackend
+    from q2export.runtime.cpu import check_threads
 
     folder, manifest = opened.folder, opened.manifest
     if threads is None:
         threads = manifest.threads
+    else:
+        check_threads(threads)
     if prepack is None:
         prepack = manifest.prepacks
     return OnnxRuntimeBackend(folder, manifest.engine, threads=threads, prepack=prepack, profile=profile)

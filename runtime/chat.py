@@ -39,6 +39,8 @@ class ChatTemplate:
         where: str = TEMPLATE_FILE,
         with_tools: str | None = None,
     ) -> None:
+        self.source = f"{source}\0{with_tools or ''}"
+        """What the templates are written in."""
         self._special_tokens = dict(special_tokens)
         try:
             from q2export.runtime.chat_sandbox import compile_template

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from pathlib import Path
+
+from q2export.errors import PackageError
 
 _CPUINFO = Path("/proc/cpuinfo")
 _DOT_PRODUCTS = {"avx512_vnni", "avx_vnni"}
@@ -28,3 +31,21 @@ def has_exact_int8_products(cpuinfo: Path = _CPUINFO) -> bool:
         return False
     flags = {flag for line in lines if line.startswith("flags") for flag in line.split(":", 1)[-1].split()}
     return bool(flags & _DOT_PRODUCTS)
+
+
+def processors() -> int:
+    """Logical processors that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def check_threads(threads: object) -> None:
+    """Refuse a number of CPU threads that makes no sense here: more than processors only wait for each other.
+
+    Raises:
+        PackageError: not an integer from 0 (one per core) to the number of processors.
+    """
+    if isinstance(threads, bool) or not isinstance(threads, int) or not 0 <= threads <= processors():
+        raise PackageError(
+            f"threads must be an integer from 0 (one per core) to {processors()}, the processors of this "
+            f"machine that may be used, found {threads!r}"
+        )

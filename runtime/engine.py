@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from q2export.errors import ConfigError, GenerationError
+from q2export.errors import GenerationError
 from q2export.runtime.backends.base import Backend, Float32Array, Int64Array
 from q2export.runtime.chat import ChatTemplate, Message
+from q2export.runtime.control_tokens import encode_sanitized
 from q2export.runtime.generate import RunningSequence, generate
 from q2export.runtime.generation_config import GenerationDefaults
 from q2export.runtime.lifetime import Lifetime, TokenStream
@@ -43,9 +44,7 @@ class Engine:
         tokenizer: None for an engine that knows token ids only.
         defaults: from ``generation_config.json``; None is greedy, without end-of-text token.
         chat_template: None where the package has none.
-
-    Raises:
-        ConfigError: the tokenizer or an end-of-text token does not fit the engine's vocabulary.
+        name: of the package, for messages.
     """
 
     def __init__(
@@ -55,13 +54,14 @@ class Engine:
         tokenizer: Tokenizer | None = None,
         defaults: GenerationDefaults | None = None,
         chat_template: ChatTemplate | None = None,
+        name: str = "this package",
     ) -> None:
         self._backend: Backend[Any] | None = backend
         self._lifetime = Lifetime()
         self.tokenizer = tokenizer
         self.defaults = GenerationDefaults() if defaults is None else defaults
         self.chat_template = chat_template
-        check_vocabulary(backend.vocab_size, tokenizer, self.defaults)
+        self._name = name
 
     @property
     def backend(self) -> Backend[Any]:
@@ -161,28 +161,48 @@ class Engine:
         return self._score(self._scorable(token_ids))
 
     def chat_prompt(
-        self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] | None = None
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        sanitize_control_tokens: bool = False,
     ) -> list[int]:
         """Token ids of a conversation, up to the start of the assistant's next turn.
 
         Args:
             messages: ``[{"role": "user", "content": "..."}, ...]``, oldest first.
             tools: JSON schemas of functions, for templates that offer them to the model.
+            sanitize_control_tokens: encode the text of a special token in a message, such as ``<|im_end|>``,
+                as the text it is. Without it, as in transformers, it becomes the token, and whoever writes a
+                message can end it and write the next one in any role: a service wants True.
 
         Raises:
-            GenerationError: the package has no chat template, or the template refuses the messages.
+            GenerationError: the package has no chat template or no tokenizer, or the template refuses the
+                messages.
         """
         if self.chat_template is None:
             raise GenerationError(
-                "this package has no chat template (chat_template.jinja, or chat_template in "
+                f"{self._name} has no chat template (chat_template.jinja, or chat_template in "
                 "tokenizer_config.json); give the whole prompt to generate"
             )
-        return self._encode(self.chat_template.render(messages, tools=tools))
+        tokenizer, capacity = self._with_tokenizer("messages"), self.backend.max_capacity
+        if sanitize_control_tokens:
+            return encode_sanitized(tokenizer, self.chat_template, messages, tools, capacity)
+        text = self.chat_template.render(messages, tools=tools)
+        return tokenizer.encode(text, add_special_tokens=False, most_tokens=capacity)
 
-    def _encode(self, text: str) -> list[int]:
+    def _with_tokenizer(self, what: str) -> Tokenizer:
         if self.tokenizer is None:
-            raise GenerationError("this package has no tokenizer.json: give token ids, not text")
-        return self.tokenizer.encode(text)
+            raise GenerationError(f"{what} need a tokenizer, and {self._name} has no tokenizer.json")
+        return self.tokenizer
+
+    def _token_ids(self, prompt: Prompt, name: str) -> Int64Array:
+        ids: Any = prompt
+        if isinstance(prompt, str):
+            ids = self._with_tokenizer("prompts of text").encode(
+                prompt, most_tokens=self.backend.max_capacity
+            )
+        return token_array(ids, self.backend.vocab_size, name)
 
     def _sequences(self, prompts: Sequence[Prompt], given: OptionKeywords) -> list[RunningSequence]:
         """What is to be generated, checked in full before anything is computed."""
@@ -197,8 +217,7 @@ class Engine:
         sequences = []
         for index, (prompt, seed) in enumerate(zip(prompts, options.seeds(len(prompts)), strict=True)):
             name = "the prompt" if len(prompts) == 1 else f"prompt {index}"
-            ids = self._encode(prompt) if isinstance(prompt, str) else prompt
-            tokens = token_array(ids, self.backend.vocab_size, name)
+            tokens = self._token_ids(prompt, name)
             capacity, asked = self.backend.max_capacity, given.get("max_new_tokens")
             sequence = RunningSequence(
                 index=index,
@@ -220,9 +239,7 @@ class Engine:
         )
         others = []
         for stop in options.stop_strings:
-            if self.tokenizer is None:
-                raise GenerationError("stop strings need a tokenizer, and this package has no tokenizer.json")
-            token_id = self.tokenizer.special_token_id(stop)
+            token_id = self._with_tokenizer("stop strings").special_token_id(stop)
             if token_id is None:
                 others.append(stop)
             else:
@@ -255,19 +272,3 @@ class Engine:
 
 def _after(start: int, row: int) -> str:
     return f"after token {start + row}"
-
-
-def check_vocabulary(vocab_size: int, tokenizer: Tokenizer | None, defaults: GenerationDefaults) -> None:
-    """Refuse a tokenizer and end-of-text tokens that an engine of ``vocab_size`` tokens does not know.
-
-    Raises:
-        ConfigError: naming the largest token.
-    """
-    if tokenizer is not None and tokenizer.size > vocab_size:
-        raise ConfigError(
-            f"tokenizer.json has token ids up to {tokenizer.size - 1}, the engine's vocabulary has "
-            f"{vocab_size}; the tokenizer belongs to another model"
-        )
-    outside = [i for i in defaults.eos_token_ids if i >= vocab_size]
-    if outside:
-        raise ConfigError(f"eos_token_id {outside[0]} is outside the engine's vocabulary of {vocab_size}")

@@ -52,21 +52,23 @@ class GenerationDefaults:
 
     Attributes:
         options: what the file gives, over the defaults of transformers.
+        file: its name; empty where there was none.
         eos_token_ids: tokens that end a text; may be empty.
         unsupported: fields of the file that would change the text and are not implemented, as ``name=value``.
     """
 
     options: GenerationOptions = field(default_factory=GenerationOptions)
+    file: str = ""
     eos_token_ids: tuple[int, ...] = ()
     unsupported: tuple[str, ...] = ()
 
 
-def parse_generation_config(config: Mapping[str, object], where: str) -> GenerationDefaults:
+def parse_generation_config(config: Mapping[str, object], where: Path) -> GenerationDefaults:
     """Read the fields this runtime implements. A field that is null counts as absent.
 
     Args:
         config: contents of ``generation_config.json``.
-        where: the file's name, for messages.
+        where: the file, for messages.
 
     Raises:
         ConfigError: a field has a wrong type or value.
@@ -77,6 +79,7 @@ def parse_generation_config(config: Mapping[str, object], where: str) -> Generat
     except GenerationError as error:
         raise ConfigError(f"{where}: {error}") from None
     return GenerationDefaults(
+        file=where.name,
         options=options,
         eos_token_ids=_eos_token_ids(given.get("eos_token_id"), where),
         unsupported=tuple(
@@ -87,25 +90,32 @@ def parse_generation_config(config: Mapping[str, object], where: str) -> Generat
     )
 
 
-def read_generation_defaults(folder: Path) -> GenerationDefaults:
-    """Read ``generation_config.json`` of a folder; without one, the ``eos_token_id`` of its ``config.json``.
+def read_generation_defaults(folder: Path, vocab_size: int | None = None) -> GenerationDefaults:
+    """Read ``generation_config.json`` of a folder; without one, the same fields of its ``config.json``.
 
     As in transformers, a ``generation_config.json`` without ``eos_token_id`` means that no token ends a text.
+
+    Args:
+        folder: of a checkpoint or a package.
+        vocab_size: of the engine, which end-of-text tokens must be in; None does not check.
 
     Raises:
         ConfigError: a file is malformed, or a field has a wrong type or value.
     """
-    path = folder / "generation_config.json"
-    if path.is_file():
-        return parse_generation_config(read_object(path, _MAX_BYTES, ConfigError), str(path))
-    path = folder / "config.json"
-    if path.is_file():
-        eos = read_object(path, _MAX_BYTES, ConfigError).get("eos_token_id")
-        return GenerationDefaults(eos_token_ids=_eos_token_ids(eos, str(path)))
+    for name in ("generation_config.json", "config.json"):
+        path = folder / name
+        if path.is_file():
+            defaults = parse_generation_config(read_object(path, _MAX_BYTES, ConfigError), path)
+            outside = [i for i in defaults.eos_token_ids if vocab_size is not None and i >= vocab_size]
+            if outside:
+                raise ConfigError(
+                    f"{path}: eos_token_id {outside[0]} is outside the engine's vocabulary of {vocab_size}"
+                )
+            return defaults
     return GenerationDefaults()
 
 
-def _eos_token_ids(value: object, where: str) -> tuple[int, ...]:
+def _eos_token_ids(value: object, where: Path) -> tuple[int, ...]:
     ids = [] if value is None else value if isinstance(value, list) else [value]
     if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
         expected = "a token id, a list of token ids or null"

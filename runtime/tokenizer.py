@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from q2export.errors import ConfigError, GenerationError, MissingDependencyError
+from q2export.errors import ConfigError, GenerationError, MissingDependencyError, Q2ExportError
+from q2export.runtime.tokenizer_rules import TOKENIZER_CONFIG_FILE as TOKENIZER_CONFIG_FILE
+from q2export.runtime.tokenizer_rules import TOKENIZER_FILE as TOKENIZER_FILE
+from q2export.runtime.tokenizer_rules import apply_rules
 from q2export.strict.json import read_object
 
 if TYPE_CHECKING:
     import tokenizers
 
-TOKENIZER_FILE = "tokenizer.json"
-TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 _MAX_CONFIG_BYTES = 16 << 20
+_NORMALIZED = 4  # no Unicode normal form makes a text shorter than a quarter of its bytes
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -30,23 +34,47 @@ class Tokenizer:
     def __init__(self, core: tokenizers.Tokenizer, special_tokens: Mapping[str, str]) -> None:
         self._core = core
         self.special_tokens = dict(special_tokens)
+        self._added = core.get_added_tokens_decoder()
         # Stop strings that are special tokens are matched by id: decoded text does not contain them.
-        added = core.get_added_tokens_decoder()
-        self._special_ids = {token.content: i for i, token in added.items() if token.special}
-        self.size = max(core.get_vocab_size(with_added_tokens=False), max(added, default=-1) + 1)
+        self._special_ids = {token.content: i for i, token in self._added.items() if token.special}
+        self.size = max(core.get_vocab_size(with_added_tokens=False), max(self._added, default=-1) + 1)
         """One more than the largest token id."""
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of ``text``; the text of a special token becomes that token, and none is added.
+    @functools.cached_property
+    def longest_token(self) -> int:
+        """Bytes of the longest token."""
+        added = max((len(token.content.encode()) for token in self._added.values()), default=1)
+        # A character of a byte-level token stands for a byte.
+        return max(added, *map(len, self._core.get_vocab(with_added_tokens=False)), 1)
+
+    def encode(
+        self, text: str, *, add_special_tokens: bool = True, most_tokens: int | None = None
+    ) -> list[int]:
+        """Token ids of ``text``; the text of a special token becomes that token.
+
+        Args:
+            text: of Unicode characters.
+            add_special_tokens: add what the tokenizer puts around a text, such as an initial BOS token; that
+                of Qwen2 adds nothing. Not for the text of a chat template, which has written it all.
+            most_tokens: refuse a text that is longer, for certain, before it is encoded.
 
         Raises:
-            GenerationError: the text has half a surrogate pair, which is no character.
+            GenerationError: the text has half a surrogate pair, which is no character, is too long, or is one
+                that the library fails on.
         """
-        try:
-            return list(self._core.encode(text, add_special_tokens=False).ids)
-        except (TypeError, UnicodeEncodeError):
-            found = repr(text)[:80]
-            raise GenerationError(f"text must be a string of Unicode characters, found {found}") from None
+        self._check_length(text, most_tokens)
+        with _rust_errors(GenerationError, "the tokenizer cannot encode the text"):
+            return list(self._core.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def encode_as_text(self, text: str) -> list[int]:
+        """Token ids of ``text``, where nothing in it becomes a special or an added token."""
+        with _rust_errors(GenerationError, "the tokenizer cannot encode the text"):
+            if self._core.normalizer is not None:
+                text = self._core.normalizer.normalize_str(text)
+            words = [text]
+            if self._core.pre_tokenizer is not None:
+                words = [word for word, _ in self._core.pre_tokenizer.pre_tokenize_str(text)]
+            return [token.id for word in words for token in self._core.model.tokenize(word)]
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of ``token_ids``; bytes that are not UTF-8 become U+FFFD."""
@@ -55,6 +83,46 @@ class Tokenizer:
     def special_token_id(self, text: str) -> int | None:
         """Id of the special token whose text is exactly ``text``, if there is one."""
         return self._special_ids.get(text)
+
+    def control_tokens(self, template: str) -> list[str]:
+        """Texts of the special tokens, and of other added tokens that a chat template writes."""
+        tokens = self._added.values()
+        written = (token for token in tokens if token.content in template and not token.content.isspace())
+        return list({token.content: None for token in (*filter(lambda t: t.special, tokens), *written)})
+
+    def _check_length(self, text: object, most_tokens: int | None) -> None:
+        """Refuse what is no text, and what cannot fit: encoding it would take time and memory for nothing."""
+        try:
+            length = len(text.encode()) if isinstance(text, str) else None
+        except UnicodeEncodeError:
+            length = None
+        if length is None:
+            raise GenerationError(
+                f"text must be a string of Unicode characters, found {repr(text)[:80]}"
+            ) from None
+        if most_tokens is None or length <= most_tokens:
+            return
+        most = most_tokens * self.longest_token * _NORMALIZED
+        if length > most:
+            raise GenerationError(
+                f"the text has {length} bytes; the engine's capacity of {most_tokens} tokens holds at most "
+                f"{most}; shorten it, or build an engine of larger capacity"
+            )
+
+
+@contextmanager
+def _rust_errors(kind: type[Q2ExportError], what: str) -> Iterator[None]:
+    """Raise what the library raises as ``kind``, and so its panics, which are no ``Exception``.
+
+    Raises:
+        Q2ExportError: ``kind``, saying ``what``.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise kind(f"{what}: {error}") from None
+        raise
 
 
 class IncrementalDetokenizer:
@@ -95,8 +163,11 @@ class IncrementalDetokenizer:
 def load_tokenizer(folder: Path) -> Tokenizer | None:
     """Load the tokenizer of a folder, or None if it has no ``tokenizer.json``.
 
+    It encodes as transformers does with the two files, or is refused.
+
     Raises:
-        ConfigError: a file is malformed, the tokenizer is not byte-level, or the two files disagree.
+        ConfigError: a file is malformed, the tokenizer is not byte-level, the two files disagree, or it would
+            encode a text differently from time to time, or without bounds.
         MissingDependencyError: ``tokenizers`` is not installed.
     """
     path = folder / TOKENIZER_FILE
@@ -105,21 +176,18 @@ def load_tokenizer(folder: Path) -> Tokenizer | None:
     try:
         import tokenizers
     except ImportError:
-        raise MissingDependencyError(
-            f"{TOKENIZER_FILE} needs the package tokenizers: pip install tokenizers"
-        ) from None
-    try:
+        raise MissingDependencyError(f"{path} needs the package tokenizers: pip install tokenizers") from None
+    with _rust_errors(ConfigError, f"{path}: tokenizers cannot load it"):
         core = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # noqa: BLE001  (the library raises nothing more precise)
-        raise ConfigError(f"{TOKENIZER_FILE}: tokenizers cannot load it: {error}") from None
-    if not isinstance(core.decoder, tokenizers.decoders.ByteLevel):
-        kind = type(core.decoder).__name__
-        raise ConfigError(
-            f"{TOKENIZER_FILE}: decoder must be ByteLevel, as in all Qwen2 models, found {kind}"
-        )
+    config = read_tokenizer_config(folder)
+    try:
+        special_tokens = _special_tokens(config, core)
+        apply_rules(core, config)
+    except ConfigError as error:
+        raise ConfigError(f"{folder}: {error}") from None
     core.no_padding()
     core.no_truncation()
-    return Tokenizer(core, _special_tokens(read_tokenizer_config(folder), core))
+    return Tokenizer(core, special_tokens)
 
 
 def read_tokenizer_config(folder: Path) -> dict[str, object]:

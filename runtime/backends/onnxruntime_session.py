@@ -12,6 +12,7 @@ from q2export.contracts.step import LOGITS, LOGITS_INDICES, STEP_INPUTS, cache_n
 from q2export.errors import PackageError
 from q2export.package.manifest import EngineInfo
 from q2export.runtime.backends.base import Float32Array, Int64Array
+from q2export.runtime.cpu import processors
 from q2export.runtime.onnxruntime_import import import_onnxruntime
 from q2export.strict.json import shown
 
@@ -36,7 +37,7 @@ def open_session(
 
     Args:
         model: path of the file, or its bytes.
-        threads: CPU threads; 0 is one per core.
+        threads: CPU threads, of which no more than processors are used; 0 is one per core.
         prepack: copy every matrix into memory in the layout the kernels like best. Decoding is then about a
             fifth faster (docs/performance.md), loading takes a second per 2 GB, and the copy takes as much
             memory as the weights; without it they are read where they are mapped.
@@ -50,7 +51,7 @@ def open_session(
     """
     ort = import_onnxruntime()
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = min(threads, processors())
     options.log_severity_level = _WARNING_SEVERITY
     # The lowering has already chosen every op. What is left for ORT's own passes is constant folding, which
     # would copy weights, and fusions that would only cost time at each load.

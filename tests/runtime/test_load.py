@@ -31,7 +31,7 @@ def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         record["check"] = check
         manifest = SimpleNamespace(
             target=record["target"],
-            engine=SimpleNamespace(tensorrt=record["tensorrt"]),
+            engine=SimpleNamespace(tensorrt=record["tensorrt"], vocab_size=300),
             threads=3,
             profile=SimpleNamespace(prepack=record["prepack"]),
             weights=SimpleNamespace(converted_bytes=record["converted_bytes"]),
@@ -67,7 +67,7 @@ def test_package_with_text(opened: dict[str, Any], caplog: pytest.LogCaptureFixt
     assert engine.defaults.options.temperature == 0.5
     assert engine.chat_prompt([{"role": "user", "content": "x"}]) == byte_tokenizer().encode(f"{END}!")
     assert [record.getMessage() for record in caplog.records] == [
-        "generation_config.json: num_beams=4 is not supported and has no effect"
+        f"{folder / 'generation_config.json'}: num_beams=4 is not supported and has no effect"
     ]
 
 
@@ -132,3 +132,10 @@ def test_quantized_weights_are_prepacked_unless_told_otherwise(
     opened.update(prepack=profile, quantization="how they are quantized")
     load(opened["folder"])
     assert opened["prepacked"] is expected
+
+
+@pytest.mark.parametrize("threads", [1.5, "2", 2**31, -1, True, 100_000])
+def test_threads_beyond_the_machine_are_refused(opened: dict[str, Any], threads: Any) -> None:
+    with pytest.raises(PackageError, match=r"threads must be an integer from 0 .* found"):
+        load(opened["folder"], threads=threads)
+    assert "threads" not in opened

@@ -117,7 +117,7 @@ def test_config_of_the_real_qwen2_instruct() -> None:
         "top_p": 0.8,
         "transformers_version": "4.37.0",
     }
-    defaults = parse_generation_config(config, "generation_config.json")
+    defaults = parse_generation_config(config, Path("generation_config.json"))
     assert defaults.options == GenerationOptions(
         do_sample=True, temperature=0.7, top_k=20, top_p=0.8, repetition_penalty=1.05
     )
@@ -127,14 +127,16 @@ def test_config_of_the_real_qwen2_instruct() -> None:
 
 def test_null_counts_as_absent_and_idle_fields_are_not_reported() -> None:
     config = {"top_k": None, "eos_token_id": None, "num_beams": 1, "typical_p": 1.0, "max_length": 20}
-    defaults = parse_generation_config(config, "g")
+    defaults = parse_generation_config(config, Path("g"))
     assert defaults.options == GenerationOptions()
     assert defaults.eos_token_ids == ()
     assert defaults.unsupported == ()
 
 
 def test_fields_that_would_change_the_text_are_reported() -> None:
-    defaults = parse_generation_config({"num_beams": 4, "no_repeat_ngram_size": 3, "eos_token_id": 5}, "g")
+    defaults = parse_generation_config(
+        {"num_beams": 4, "no_repeat_ngram_size": 3, "eos_token_id": 5}, Path("g")
+    )
     assert defaults.unsupported == ("no_repeat_ngram_size=3", "num_beams=4")
     assert defaults.eos_token_ids == (5,)
 
@@ -153,14 +155,14 @@ def test_fields_that_would_change_the_text_are_reported() -> None:
 )
 def test_malformed_config_names_file_and_field(bad: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=rf"^some/file\.json: {next(iter(bad))} must be .*found"):
-        parse_generation_config(bad, "some/file.json")
+        parse_generation_config(bad, Path("some/file.json"))
 
 
 def test_files_of_a_folder(tmp_path: Path) -> None:
     assert read_generation_defaults(tmp_path).eos_token_ids == ()
     (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": 7, "top_k": 3}))
     assert read_generation_defaults(tmp_path).eos_token_ids == (7,)
-    assert read_generation_defaults(tmp_path).options == GenerationOptions()
+    assert read_generation_defaults(tmp_path).options == GenerationOptions(top_k=3)  # as in transformers
     (tmp_path / "generation_config.json").write_text(json.dumps({"top_k": 4}))
     assert read_generation_defaults(tmp_path).eos_token_ids == ()  # as in transformers
     assert read_generation_defaults(tmp_path).options.top_k == 4

@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from q2export.errors import ConfigError
 from q2export.runtime.chat import ChatTemplate
 from q2export.runtime.engine import Engine
 from q2export.runtime.generation_config import GenerationDefaults
@@ -146,13 +144,6 @@ def test_chat_prompt_renders_and_encodes() -> None:
     prompt = engine.chat_prompt([{"role": "user", "content": "Hi"}])
     assert prompt == TOKENIZER.encode(f"user: Hi{END}assistant: ")
     assert prompt.count(END_ID) == 1
-
-
-def test_tokenizer_or_end_of_text_token_of_another_model_is_refused() -> None:
-    with pytest.raises(ConfigError, match="token ids up to 259, the engine's vocabulary has 100"):
-        Engine(FakeBackend(vocab_size=100), tokenizer=TOKENIZER)
-    with pytest.raises(ConfigError, match="eos_token_id 100 is outside"):
-        Engine(FakeBackend(vocab_size=100), defaults=GenerationDefaults(eos_token_ids=(3, 100)))
 
 
 def test_logits_after_the_text_are_not_asked_for() -> None:
