@@ -45,6 +45,7 @@ def load(
         PackageError: the package is damaged, incomplete, holds no engine, or was made for another version,
             library or GPU.
         ConfigError: its tokenizer, template or generation configuration is malformed.
+        OptionError: ``threads`` or ``prepack`` is given for a TensorRT engine.
         MissingDependencyError: a library the package needs is not installed.
     """
     from q2export.package.reader import read_package
@@ -129,13 +130,16 @@ def _open_backend(opened: Package, threads: int | None, prepack: bool | None) ->
 
     folder, manifest = opened.folder, opened.manifest
     if manifest.engine.tensorrt is not None:
+        from q2export.errors import OptionError
         from q2export.runtime.backends.tensorrt.session import open_backend
 
+        for name, value in (("threads", threads), ("prepack", prepack)):
+            if value is not None:
+                raise OptionError(name, f"is for engines of ONNX Runtime; {folder} holds one of TensorRT")
         return open_backend(folder, manifest.engine, manifest.engine.tensorrt, opened.rebuild_command())
     if manifest.target != "onnxruntime":
         raise PackageError(
-            f"{folder}: holds a graph for target {manifest.target!r}, no engine; build one with: "
-            f"{opened.rebuild_command()}"
+            f"{folder}: holds a graph for target {manifest.target!r}, no engine; make one with q2export build"
         )
     return _open_onnxruntime(opened, threads, prepack, None)
 

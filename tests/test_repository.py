@@ -202,6 +202,22 @@ def test_the_public_api_is_lazy_and_complete() -> None:
         q2export.bild  # noqa: B018
 
 
+def test_only_the_command_line_speaks_of_its_options(repository: Path) -> None:
+    """What the API raises and logs names arguments and keys; whole commands may be told."""
+    programs = ("q2export/cli/", "plugins/kernel_build/", "q2export/compare/polygraphy_compare.py")
+    found = [
+        f"{path}:{node.lineno}: {node.value}"
+        for path, tree in sources(repository)
+        if not path.startswith(programs)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.count("\n") == 0
+        if re.search(r"[a-z(] ?--[a-z]", node.value)
+        and "q2export " not in node.value
+        and "``" not in node.value
+    ]
+    assert found == []
+
+
 def test_no_file_names_a_machine_or_a_leftover(repository: Path) -> None:
     # Put together, so that this file does not name them itself.
     words = ["/" + "work/", "/" + "tmp/v", "TO" + "DO", "FIX" + "ME", "XX" + "X"]

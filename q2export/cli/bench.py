@@ -30,20 +30,28 @@ class Measurement:
 @click.command()
 @options.package
 @click.option(
-    "--prompt-tokens", type=click.IntRange(min=1), default=512, show_default=True, help="Of each prompt."
+    "--prompt-tokens",
+    type=click.IntRange(min=1),
+    default=512,
+    show_default=True,
+    help="Length of each prompt.",
 )
 @click.option(
     "--new-tokens",
     type=click.IntRange(min=2),
     default=65,
     show_default=True,
-    help="To generate; prefill gives one.",
+    help="Tokens to generate after each prompt; prefill gives the first.",
 )
-@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Prompts at once.")
-@click.option("--repeat", type=click.IntRange(min=1), default=5, show_default=True, help="Measured runs.")
-@click.option("--warmup", type=click.IntRange(min=0), default=1, show_default=True, help="Runs before those.")
+@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Batch size.")
 @click.option(
-    "--profile-ops", is_flag=True, help="Show instead where the time goes, by operator (ONNX Runtime only)."
+    "--repeat", type=click.IntRange(min=1), default=5, show_default=True, help="Number of measured runs."
+)
+@click.option(
+    "--warmup", type=click.IntRange(min=0), default=1, show_default=True, help="Number of runs before those."
+)
+@click.option(
+    "--profile-ops", is_flag=True, help="Show where the time goes, by operator, instead (ONNX Runtime only)."
 )
 @options.threads
 @options.prepack

@@ -10,7 +10,7 @@ import click
 
 from q2export.cli import options
 from q2export.cli.output import aligned, format_bytes, print_json, warn
-from q2export.cli.results import manifest_rows, run_document, run_rows
+from q2export.cli.results import show_package
 from q2export.cli.settings import overrides_of, value_rows
 
 if TYPE_CHECKING:
@@ -26,33 +26,37 @@ if TYPE_CHECKING:
     "settings",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Override a value of the profile; repeatable.",
+    help="Override one value of the profile, such as capacity.max=4096. May be repeated.",
 )
-@options.quantization
+@click.option(
+    "--quantization",
+    type=click.Choice(["none", "int4", "int8"]),
+    help="Quantize the weights into the package.  [default: the profile's]",
+)
 @click.option(
     "--builder",
     type=click.Choice(["auto", "tensorrt", "rtx"]),
-    help="Which TensorRT builds; rtx needs no GPU.  [default: the profile's]",
+    help="TensorRT library that builds the engine; rtx needs no GPU.  [default: the profile's]",
 )
 @click.option(
     "--timing-cache",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="File of kernels the full TensorRT has measured, read and updated.",
+    help="Kernel timings of the full TensorRT: read, and updated for the next build.",
 )
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Package folder to make.")
-@click.option("--no-parity", is_flag=True, help="Do not compare the engine with PyTorch.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Package folder to write.")
+@click.option("--no-parity", is_flag=True, help="Skip the comparison with PyTorch.")
 @click.option(
     "--quality-text",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="UTF-8 file to measure the loss by quantizing on.  [default: a short built-in text]",
+    help="UTF-8 text to measure the quality loss of quantization on.  [default: a short built-in text]",
 )
 @click.option(
     "--allow-quality-loss",
     is_flag=True,
-    help="Keep an engine whose loss by quantizing is beyond the limits of the profile.",
+    help="Keep the engine even if quantization costs more quality than the profile allows.",
 )
 @click.option(
-    "--no-value-scan", is_flag=True, help="Do not look for NaN, infinity and overflow in the weights."
+    "--no-value-scan", is_flag=True, help="Skip the search for NaN, infinity and overflow in the weights."
 )
 @click.option(
     "--weights",
@@ -63,7 +67,7 @@ if TYPE_CHECKING:
     "no space but which onnx.load and polygraphy refuse; copies; or links where possible.",
 )
 @options.overwrite
-@click.option("--dry-run", is_flag=True, help="Show what would be done, with every value of the profile.")
+@click.option("--dry-run", is_flag=True, help="Resolve the build without executing it.")
 @options.json_output
 def command(
     model: str,
@@ -85,7 +89,8 @@ def command(
 ) -> None:
     """Build an engine package from a checkpoint, and check its parity.
 
-    The package is complete or not there at all: it appears under its name when every check has passed.
+    The package is complete or not there at all: it appears under its name when every check has passed. With
+    --dry-run nothing is built; every value of the profile, sizes and memory are shown.
     """
     from q2export import api
 
@@ -126,19 +131,7 @@ def command(
         allow_quality_loss=allow_quality_loss,
         overwrite=overwrite,
     )
-    warn(result.warnings)
-    if not as_json:
-        rows = [*manifest_rows(result.manifest), *run_rows(result.seconds, result.peak_rss_bytes)]
-        click.echo(f"built {output}\n{aligned(rows, indent=2)}")
-        return
-    document = run_document(
-        result.manifest,
-        seconds=result.seconds,
-        peak_rss_bytes=result.peak_rss_bytes,
-        warnings=result.warnings,
-        passes=result.passes,
-    )
-    print_json({"package": str(result.package), **document})
+    show_package("built", result, as_json)
 
 
 def _plan_text(plan: Mapping[str, Any]) -> str:
@@ -159,14 +152,13 @@ def _plan_text(plan: Mapping[str, Any]) -> str:
 
 
 def _quantization_rows(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    from q2export.contracts.quantization import PackedQuantization
+
     packed = plan["quantization"]
     if packed is None:
         return
-    scheme = packed["scheme"]
-    kind = f"int{scheme['bits']}, block {scheme['block_size']}"
-    symmetry = "symmetric" if scheme["symmetric"] else "asymmetric"
     size = format_bytes(plan["weights"]["quantized_bytes"])
-    yield "quantized", f"{size} of these: {kind}, {symmetry}, {packed['method']}"
+    yield "quantized", f"{size} of these: {PackedQuantization(**packed).title}"
 
 
 def _engine_rows(engine: Mapping[str, Any]) -> list[tuple[str, str]]:

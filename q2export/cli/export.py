@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from q2export.cli import options
-from q2export.cli.output import aligned, format_bytes, print_json, warn
-from q2export.cli.results import manifest_rows, run_document, run_rows
+from q2export.cli.results import show_package
 from q2export.contracts.dtypes import FLOAT_NAMES
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     type=click.Choice(["portable", "onnxruntime", "tensorrt"]),
     default="portable",
     show_default=True,
-    help="Portable runs in any ONNX runtime; the others are lowered for one.",
+    help="What is to run the graph; portable is any ONNX runtime.",
 )
 @click.option(
     "--dtype",
@@ -33,8 +32,14 @@ if TYPE_CHECKING:
     help="Type of weights and activations.  [default: the checkpoint's where the target runs in it; float32 "
     "for a portable graph of bfloat16 weights]",
 )
-@options.quantization
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder to make.")
+@click.option(
+    "--quantization",
+    type=click.Choice(["none", "int4", "int8"]),
+    default="none",
+    show_default=True,
+    help="Quantize the weights into the folder.",
+)
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder to write.")
 @click.option(
     "--weights",
     type=click.Choice(["copy", "link", "auto"]),
@@ -45,7 +50,7 @@ if TYPE_CHECKING:
     "links where possible.",
 )
 @click.option(
-    "--golden", is_flag=True, help="Also write inputs and outputs of one step, in polygraphy's format."
+    "--golden", is_flag=True, help="Also write inputs and outputs of one step, in Polygraphy's format."
 )
 @options.overwrite
 @options.json_output
@@ -54,7 +59,7 @@ def command(
     revision: str | None,
     target: Literal["portable", "onnxruntime", "tensorrt"],
     dtype: str | None,
-    quantization: WeightType | None,
+    quantization: WeightType,
     output: Path,
     weights: PlacementMode,
     golden: bool,
@@ -77,19 +82,6 @@ def command(
         weights=weights,
         golden=golden,
         overwrite=overwrite,
-        quantization=Quantization(weights=quantization or "none"),
+        quantization=Quantization(weights=quantization),
     )
-    warn(result.warnings)
-    if not as_json:
-        rows = [("onnx", f"{result.onnx.name}, {format_bytes(result.onnx.stat().st_size)}")]
-        rows += [*manifest_rows(result.manifest), *run_rows(result.seconds, result.peak_rss_bytes)]
-        click.echo(f"exported {output}\n{aligned(rows, indent=2)}")
-        return
-    document = run_document(
-        result.manifest,
-        seconds=result.seconds,
-        peak_rss_bytes=result.peak_rss_bytes,
-        warnings=result.warnings,
-        passes=result.passes,
-    )
-    print_json({"folder": str(result.package), "onnx": str(result.onnx), **document})
+    show_package("exported", result, as_json)

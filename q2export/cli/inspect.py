@@ -70,11 +70,10 @@ def _checkpoint_rows(checkpoint: CheckpointSummary) -> Iterator[Row]:
 
 def _quantization(quantization: Mapping[str, Any]) -> str:
     """Of the packed form, or of a published checkpoint."""
-    if scheme := quantization.get("scheme"):
-        zero_points = "symmetric" if scheme["symmetric"] else "with zero points"
-        return (
-            f"int{scheme['bits']}, blocks of {scheme['block_size']}, {zero_points}, {quantization['method']}"
-        )
+    from q2export.contracts.quantization import PackedQuantization
+
+    if "group_size" not in quantization:
+        return PackedQuantization(**quantization).title
     groups = f"groups of {quantization['group_size']}" if quantization["group_size"] else "a group per row"
     return f"{quantization['method']}, {quantization['bits']} bits, {groups}; build and repack take it"
 

@@ -17,23 +17,20 @@ profile = click.option(
     default="cpu",
     show_default=True,
     metavar="NAME|FILE",
-    help="What to build for; 'q2export profiles' lists the names.",
+    help="What to build for: a name that 'q2export profiles' lists, or a YAML file.",
     shell_complete=complete_profile,
 )
-quantization = click.option(
-    "--quantization",
-    type=click.Choice(["none", "int4", "int8"]),
-    help="Quantize the weights first.  [default: the profile's; none where there is no profile]",
-)
-overwrite = click.option("--overwrite", is_flag=True, help="Replace an existing output of q2export.")
-json_output = click.option("--json", "as_json", is_flag=True, help="Write the result as JSON to stdout.")
+overwrite = click.option("--overwrite", is_flag=True, help="Replace the output if q2export wrote it.")
+json_output = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 prepack = click.option(
     "--prepack/--no-prepack",
     default=None,
-    help="Keep a copy of the matrices in the kernels' own layout: faster, for their memory once more."
+    help="Keep a copy of the weight matrices in the layout of the kernels: faster, for twice their memory."
     "  [default: the profile's]",
 )
 threads = click.option(
-    "--threads", type=click.IntRange(min=0), help="CPU threads; 0 is one per core.  [default: the profile's]"
+    "--threads",
+    type=click.IntRange(min=0),
+    help="Number of CPU threads; 0 is one per core.  [default: the profile's]",
 )
 package = click.argument("package", type=click.Path(path_type=Path))

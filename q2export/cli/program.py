@@ -27,7 +27,7 @@ _EXTRA_OF = {"torch": "export", "onnx": "export", "onnx_ir": "export", "polygrap
 
 @click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, message="q2export %(version)s")
-@click.option("-v", "--verbose", is_flag=True, help="Log what is done to stderr.")
+@click.option("-v", "--verbose", is_flag=True, help="Log stages and their times to stderr.")
 @click.option("--debug", is_flag=True, help="Log everything, and show the traceback of an error.")
 def cli(verbose: bool, debug: bool) -> None:
     """Qwen2 and Qwen2-MoE checkpoints to production engines.

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from q2export.cli import options
-from q2export.cli.output import aligned, format_bytes, format_seconds, print_json, warn
-from q2export.contracts.quantization import CALIBRATION_TOKENS
+from q2export.cli.output import aligned, print_json, warn
+from q2export.cli.results import Row, checkpoint_document, checkpoint_rows
+from q2export.contracts.quantization import CALIBRATION_TOKENS, PackedQuantization
 
 if TYPE_CHECKING:
     from q2export.exporter.quantization.quantize import QuantizeResult
@@ -21,7 +23,7 @@ _LARGEST = 3  # weights with the largest error that are shown
 @click.command()
 @options.model
 @options.revision
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder to make.")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder to write.")
 @click.option(
     "--quantization",
     type=click.Choice(["int4", "int8"]),
@@ -34,42 +36,44 @@ _LARGEST = 3  # weights with the largest error that are shown
     type=click.Choice(["32", "64", "128"]),
     default="32",
     show_default=True,
-    help="Values that share a scale.",
+    help="Number of values that share a scale.",
 )
-@click.option("--asymmetric", is_flag=True, help="Store a zero point per block, too.")
+@click.option("--asymmetric", is_flag=True, help="Store a zero point per block.")
 @click.option(
     "--keep",
     multiple=True,
     metavar="PATTERN",
-    help="Leave weights whose names match in high precision, such as 'model.layers.0.*'. May be repeated.",
+    help="Keep weights whose names match, such as 'model.layers.0.*', in high precision. May be repeated.",
 )
-@click.option("--no-embedding", is_flag=True, help="Leave the embedding and the head in high precision.")
+@click.option(
+    "--no-embedding", is_flag=True, help="Keep the embedding and the output head in high precision."
+)
 @click.option(
     "--method",
     type=click.Choice(["round-to-nearest", "gptq"]),
-    help="How codes are chosen.  [default: gptq with --calibration, round-to-nearest without]",
+    help="Quantization method.  [default: gptq with --calibration, round-to-nearest without]",
 )
 @click.option(
     "--calibration",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="UTF-8 text like that which the model will see, for method gptq.",
+    help="UTF-8 text to calibrate gptq on, like the text the model will see.",
 )
 @click.option(
     "--calibration-tokens",
     type=click.IntRange(min=1),
-    help="Use at most so many tokens of it; a mixture of experts wants more."
+    help="Tokens of the calibration text to use, at most; a mixture of experts needs more."
     f"  [default: {CALIBRATION_TOKENS}]",
 )
 @click.option(
     "--report",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Compare with the original on a text, layer by layer, and write an HTML page.",
+    help="Compare with the original model, layer by layer, and write an HTML report.",
 )
 @click.option(
     "--text",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="UTF-8 file to compare on.  [default: a short built-in text]",
+    help="UTF-8 text to compare on.  [default: a short built-in text]",
 )
 @options.overwrite
 @options.json_output
@@ -126,33 +130,23 @@ def command(
     if as_json:
         print_json({**_document(made), **({"quality": quality.document()} if quality else {})})
         return
-    click.echo(f"quantized {output}\n{aligned(_rows(made), indent=2)}")
+    packed = PackedQuantization.of(made.result.quantization)
+    rows = checkpoint_rows(packed, made, len(made.result.weights), _details(made.result))
+    click.echo(f"quantized {output}\n{aligned(rows, indent=2)}")
     if quality is not None:
         from q2export.compare.quality.summary import quality_lines
 
         click.echo("\n".join(quality_lines(quality)))
 
 
-def _rows(made: CheckpointResult[QuantizeResult]) -> list[tuple[str, str]]:
-    result = made.result
-    how, before, after = result.quantization, result.source_bytes, result.stored_bytes
-    kind = (
-        f"{how.weights}, blocks of {how.block_size}, {'symmetric' if how.symmetric else 'with zero points'}"
-    )
-    rows = [
-        ("weights", f"{len(result.weights)} quantized: {kind}, {how.method}"),
-        ("size", f"{format_bytes(before)} -> {format_bytes(after)}, {after / before:.1%}"),
-        ("error", f"{result.relative_error:.2%} of the root mean square of all quantized values"),
-    ]
+def _details(result: QuantizeResult) -> Iterator[Row]:
+    yield "error", f"{result.relative_error:.2%} of the root mean square of all quantized values"
     largest = sorted(result.weights, key=lambda one: one.relative_error, reverse=True)[:_LARGEST]
-    rows += [("  largest", f"{one.relative_error:.2%} {one.name}") for one in largest]
-    if how.method != "round-to-nearest" and (rounded := _rounded(result)):
+    yield from (("  largest", f"{one.relative_error:.2%} {one.name}") for one in largest)
+    if result.quantization.method != "round-to-nearest" and (rounded := _rounded(result)):
         first = f"{rounded[0]} and {len(rounded) - 1} more" if rounded[1:] else rounded[0]
-        rows.append(("rounded to nearest", f"{first}: too few tokens read, or none"))
-    rows += [("padded", f"{name} {a} -> {b}, with zeros") for name, (a, b) in result.padded.items()]
-    rows.append(("peak memory", f"{format_bytes(made.peak_rss_bytes)} resident"))
-    rows.append(("time", format_seconds(result.seconds)))
-    return rows
+        yield "rounded to nearest", f"{first}: too few tokens read, or none"
+    yield from (("padded", f"{name} {a} -> {b}, with zeros") for name, (a, b) in result.padded.items())
 
 
 def _rounded(result: QuantizeResult) -> list[str]:
@@ -164,15 +158,10 @@ def _document(made: CheckpointResult[QuantizeResult]) -> dict[str, Any]:
     from q2export.strict.codec import to_plain
 
     result = made.result
-    return {
-        "folder": str(made.folder),
+    details = {
         "quantization": to_plain(result.quantization),
-        "seconds": result.seconds,
-        "peak_rss_bytes": made.peak_rss_bytes,
-        "source_bytes": result.source_bytes,
-        "stored_bytes": result.stored_bytes,
         "relative_error": result.relative_error,
         "padded": {name: list(sizes) for name, sizes in result.padded.items()},
         "weights": [{**to_plain(one), "relative_error": one.relative_error} for one in result.weights],
-        "warnings": list(made.warnings),
     }
+    return checkpoint_document(made, details)

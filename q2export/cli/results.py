@@ -1,14 +1,19 @@
-"""How ``build``, ``export`` and ``inspect`` describe a package, to people and to programs."""
+"""How commands describe packages and checkpoints, to people and to programs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from q2export.cli.output import format_bytes, format_seconds
+import click
+
+from q2export.cli.output import aligned, format_bytes, format_seconds, print_json, warn
+from q2export.contracts.commands import shown_path
 
 if TYPE_CHECKING:
+    from q2export.contracts.quantization import PackedQuantization
     from q2export.package.manifest import Manifest, QuantizationInfo
+    from q2export.pipeline.results import BuildResult, CheckpointResult
 
 Row = tuple[str, str]
 
@@ -41,34 +46,65 @@ def manifest_rows(manifest: Manifest) -> Iterator[Row]:
     yield "files", f"{len(manifest.files) + 1}, {format_bytes(total)}"
 
 
-def run_rows(seconds: Mapping[str, float], peak_rss_bytes: int) -> Iterator[Row]:
-    """Memory and time of a run, the time by stage."""
-    yield "peak memory", f"{format_bytes(peak_rss_bytes)} resident"
-    yield "time", format_seconds(sum(seconds.values()))
-    for stage, duration in seconds.items():
-        yield f"  {stage}", format_seconds(duration)
-
-
-def run_document(
-    manifest: Manifest,
-    *,
-    seconds: Mapping[str, float],
-    peak_rss_bytes: int,
-    warnings: Sequence[str],
-    passes: Sequence[tuple[str, int, Sequence[str]]],
-) -> dict[str, Any]:
-    """The same for programs, with the whole manifest and what each pass did."""
+def show_package(verb: str, made: BuildResult, as_json: bool) -> None:
+    """Print what ``build`` or ``export`` made; as JSON with the whole manifest and what each pass did."""
     from q2export.strict.codec import to_plain
 
+    warn(made.warnings)
+    if not as_json:
+        rows = [
+            ("onnx", f"{made.onnx.name}, {format_bytes(made.onnx.stat().st_size)}"),
+            *manifest_rows(made.manifest),
+            *_run_rows(made.peak_rss_bytes, sum(made.seconds.values())),
+            *((f"  {stage}", format_seconds(seconds)) for stage, seconds in made.seconds.items()),
+        ]
+        click.echo(f"{verb} {shown_path(made.package)}\n{aligned(rows, indent=2)}")
+        return
+    passes = [
+        {"name": name, "matched": matched, "refused": list(refused)} for name, matched, refused in made.passes
+    ]
+    print_json(
+        {
+            "package": str(made.package),
+            "onnx": str(made.onnx),
+            "seconds": dict(made.seconds),
+            "peak_rss_bytes": made.peak_rss_bytes,
+            "warnings": list(made.warnings),
+            "passes": passes,
+            "manifest": to_plain(made.manifest),
+        }
+    )
+
+
+def checkpoint_rows(
+    quantization: PackedQuantization, made: CheckpointResult[Any], weights: int, details: Iterable[Row]
+) -> list[Row]:
+    """What ``quantize`` or ``repack`` made: ``weights`` quantized ones, sizes, details, memory and time."""
+    before, after = made.result.source_bytes, made.result.stored_bytes
+    return [
+        ("weights", f"{weights} quantized: {quantization.title}"),
+        ("size", f"{format_bytes(before)} -> {format_bytes(after)}, {after / before:.1%}"),
+        *details,
+        *_run_rows(made.peak_rss_bytes, made.result.seconds),
+    ]
+
+
+def checkpoint_document(made: CheckpointResult[Any], details: Mapping[str, object]) -> dict[str, Any]:
+    """The same for programs."""
     return {
-        "seconds": dict(seconds),
-        "peak_rss_bytes": peak_rss_bytes,
-        "warnings": list(warnings),
-        "passes": [
-            {"name": name, "matched": matched, "refused": list(refused)} for name, matched, refused in passes
-        ],
-        "manifest": to_plain(manifest),
+        "folder": str(made.folder),
+        "seconds": made.result.seconds,
+        "peak_rss_bytes": made.peak_rss_bytes,
+        "source_bytes": made.result.source_bytes,
+        "stored_bytes": made.result.stored_bytes,
+        "warnings": list(made.warnings),
+        **details,
     }
+
+
+def _run_rows(peak_rss_bytes: int, seconds: float) -> Iterator[Row]:
+    yield "peak memory", f"{format_bytes(peak_rss_bytes)} resident"
+    yield "time", format_seconds(seconds)
 
 
 def _weights_text(nbytes: int, tensors: int) -> str:
@@ -76,12 +112,9 @@ def _weights_text(nbytes: int, tensors: int) -> str:
 
 
 def _quantization_text(quantized: QuantizationInfo) -> str:
-    kind = f"int{quantized.bits}, block {quantized.block_size}"
-    symmetry = "symmetric" if quantized.symmetric else "asymmetric"
-    activations = f"{quantized.activations} activations"
     size = format_bytes(quantized.quantized_bytes)
-    count = quantized.quantized_weights
-    return f"{size} in {count} matrices: {kind}, {symmetry}, {quantized.method}; {activations}"
+    activations = f"{quantized.activations} activations"
+    return f"{size} in {quantized.quantized_weights} matrices: {quantized.title}; {activations}"
 
 
 def _parity_text(manifest: Manifest) -> str:

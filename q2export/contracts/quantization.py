@@ -129,6 +129,12 @@ class PackedQuantization(Scheme):
         return cls(bits, one.block_size, one.symmetric, one.method, one.embedding, one.keep)
 
     @property
+    def title(self) -> str:
+        """For people: ``int4, blocks of 32, symmetric, gptq``."""
+        symmetry = "symmetric" if self.symmetric else "asymmetric"
+        return f"int{self.bits}, blocks of {self.block_size}, {symmetry}, {self.method}"
+
+    @property
     def scheme(self) -> Scheme:
         """Of every quantized weight."""
         return Scheme(self.bits, self.block_size, self.symmetric)

@@ -28,7 +28,7 @@ def check_output(output: Path, overwrite: bool, written_files: WrittenFiles) -> 
     if not output.exists() or (overwrite and output.is_dir() and not any(output.iterdir())):
         return
     if not overwrite:
-        raise PackageError(f"{output} exists already; choose another output, or replace it with --overwrite")
+        raise PackageError(f"{output} exists already; choose another output, or overwrite it")
     keep = f"{output} is not replaced: "
     try:
         known = written_files(output)

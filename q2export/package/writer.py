@@ -193,7 +193,7 @@ class PackageWriter:
         size = sum(shard.stat().st_size for shard in copied)
         require_free_space(self.folder, size, "copies of the weights")
         choice = (
-            "every ONNX tool opens a copy; --weights link shares them with the checkpoint, but onnx.load, "
+            "every ONNX tool opens a copy; weights 'link' shares them with the checkpoint, but onnx.load, "
             "onnx.checker and polygraphy refuse hard links"
             if self._placement == "copy"
             else "they cannot be linked from there"

@@ -138,13 +138,13 @@ class OnnxRuntimeBackend:
         if not 1 <= batch <= self.max_batch:
             raise GenerationError(
                 f"batch {batch} is out of range: the engine was built for 1 to {self.max_batch}; "
-                f"rebuild with --set batch.max={batch} or split the batch"
+                f"rebuild with batch.max={batch} or split the batch"
             )
         if not 1 <= capacity <= self.max_capacity:
             raise GenerationError(
                 f"capacity of {capacity} tokens is out of range: the engine was built for 1 to "
                 f"{self.max_capacity}; "
-                f"rebuild with --set capacity.max={capacity} or shorten the request"
+                f"rebuild with capacity.max={capacity} or shorten the request"
             )
         try:
             return OnnxRuntimeCache(self._engine, batch, capacity)

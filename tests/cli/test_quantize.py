@@ -44,7 +44,7 @@ def test_every_option_reaches_the_checkpoint(
     expected = {"bits": 8, "block_size": 64, "symmetric": False, "embedding": False}
     assert expected.items() <= found.items()
     assert found["keep"] == ["*.down_proj.weight", "model.layers.1.*"]
-    assert "18 quantized: int8, blocks of 64, with zero points, round-to-nearest" in out
+    assert "18 quantized: int8, blocks of 64, asymmetric, round-to-nearest" in out
     assert "rope_theta" in err
 
 
@@ -90,7 +90,7 @@ def test_a_quantized_model_and_an_output_in_the_way_are_refused(
 ) -> None:
     assert run(capsys, "--model", model, "-o", tmp_path / "out")[0] == 0
     code, _, err = run(capsys, "--model", model, "-o", tmp_path / "out")
-    assert code == 1 and "exists already; choose another output, or replace it with --overwrite" in err
+    assert code == 1 and "exists already; choose another output, or overwrite it" in err
     code, _, err = run(capsys, "--model", tmp_path / "out", "-o", tmp_path / "out2")
     assert code == 1 and "is quantized already" in err
     assert run(capsys, "--model", model, "-o", tmp_path / "out", "--overwrite")[0] == 0

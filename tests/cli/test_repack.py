@@ -35,7 +35,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
 def test_what_is_written_and_said(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = run(capsys, "--model", model, "-o", tmp_path / "out")
     assert code == 0, err
-    assert "6 quantized: int4, blocks of 32, with zero points, gptq" in out
+    assert "6 quantized: int4, blocks of 32, asymmetric, gptq" in out
     assert "inputs are gathered in the order of the groups" in out
     assert "1 weights in floating point" in out
     assert "unknown field 'quantization_config.unheard_of' is ignored" in err
@@ -61,7 +61,7 @@ def test_json_and_the_api_say_the_same(
     document = json.loads(out)
     made = q2export.repack(model, tmp_path / "b")
     assert made.folder == tmp_path / "b"
-    assert {name: document["stored"][name] for name in ("bits", "block_size", "symmetric")} == {
+    assert {name: document["quantization"][name] for name in ("bits", "block_size", "symmetric")} == {
         "bits": 4,
         "block_size": 32,
         "symmetric": False,
@@ -77,7 +77,7 @@ def test_json_and_the_api_say_the_same(
 def test_refused(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(capsys, "--model", model, "-o", tmp_path / "out")[0] == 0
     code, _, err = run(capsys, "--model", model, "-o", tmp_path / "out")
-    assert code == 1 and "exists already; choose another output, or replace it with --overwrite" in err
+    assert code == 1 and "exists already; choose another output, or overwrite it" in err
     assert run(capsys, "--model", model, "-o", tmp_path / "out", "--overwrite")[0] == 0
     code, _, err = run(capsys, "--model", tmp_path / "out", "-o", tmp_path / "twice")
     assert code == 1 and "expected that of a GPTQ or AWQ checkpoint, found the packed form" in err

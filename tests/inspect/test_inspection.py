@@ -174,7 +174,7 @@ def test_quantized_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "7 matrices: gptq, 4 bits, groups of 32; build and repack take it" in capsys.readouterr().out
     q2export.repack(PUBLISHED / "gptqmodel-act-order", tmp_path / "stored")
     assert main(["inspect", str(tmp_path / "stored")]) == 0
-    assert "7 matrices: int4, blocks of 32, with zero points, gptq" in capsys.readouterr().out
+    assert "7 matrices: int4, blocks of 32, asymmetric, gptq" in capsys.readouterr().out
     published, packed = inspect(PUBLISHED / "gptqmodel-act-order"), inspect(tmp_path / "stored")
     for found in (published, packed):
         assert found.checkpoint is not None and found.memory is not None

@@ -63,7 +63,7 @@ def test_an_exported_folder_opens_everywhere(
 ) -> None:
     with caplog.at_level(logging.INFO, logger="q2export"):
         file = q2export.export(checkpoint, tmp_path / "out").onnx
-    assert "GB of weights: every ONNX tool opens a copy; --weights link shares" in caplog.text
+    assert "GB of weights: every ONNX tool opens a copy; weights 'link' shares" in caplog.text
     for read in READERS.values():
         read(file)
     polygraphy("inspect", "model", str(file), "--show", "layers", "weights")

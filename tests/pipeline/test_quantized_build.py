@@ -62,7 +62,7 @@ def test_from_a_checkpoint_to_text_on_the_command_line(
     assert main(["verify", str(package), "--model", str(package / "weights"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["passed"]
     assert main(["inspect", str(package)]) == 0
-    assert f"int{quantization['bits']}, block 32, symmetric" in capsys.readouterr().out
+    assert f"int{quantization['bits']}, blocks of 32, symmetric" in capsys.readouterr().out
     assert len(api.load(package).generate([3, 5, 7], max_new_tokens=4, ignore_eos=True).token_ids) == 4
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from q2export.errors import ConfigError, PackageError
+from q2export.errors import ConfigError, OptionError, PackageError
 from q2export.package import reader as package_reader
 from q2export.package.manifest import Manifest
 from q2export.runtime import load
@@ -104,6 +104,11 @@ def test_tensorrt_engine_goes_to_its_own_backend(
     load(opened["folder"])
     assert (opened["built"], opened["rebuild_command"]) == ("what it was built with", "q2export build")
     assert "threads" not in opened
+    for option in ({"threads": 2}, {"prepack": False}):
+        with pytest.raises(
+            OptionError, match=r"(threads|prepack) is for engines of ONNX Runtime; .* TensorRT"
+        ):
+            load(opened["folder"], **option)
 
 
 @pytest.mark.parametrize(

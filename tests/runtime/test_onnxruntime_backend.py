@@ -192,9 +192,9 @@ def test_only_the_logits_asked_for(backend: OnnxRuntimeBackend) -> None:
 @pytest.mark.parametrize(
     ("batch", "capacity", "message"),
     [
-        (5, 10, r"batch 5 is out of range: .* 1 to 4; rebuild with --set batch\.max=5"),
+        (5, 10, r"batch 5 is out of range: .* 1 to 4; rebuild with batch\.max=5"),
         (0, 10, "batch 0 is out of range"),
-        (1, 41, r"capacity of 41 tokens .* 1 to 40; rebuild with --set capacity\.max=41"),
+        (1, 41, r"capacity of 41 tokens .* 1 to 40; rebuild with capacity\.max=41"),
         (1, 0, "capacity of 0 tokens is out of range"),
     ],
 )

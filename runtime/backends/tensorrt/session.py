@@ -122,7 +122,7 @@ class TensorRTBackend:
             if not 1 <= size <= largest:
                 raise GenerationError(
                     f"{name} {size} is out of range: the engine was built for 1 to {largest}; "
-                    f"rebuild with --set {name}.max={size}, or ask for less"
+                    f"rebuild with {name}.max={size}, or ask for less"
                 )
         smallest = max(one.capacity.min for one in self._profiles)
         return self._pool.cache(KVLayout.of(self._info, batch, max(capacity, smallest)))
