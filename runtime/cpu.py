@@ -12,8 +12,8 @@ _CPUINFO = Path("/proc/cpuinfo")
 _DOT_PRODUCTS = {"avx512_vnni", "avx_vnni"}
 
 
-def has_exact_int8_products(cpuinfo: Path = _CPUINFO) -> bool:
-    """Whether ONNX Runtime's products of uint8 activations and int8 weights are exact here.
+def has_exact_int8_matmuls(cpuinfo: Path = _CPUINFO) -> bool:
+    """Whether ONNX Runtime's matmuls of uint8 activations and int8 weights are exact here.
 
     On x86 without the VNNI instructions its kernels add pairs of products in 16 bits, which saturate: twice
     255 * 127 is 64,770. ARM's have 32 bits throughout. Where it cannot be told, the answer is no.

@@ -14,6 +14,7 @@ from q2export.errors import GenerationError
 from q2export.runtime.backends.base import Backend, Float32Array, Int64Array
 from q2export.runtime.chat import ChatTemplate, Message
 from q2export.runtime.control_tokens import encode_sanitized
+from q2export.runtime.detokenizer import IncrementalDetokenizer
 from q2export.runtime.generate import RunningSequence, generate
 from q2export.runtime.generation_config import GenerationDefaults
 from q2export.runtime.lifetime import Lifetime, TokenStream
@@ -22,7 +23,7 @@ from q2export.runtime.prompt import new_token_limit, token_array
 from q2export.runtime.results import GenerationResult
 from q2export.runtime.sampling import Sampler, check_finite
 from q2export.runtime.stopping import StopStrings
-from q2export.runtime.tokenizer import IncrementalDetokenizer, Tokenizer
+from q2export.runtime.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from typing import Self, Unpack

@@ -10,12 +10,12 @@ from contextlib import nullcontext
 import numpy as np
 
 from q2export.runtime.backends.base import Backend, CacheT, Float32Array, Int64Array, KVCache
+from q2export.runtime.detokenizer import IncrementalDetokenizer
 from q2export.runtime.lifetime import Computing
 from q2export.runtime.prefill import prefill
 from q2export.runtime.results import FinishReason, GenerationResult, Timings, TokenEvent
 from q2export.runtime.sampling import Sampler, check_finite
 from q2export.runtime.stopping import StopStrings
-from q2export.runtime.tokenizer import IncrementalDetokenizer
 
 _CAPACITY_STEP = 16  # tokens: few distinct cache shapes for at most 15 unused tokens per row
 

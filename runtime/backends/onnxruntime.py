@@ -19,7 +19,7 @@ from q2export.errors import GenerationError
 from q2export.package.manifest import EngineInfo
 from q2export.runtime.backends.base import Float32Array, Int64Array
 from q2export.runtime.backends.onnxruntime_session import GraphSession, open_session
-from q2export.runtime.cpu import has_exact_int8_products
+from q2export.runtime.cpu import has_exact_int8_matmuls
 
 _log = logging.getLogger(__name__)
 
@@ -85,18 +85,18 @@ class OnnxRuntimeBackend:
         self._prefill_from = prefill_from
         files = [engine.file]
         if prefill and engine.prefill_file is not None:
-            if has_exact_int8_products():
+            if has_exact_int8_matmuls():
                 files.append(engine.prefill_file)
             else:
                 _log.warning(
-                    "%s is not used: int8 products are not exact on this processor", engine.prefill_file
+                    "%s is not used: int8 matmuls are not exact on this processor", engine.prefill_file
                 )
         self._graphs = [
             GraphSession(
                 open_session(
                     folder / file,
                     threads=threads,
-                    prepack=prepack or number > 0,  # int8 products of mapped weights are slower than none
+                    prepack=prepack or number > 0,  # int8 matmuls of mapped weights are slower than none
                     stop_spinning=number > 0,
                     profile=None if profile is None else profile.with_name(f"{profile.name}-{number}"),
                 ),

@@ -12,10 +12,10 @@ import pytest
 
 import q2export
 from q2export import runtime
-from q2export.errors import ExportError, PackageError
+from q2export.errors import PackageError, Q2ExportError
 from q2export.package.manifest import EngineInfo
 from q2export.runtime.backends.onnxruntime import OnnxRuntimeBackend
-from q2export.runtime.cpu import has_exact_int8_products
+from q2export.runtime.cpu import has_exact_int8_matmuls
 from tests.exporter.quantization.models import MOE, blocks_config
 from tests.helpers.checkpoints import write_checkpoint
 
@@ -39,8 +39,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, EngineInfo]:
 @pytest.fixture
 def exact_int8_matmul(monkeypatch: pytest.MonkeyPatch) -> None:
     """Needed wherever the graph is to be used."""
-    if not has_exact_int8_products():
-        pytest.skip("int8 products are not exact on this processor, so the prefill graph is not used")
+    if not has_exact_int8_matmuls():
+        pytest.skip("int8 matmuls are not exact on this processor, so the prefill graph is not used")
 
 
 def backend(built: tuple[Path, EngineInfo], **options: object) -> OnnxRuntimeBackend:
@@ -133,10 +133,10 @@ def test_generation_and_profile_use_both_graphs(built: tuple[Path, EngineInfo]) 
 def test_a_processor_without_exact_products_uses_the_first_graph(
     built: tuple[Path, EngineInfo], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("q2export.runtime.backends.onnxruntime.has_exact_int8_products", lambda: False)
+    monkeypatch.setattr("q2export.runtime.backends.onnxruntime.has_exact_int8_matmuls", lambda: False)
     with caplog.at_level(logging.WARNING):
         assert not backend(built).has_prefill_graph
-    assert "prefill.onnx is not used: int8 products are not exact on this processor" in caplog.text
+    assert "prefill.onnx is not used: int8 matmuls are not exact on this processor" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_which_processors_have_exact_products(
     path = tmp_path / "cpuinfo"
     if cpuinfo is not None:
         path.write_text(cpuinfo)
-    assert has_exact_int8_products(path) is exact
+    assert has_exact_int8_matmuls(path) is exact
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_an_int8_prefill_that_cannot_be_had_is_refused(
     tmp_path: Path, config: dict[str, object], changes: dict[str, object], message: str
 ) -> None:
     checkpoint = write_checkpoint(tmp_path / "checkpoint", blocks_config(**config))
-    with pytest.raises(ExportError, match=message):
+    with pytest.raises(Q2ExportError, match=message):
         q2export.build(checkpoint, tmp_path / "package", parity=False, overrides=OVERRIDES | changes)
     assert not (tmp_path / "package").exists()
 

@@ -9,7 +9,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from q2export.errors import ConfigError, GenerationError
-from q2export.runtime.tokenizer import IncrementalDetokenizer, Tokenizer, load_tokenizer
+from q2export.runtime.detokenizer import IncrementalDetokenizer
+from q2export.runtime.tokenizer import Tokenizer, load_tokenizer
 from tests.runtime.fakes import END, START, byte_ids, byte_tokenizer
 
 if TYPE_CHECKING:
