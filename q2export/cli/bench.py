@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -12,11 +13,36 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from q2export.cli import options
-from q2export.cli.input import random_prompts
 from q2export.cli.output import aligned, format_seconds, print_json
 
 if TYPE_CHECKING:
     from q2export.runtime.engine import Engine
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is measured: ``batch`` prompts of random tokens, and how often."""
+
+    prompt_tokens: int
+    new_tokens: int
+    batch: int
+    repeat: int
+    warmup: int
+
+    def prompts(self, vocab_size: int) -> list[list[int]]:
+        """Random ids, the same at every call."""
+        draw = random.Random(0)
+        return [[draw.randrange(vocab_size) for _ in range(self.prompt_tokens)] for _ in range(self.batch)]
+
+    def document(self, package: Path, threads: int | None) -> dict[str, object]:
+        """What every JSON result begins with."""
+        return {
+            "package": str(package),
+            "prompt_tokens": self.prompt_tokens,
+            "new_tokens": self.new_tokens,
+            "batch": self.batch,
+            "threads": threads,
+        }
 
 
 @dataclass(frozen=True)
@@ -78,42 +104,27 @@ def command(
     """
     from q2export import api
 
+    work = Workload(prompt_tokens, new_tokens, batch, repeat, warmup)
     if profile_ops:
         from q2export.cli.bench_ops import show_profile
 
-        show_profile(
-            package,
-            prompt_tokens,
-            new_tokens,
-            batch,
-            repeat=repeat,
-            warmup=warmup,
-            threads=threads,
-            prepack=prepack,
-            as_json=as_json,
-        )
+        show_profile(package, work, threads=threads, prepack=prepack, as_json=as_json)
         return
     start = time.perf_counter()
     engine = api.load(package, threads=threads, prepack=prepack)
     load_seconds = time.perf_counter() - start
-    prompts = random_prompts(engine.backend.vocab_size, batch, prompt_tokens)
+    prompts = work.prompts(engine.backend.vocab_size)
     runs = [_run(engine, prompts, new_tokens) for _ in range(warmup + repeat)][warmup:]
     prefill = _rates(batch * prompt_tokens, (run.prefill_seconds for run in runs))
     decode = _rates(batch * (new_tokens - 1), (run.decode_seconds for run in runs))
     if as_json:
         print_json(
             {
-                "package": str(package),
-                "prompt_tokens": prompt_tokens,
-                "new_tokens": new_tokens,
-                "batch": batch,
-                "threads": threads,
+                **work.document(package, threads),
                 "load_seconds": load_seconds,
                 "prefill_tokens_per_second": prefill,
                 "decode_tokens_per_second": decode,
-                "runs": [
-                    {"prefill_seconds": r.prefill_seconds, "decode_seconds": r.decode_seconds} for r in runs
-                ],
+                "runs": [asdict(run) for run in runs],
             }
         )
         return

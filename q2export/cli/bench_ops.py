@@ -4,51 +4,47 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from q2export import runtime
-from q2export.cli.input import random_prompts
 from q2export.cli.output import aligned, print_json
 from q2export.package.reader import read_package
 from q2export.runtime.op_trace import PhaseProfile
+
+if TYPE_CHECKING:
+    from q2export.cli.bench import Workload
 
 _SHOWN_NODES = 10
 
 
 def show_profile(
-    package: Path,
-    prompt_tokens: int,
-    new_tokens: int,
-    batch: int,
-    *,
-    repeat: int,
-    warmup: int,
-    threads: int | None,
-    prepack: bool | None,
-    as_json: bool,
+    package: Path, work: Workload, *, threads: int | None, prepack: bool | None, as_json: bool
 ) -> None:
     """Print where the time goes, prefill and decode apart: all operators, and the slowest nodes (JSON: all).
 
     Raises:
         Q2ExportError: see :func:`q2export.runtime.profile`.
     """
-    vocab_size = read_package(package).manifest.engine.vocab_size
-    prompts = random_prompts(vocab_size, batch, prompt_tokens)
     profile = runtime.profile(
-        package, prompts, new_tokens, repeat=repeat, warmup=warmup, threads=threads, prepack=prepack
+        package,
+        work.prompts(read_package(package).manifest.engine.vocab_size),
+        work.new_tokens,
+        repeat=work.repeat,
+        warmup=work.warmup,
+        threads=threads,
+        prepack=prepack,
     )
     phases = {"prefill": profile.prefill, "decode": profile.decode}
     if as_json:
-        sizes = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "batch": batch, "threads": threads}
         documents = {name: _document(phase) for name, phase in phases.items()}
-        print_json({"package": str(package), **sizes, **documents})
+        print_json({**work.document(package, threads), **documents})
         return
-    what = {"prefill": f"{prompt_tokens} tokens", "decode": "a token"}
+    what = {"prefill": f"{work.prompt_tokens} tokens", "decode": "a token"}
     for name, phase in phases.items():
         calls = "1 call" if phase.calls == 1 else f"{phase.calls} calls"
-        size = f"{what[name]}, batch {batch}, in {calls}"
+        size = f"{what[name]}, batch {work.batch}, in {calls}"
         click.echo(f"{name}: {phase.seconds * 1e3:.2f} ms for {size}, median of {phase.turns}")
         click.echo(aligned(_rows(phase), indent=2, right=(1, 2, 3)))
 

@@ -1,8 +1,7 @@
-"""What a command is given to work on: text in a file or on stdin, or prompts of random tokens."""
+"""What a command is given to work on: text in a file or on stdin."""
 
 from __future__ import annotations
 
-import random
 import sys
 from pathlib import Path
 
@@ -35,9 +34,3 @@ def read_stdin() -> str:
         return sys.stdin.read().removesuffix("\n")
     except UnicodeDecodeError as error:
         raise Q2ExportError(f"stdin: expected {error.encoding} text, found another byte") from error
-
-
-def random_prompts(vocab_size: int, batch: int, tokens: int) -> list[list[int]]:
-    """``batch`` prompts of random ids, the same at every call."""
-    draw = random.Random(0)
-    return [[draw.randrange(vocab_size) for _ in range(tokens)] for _ in range(batch)]

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from types import SimpleNamespace
+from pathlib import Path
 
 import pytest
 
+import q2export
 from q2export.cli.main import main
-from q2export.runtime.op_profile import OperatorProfile
-from q2export.runtime.op_trace import NodeTime, PhaseProfile
 from q2export.runtime.results import GenerationResult, Timings
 from tests.cli.engines import FakeBackend
 
@@ -72,57 +71,30 @@ def test_table(engine: TimedEngine, capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[2] == "decode 8.0 4.0 16.0 8 steps, batch 2"
 
 
-NODES = (NodeTime("layer.0/Gemm", "Gemm", 0.006), NodeTime("layer.1/Gemm", "Gemm", 0.002))
-PROFILE = OperatorProfile(
-    PhaseProfile(3, 2, 0.4, NODES[:1]), PhaseProfile(24, 1, 0.01, (*NODES, NodeTime("add", "Add", 0.001)))
-)
-
-
-@pytest.fixture
-def profiled(monkeypatch: pytest.MonkeyPatch) -> list[Sequence[Sequence[int]]]:
-    """The prompts that were profiled; the package has a vocabulary of 100."""
-    seen: list[Sequence[Sequence[int]]] = []
-
-    def profile(
-        package: object, prompts: Sequence[Sequence[int]], new_tokens: int, **options: object
-    ) -> OperatorProfile:
-        assert new_tokens == 9
-        assert options == {"repeat": 3, "warmup": 1, "threads": 2, "prepack": None}
-        seen.append(prompts)
-        return PROFILE
-
-    manifest = SimpleNamespace(engine=SimpleNamespace(vocab_size=100))
-    monkeypatch.setattr("q2export.runtime.profile", profile)
-    monkeypatch.setattr(
-        "q2export.cli.bench_ops.read_package", lambda package: SimpleNamespace(manifest=manifest)
-    )
-    return seen
-
-
-def test_profile_of_operators_as_json(
-    profiled: list[Sequence[Sequence[int]]], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["bench", "package", *OPTIONS, "--threads", "2", "--profile-ops", "--json"]) == 0
+def test_profile_of_operators(qwen2_tiny_package: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a real engine: the parts add up to the whole."""
+    command = ["bench", str(qwen2_tiny_package), *OPTIONS, "--threads", "1", "--profile-ops"]
+    assert main([*command, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert [len(prompt) for prompt in profiled[0]] == [16, 16]
-    assert all(0 <= token < 100 for prompt in profiled[0] for token in prompt)
-    decode = document["decode"]
-    assert decode["operators"] == [
-        {"op_type": "Gemm", "nodes": 2, "seconds": 0.008},
-        {"op_type": "Add", "nodes": 1, "seconds": 0.001},
-    ]
-    assert decode["nodes"][0] == {"name": "layer.0/Gemm", "op_type": "Gemm", "seconds": 0.006}
-    assert decode["between_nodes_seconds"] == pytest.approx(0.001)
-    assert (document["prefill"]["calls_per_turn"], decode["turns"], document["batch"]) == (2, 24, 2)
-
-
-def test_profile_of_operators_as_tables(
-    profiled: list[Sequence[Sequence[int]]], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["bench", "package", *OPTIONS, "--threads", "2", "--profile-ops"]) == 0
+    assert (document["prompt_tokens"], document["batch"], document["threads"]) == (16, 2, 1)
+    assert (document["prefill"]["turns"], document["decode"]["turns"]) == (3, 3 * 8)
+    for phase in (document["prefill"], document["decode"]):
+        inside = sum(operator["seconds"] for operator in phase["operators"])
+        assert inside + phase["between_nodes_seconds"] == pytest.approx(phase["seconds"])
+        assert sum(operator["nodes"] for operator in phase["operators"]) == len(phase["nodes"])
+        assert inside == pytest.approx(sum(node["seconds"] for node in phase["nodes"]))
+    assert main(command) == 0
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    assert lines[0] == "prefill: 400.00 ms for 16 tokens, batch 2, in 2 calls, median of 3"
-    assert "decode: 10.00 ms for a token, batch 2, in 1 call, median of 24" in lines
-    assert "Gemm 8.000 80.0% 2" in lines
-    assert "between nodes 1.000 10.0%" in lines
-    assert "layer.1/Gemm 2.000 20.0%" in lines
+    assert (
+        lines[0].startswith("prefill: ") and " ms for 16 tokens, batch 2, in 1 call, median of 3" in lines[0]
+    )
+    assert lines[1] == "operator ms share nodes"
+    assert any(" ms for a token, batch 2, in 1 call, median of 24" in line for line in lines)
+
+
+def test_profiling_wants_onnxruntime(
+    checkpoints: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    package = q2export.export(checkpoints / "qwen2-tiny", tmp_path / "portable").package
+    assert main(["bench", str(package), "--profile-ops"]) == 1
+    assert "operators are profiled in packages for onnxruntime only" in capsys.readouterr().err
