@@ -17,7 +17,7 @@ from pathlib import Path
 from q2export.contracts import opspec
 from q2export.errors import PackageError
 from q2export.package.manifest import MANIFEST_NAME, TOOL_NAME
-from q2export.package.protobuf import Buffer, fields, mapped, tag
+from q2export.package.protobuf import VARINT, Buffer, fields, mapped, tag, varints
 from q2export.strict.json import shown
 
 MAX_NODES = 1 << 16
@@ -27,18 +27,21 @@ MAX_ITEMS = 4 * MAX_NODES
 MAX_STRUCTURE_BYTES = 64 << 20
 """Of an ONNX file without the values of its tensors. A library makes some ten times that of it."""
 
+_NAME = tag(1)  # of AttributeProto and FunctionProto
 _GRAPH, _TRAINING, _FUNCTION = tag(7), tag(20), tag(25)  # of ModelProto
 _NODE, _INITIALIZER, _SPARSE = tag(1), tag(5), tag(15)  # of GraphProto
 _INPUT, _OUTPUT, _VALUE_INFO = tag(11), tag(12), tag(13)
 _OP_TYPE, _ATTRIBUTE = tag(4), tag(5)  # of NodeProto
 _TENSOR, _SUBGRAPH, _TENSORS, _SUBGRAPHS = tag(5), tag(6), tag(10), tag(11)  # of AttributeProto
 _SPARSE_TENSOR, _SPARSE_TENSORS = tag(22), tag(23)
+_INT, _INTS, _PACKED_INTS = tag(3, VARINT), tag(8, VARINT), tag(8)
 _RAW_DATA, _EXTERNAL_DATA = tag(9), tag(13)  # of TensorProto
-_NAME, _BODY_NODE, _BODY_DOMAIN, _OVERLOAD = tag(1), tag(7), tag(10), tag(13)  # of FunctionProto
+_BODY_NODE, _BODY_DOMAIN, _OVERLOAD = tag(7), tag(10), tag(13)  # of FunctionProto
 
 _IN_MODEL = frozenset((_GRAPH, _TRAINING, _FUNCTION))
 _IN_GRAPH = frozenset((_NODE, _INITIALIZER, _SPARSE, _INPUT, _OUTPUT, _VALUE_INFO))
-_IN_ATTRIBUTE = frozenset((_TENSOR, _SUBGRAPH, _TENSORS, _SUBGRAPHS, _SPARSE_TENSOR, _SPARSE_TENSORS))
+_IN_ATTRIBUTE = frozenset((_NAME, _TENSOR, _SUBGRAPH, _TENSORS, _SUBGRAPHS, _INT, _INTS, _PACKED_INTS))
+_IN_ATTRIBUTE |= {_SPARSE_TENSOR, _SPARSE_TENSORS}
 _IN_TENSOR = frozenset((_RAW_DATA, _EXTERNAL_DATA))
 _IN_FUNCTION = frozenset((_NAME, _BODY_NODE, _BODY_DOMAIN, _OVERLOAD))
 _IN_NODE = frozenset((_OP_TYPE, _ATTRIBUTE))
@@ -144,10 +147,22 @@ class _Check:
                 self._harmless.add(attribute)
 
     def _attribute(self, start: int, end: int) -> None:
+        name, numbers = b"", list[int]()
         for key, first, last in fields(self._data, start, end, _IN_ATTRIBUTE):
-            if key not in (_TENSOR, _TENSORS):
+            if key == _NAME:
+                name = self._data[first:last]
+            elif key in (_TENSOR, _TENSORS):
+                self._tensor(first, last)
+            elif key == _PACKED_INTS:
+                numbers += varints(self._data, first, last)
+            elif key in (_INT, _INTS):
+                numbers.append(first)
+            else:
                 raise ValueError("holds a node with a subgraph or a sparse tensor")
-            self._tensor(first, last)
+        # Kernels put attributes into 32 bits, and divide by what is left of them; Constant makes tensors.
+        for number in numbers if name not in (b"value_int", b"value_ints") else ():
+            if 1 << 31 <= number < (1 << 64) - (1 << 31):
+                raise ValueError(f"holds a node with the attribute {number}, which has more than 32 bits")
 
     def _tensor(self, start: int, end: int) -> None:
         place: dict[bytes, bytes] = {}

@@ -101,3 +101,16 @@ def varint(data: Buffer, position: int) -> tuple[int, int]:
             return value & (1 << 64) - 1, position
         shift += 7
     raise ValueError(f"is damaged: byte {position} is within an integer of more than 64 bits")
+
+
+def varints(data: Buffer, start: int, end: int) -> Iterator[int]:
+    """The packed integers of ``data[start:end]``.
+
+    Raises:
+        ValueError: the last is cut short, or one has more than 64 bits.
+    """
+    while start < end:
+        value, start = varint(data, start)
+        yield value
+    if start != end:
+        raise ValueError(f"is damaged: an integer goes beyond byte {end}, where its list ends")

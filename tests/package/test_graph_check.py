@@ -71,7 +71,11 @@ def check(tmp_path: Path, content: bytes) -> None:
 
 
 def test_graphs_of_our_own_are_taken(tmp_path: Path) -> None:
-    check(tmp_path, good().SerializeToString())
+    model = good()
+    model.graph.node[0].attribute.append(helper.make_attribute("axis", -1))
+    model.graph.node[0].attribute.append(helper.make_attribute("sizes", [0, (1 << 31) - 1, -(1 << 31)]))
+    model.graph.node.append(helper.make_node("Constant", [], ["d"], value_int=1 << 62))
+    check(tmp_path, model.SerializeToString())
 
 
 def branch(depth: int) -> onnx.NodeProto:
@@ -131,6 +135,13 @@ def attribute(tensor: TensorProto) -> Callable[[onnx.ModelProto], None]:
     return change
 
 
+def number(value: int | list[int]) -> Callable[[onnx.ModelProto], None]:
+    def change(model: onnx.ModelProto) -> None:
+        model.graph.node.append(helper.make_node("Q2MoE", ["x"], ["z"], domain="q2export", top_k=value))
+
+    return change
+
+
 REFUSED: list[tuple[Callable[[onnx.ModelProto], None], str]] = [
     (chain, r"holds the function 'evil\.F0', which is not q2export's"),
     (lambda m: m.functions.append(function("Q2MoE", [("", "Neg")], "evil")), r"function 'evil\.Q2MoE'"),
@@ -156,6 +167,9 @@ REFUSED: list[tuple[Callable[[onnx.ModelProto], None], str]] = [
     (weight("weights.safetensors", "9" * 120), "at '999"),
     (entry("location", "/etc/passwd"), "says twice where a weight is: location"),
     (entry("checksum", "x"), "in a way that q2export does not write"),
+    (number(1 << 32), "the attribute 4294967296, which has more than 32 bits"),
+    (number(-(1 << 31) - 1), "the attribute 18446744071562067967, which has more than 32 bits"),
+    (number([1, 1 << 40]), "the attribute 1099511627776, which has more than 32 bits"),
     (attribute(external("t", "/etc/passwd", 0, 40)), "reads weights from '/etc/passwd'"),
 ]
 

@@ -1,0 +1,1 @@
+"""Packages of attackers: opened in a process of bounded memory and time."""
