@@ -7,7 +7,8 @@ Only one layer is in memory at a time, in float32, and the vocabulary projection
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import itertools
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,6 +24,8 @@ from q2export.exporter.checkpoint.source import Source
 from q2export.exporter.graph.model.decoder import DecoderLayer
 
 Float32Array = npt.NDArray[np.float32]
+RouterHook = Callable[[str, int, Float32Array], Float32Array]
+"""Takes module path, index of the sequence and router logits ``[tokens, num_experts]``; returns the like."""
 _EMBEDDING, _NORM, _HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 
 
@@ -44,14 +47,14 @@ class ReferenceLayer:
 
     def __init__(self, module: DecoderLayer, config: ModelConfig, inv_freq: Tensor) -> None:
         self.module = module
-        self._config = config
+        self.config = config
         self._inv_freq = inv_freq
 
     @torch.no_grad()
     def __call__(self, hidden: Tensor) -> Tensor:
         """Map ``[1, tokens, hidden_size]`` to the same shape."""
         tokens = hidden.shape[1]
-        cache = torch.zeros(1, self._config.num_key_value_heads, tokens, self._config.head_dim)
+        cache = torch.zeros(1, self.config.num_key_value_heads, tokens, self.config.head_dim)
         positions = torch.arange(tokens)[None]
         lengths = torch.tensor([0]), torch.tensor([tokens])
         output: Tensor = self.module(hidden, positions, self._inv_freq, cache, cache, *lengths)[0]
@@ -59,27 +62,32 @@ class ReferenceLayer:
 
 
 class CheckpointReference:
-    """Runs a checkpoint, teacher-forced; ``values`` are its parameters in float32."""
+    """Runs a checkpoint, teacher-forced; ``config`` is its own, ``values`` its parameters in float32."""
 
     def __init__(self, source: Source) -> None:
-        self._config = source.config
-        self.num_layers = source.config.num_hidden_layers
+        self.config = source.config
         self.values = ParameterValues(source.checkpoint, source.packed)
-        inv_freq, self._attention_factor = inverse_frequencies(self._config.rope, self._config.head_dim)
+        inv_freq, self._attention_factor = inverse_frequencies(self.config.rope, self.config.head_dim)
         self._inv_freq = torch.from_numpy(inv_freq)
 
     @torch.no_grad()
-    def run(self, sequences: Sequence[Sequence[int]], capture: Collection[str] = ()) -> Run:
+    def run(
+        self,
+        sequences: Sequence[Sequence[int]],
+        capture: Collection[str] = (),
+        routers: RouterHook | None = None,
+    ) -> Run:
         """Run all sequences in one pass over the weights.
 
         Args:
             sequences: token ids, each at least one.
             capture: module paths whose outputs are wanted, such as ``model.layers.3.self_attn.q_proj``.
+            routers: told the logits of every router, and returns those that decide.
         """
         run = Run([])
         hidden = [self.embed(sequence) for sequence in sequences]
         self._keep(run, capture, "model.embed_tokens", hidden)
-        for index in range(self._config.num_hidden_layers):
+        for index in range(self.config.num_hidden_layers):
             layer = self.layer(index)
             path = f"model.layers.{index}"
             hooks = [
@@ -87,6 +95,8 @@ class CheckpointReference:
                 for name, child in layer.module.named_modules()
                 if name
             ]
+            if routers is not None and self.config.is_moe_layer(index):
+                hooks.append(_route_by(layer.module.get_submodule("mlp.gate"), f"{path}.mlp.gate", routers))
             hidden = [layer(one) for one in hidden]
             for hook in hooks:
                 hook.remove()
@@ -100,14 +110,14 @@ class CheckpointReference:
     def layer(self, index: int) -> ReferenceLayer:
         """Read one decoder layer."""
         with torch.device("meta"):
-            module = DecoderLayer(self._config, index, self._attention_factor).eval()
+            module = DecoderLayer(self.config, index, self._attention_factor).eval()
         self._load(module, f"model.layers.{index}")
-        return ReferenceLayer(module, self._config, self._inv_freq)
+        return ReferenceLayer(module, self.config, self._inv_freq)
 
     def final_norm(self, hidden: Sequence[Tensor]) -> list[Tensor]:
         """Normalise the last layer's results: ``[1, tokens, hidden_size]`` to ``[tokens, hidden_size]``."""
         norm = self._read(_NORM)
-        return [functional.rms_norm(one[0], norm.shape, norm, self._config.rms_norm_eps) for one in hidden]
+        return [functional.rms_norm(one[0], norm.shape, norm, self.config.rms_norm_eps) for one in hidden]
 
     def embed(self, sequence: Sequence[int]) -> Tensor:
         """Rows of the embedding, ``[1, tokens, hidden_size]``; only these rows are read."""
@@ -119,8 +129,8 @@ class CheckpointReference:
 
         They are computed in slices of the vocabulary, so that the matrix is never whole in memory.
         """
-        name = _EMBEDDING if self._config.tie_word_embeddings else _HEAD
-        logits = [np.empty((len(one), self._config.vocab_size), dtype=np.float32) for one in hidden]
+        name = _EMBEDDING if self.config.tie_word_embeddings else _HEAD
+        logits = [np.empty((len(one), self.config.vocab_size), dtype=np.float32) for one in hidden]
         for first, rows in self.values.slices(name):
             weight = torch.from_numpy(rows)
             for out, one in zip(logits, hidden, strict=True):
@@ -150,6 +160,16 @@ class CheckpointReference:
                 run.captures.setdefault(name, []).append(_matrix(first))
 
         return module.register_forward_hook(store)
+
+
+def _route_by(gate: nn.Module, path: str, routers: RouterHook) -> torch.utils.hooks.RemovableHandle:
+    """Let ``routers`` decide; the sequences go through the layer one after the other."""
+    sequence = itertools.count()
+
+    def decide(_: nn.Module, __: object, logits: Tensor) -> Tensor:
+        return torch.from_numpy(routers(path, next(sequence), _matrix(logits))).reshape(logits.shape)
+
+    return gate.register_forward_hook(decide)
 
 
 def _matrix(tensor: Tensor) -> Float32Array:

@@ -71,8 +71,8 @@ def write_comparison(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        _write_data(partial, opened.manifest, source)
-        (partial / SETTINGS).write_text(_settings(opened, folder, runners), encoding="utf-8")
+        scale = _write_data(partial, opened.manifest, source)
+        (partial / SETTINGS).write_text(_settings(opened, folder, runners, scale), encoding="utf-8")
         shutil.copy(Path(polygraphy_compare.__file__), partial / SCRIPT)
         partial.rename(folder)
     except BaseException:
@@ -97,10 +97,11 @@ def _runners(manifest: Manifest) -> tuple[str, ...]:
     return found
 
 
-def _write_data(folder: Path, manifest: Manifest, source: Source) -> None:
-    """Inputs of the golden step, and what PyTorch computes from them in float32."""
+def _write_data(folder: Path, manifest: Manifest, source: Source) -> float:
+    """Inputs of the golden step, and the logits of PyTorch in float32; returns the scale of these."""
     from q2export.compare.polygraphy_files import save_inputs, save_outputs
     from q2export.compare.prompts import golden_step
+    from q2export.compare.verify.metrics import logit_scale
     from q2export.exporter.reference import CheckpointReference
     from q2export.runtime.backends.onnxruntime import step_inputs
 
@@ -108,11 +109,13 @@ def _write_data(folder: Path, manifest: Manifest, source: Source) -> None:
     logits = CheckpointReference(source).run([tokens]).logits[0][positions]
     save_inputs(folder / INPUTS, [step_inputs(manifest.engine, tokens, positions)])
     save_outputs(folder / OUTPUTS, REFERENCE, [{"logits": logits[None]}])
+    return logit_scale([logits])
 
 
-def _settings(opened: Package, folder: Path, runners: tuple[str, ...]) -> str:
+def _settings(opened: Package, folder: Path, runners: tuple[str, ...], logit_scale: float) -> str:
     """What the script has to know, as JSON."""
     manifest, engine = opened.manifest, opened.manifest.engine
+    limit = _DEFAULT_ATOL if manifest.profile is None else manifest.profile.parity.max_abs_logit_error
     settings = {
         "written_by": f"{manifest.tool.name} {manifest.tool.version}",
         "package": os.path.relpath(opened.folder, folder),
@@ -121,6 +124,6 @@ def _settings(opened: Package, folder: Path, runners: tuple[str, ...]) -> str:
         "builder": engine.tensorrt.builder if engine.tensorrt else None,
         "kv_dtype": engine.kv_dtype,
         "runners": runners,
-        "atol": _DEFAULT_ATOL if manifest.profile is None else manifest.profile.parity.max_abs_logit_error,
+        "atol": limit * logit_scale,
     }
     return json.dumps(settings, indent=2) + "\n"

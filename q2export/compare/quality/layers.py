@@ -48,7 +48,7 @@ def compare_layers(
     drifted = [quantized.embed(sequence) for sequence in sequences]
     layers: list[LayerQuality] = []
     errors: dict[str, float] = {}
-    for index in range(reference.num_layers):
+    for index in range(reference.config.num_hidden_layers):
         path = f"model.layers.{index}"
         layer, quantized_layer = reference.layer(index), quantized.layer(index)
         errors |= _weight_errors(path, layer.module, quantized_layer.module, weights)

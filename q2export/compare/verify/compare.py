@@ -8,17 +8,25 @@ from typing import TYPE_CHECKING
 
 from q2export.compare.verify.engine_probe import EngineProbe
 from q2export.compare.verify.greedy import Decode, check_greedy
-from q2export.compare.verify.judge import judge
+from q2export.compare.verify.judge import Verdict, judge
 from q2export.compare.verify.localise import capture_names, localise
 from q2export.compare.verify.metrics import (
     first_non_finite,
+    logit_scale,
     measure_logits,
     merge_metrics,
     perplexity,
     require_finite,
     require_same_shape,
 )
-from q2export.compare.verify.results import ParityReport, RunInfo, SequenceResult
+from q2export.compare.verify.results import (
+    LogitMetrics,
+    ParityReport,
+    RunInfo,
+    SequenceResult,
+    scaled_limits,
+)
+from q2export.compare.verify.router_ties import RouterTies, router_names
 from q2export.contracts.profile import ParityThresholds
 from q2export.errors import ParityError
 from q2export.runtime.backends.base import Float32Array
@@ -52,7 +60,8 @@ def compare(
 ) -> ParityReport:
     """Compare an engine with the PyTorch reference.
 
-    The reference makes one pass over its weights, and a second one only to look inside a diverging layer.
+    The reference makes one pass over its weights; after a failure another to look inside a diverging layer,
+    and with experts one more where some of them tie (:mod:`.router_ties`).
 
     Args:
         reference: the PyTorch model.
@@ -72,28 +81,59 @@ def compare(
             is not finite.
     """
     cases = _cases(probe, prompts, n_greedy, text_tokens)
-    run = reference.run([case.tokens for case in cases], capture_names(probe))
-    for case, logits in zip(cases, run.logits, strict=True):
-        require_finite(logits, f"{case.name}: reference logits")
-    tie_margin = 2 * thresholds.max_abs_logit_error
-    sequences = tuple(
-        _compare_case(probe, case, logits, tie_margin, decode or _no_text)
-        for case, logits in zip(cases, run.logits, strict=True)
-    )
-    measured = [sequence.metrics for sequence in sequences if sequence.metrics is not None]
-    total = merge_metrics(measured) if len(measured) == len(sequences) else None
-    verdict = judge(sequences, total, thresholds)
-    found = localise(reference, probe, run, sequences, [case.tokens for case in cases], verdict)
+    tokens = [case.tokens for case in cases]
+    names = capture_names(probe)
+    run, ties = reference.run(tokens, names), None
+    found = _measure(probe, cases, run.logits, thresholds, decode or _no_text)
+    if found.verdict.failures and (routers := router_names(probe)):
+        top_k = reference.config.moe.num_experts_per_tok if reference.config.moe else 0
+        ties = RouterTies([probe.capture(one, routers) for one in tokens], top_k)
+        again = reference.run(tokens, names, ties)
+        if ties.followed:
+            run = again
+            found = _measure(probe, cases, run.logits, thresholds, decode or _no_text)
+    origin = localise(reference, probe, run, found.sequences, tokens, found.verdict, ties)
     return ParityReport(
         info=info,
         thresholds=thresholds,
-        failures=verdict.failures,
-        warnings=(*verdict.warnings, *found.warnings),
-        sequences=sequences,
-        total=total,
-        curve=found.curve,
-        divergence=found.divergence,
+        logit_scale=found.logit_scale,
+        router_ties=ties.followed if ties else 0,
+        failures=found.verdict.failures,
+        warnings=(*found.verdict.warnings, *origin.warnings),
+        sequences=found.sequences,
+        total=found.total,
+        curve=origin.curve,
+        divergence=origin.divergence,
     )
+
+
+@dataclass(frozen=True)
+class _Measured:
+    sequences: tuple[SequenceResult, ...]
+    total: LogitMetrics | None
+    logit_scale: float
+    verdict: Verdict
+
+
+def _measure(
+    probe: EngineProbe,
+    cases: Sequence[_Case],
+    reference: Sequence[Float32Array],
+    thresholds: ParityThresholds,
+    decode: Decode,
+) -> _Measured:
+    """Score every case with the engine, and judge."""
+    for case, logits in zip(cases, reference, strict=True):
+        require_finite(logits, f"{case.name}: reference logits")
+    scale = logit_scale(reference)
+    limits = scaled_limits(thresholds, scale)
+    sequences = tuple(
+        _compare_case(probe, case, logits, 2 * limits.max_abs_logit_error, decode)
+        for case, logits in zip(cases, reference, strict=True)
+    )
+    measured = [sequence.metrics for sequence in sequences if sequence.metrics is not None]
+    total = merge_metrics(measured) if len(measured) == len(sequences) else None
+    return _Measured(sequences, total, scale, judge(sequences, total, limits))
 
 
 def _no_text(tokens: Sequence[int]) -> str:

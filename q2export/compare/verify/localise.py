@@ -16,6 +16,7 @@ from q2export.compare.verify.activations import HEAD, Activation
 from q2export.compare.verify.engine_probe import EngineProbe
 from q2export.compare.verify.judge import Verdict
 from q2export.compare.verify.results import ActivationDifference, Curve, Divergence, SequenceResult
+from q2export.compare.verify.router_ties import RouterTies
 
 if TYPE_CHECKING:
     from q2export.exporter.reference import CheckpointReference, Run
@@ -49,6 +50,7 @@ def localise(
     sequences: Sequence[SequenceResult],
     tokens: Sequence[Sequence[int]],
     verdict: Verdict,
+    ties: RouterTies | None = None,
 ) -> Findings:
     """Compute the error curve and, if the verdict is failure, look for its origin.
 
@@ -62,6 +64,7 @@ def localise(
         sequences: results of the comparison, parallel to ``tokens``.
         tokens: the compared sequences.
         verdict: of the comparison.
+        ties: of the reference's pass, where experts tied.
     """
     stages = stages_of(probe)
     if not stages:
@@ -73,7 +76,7 @@ def localise(
     diverges = any(stage.diverges for stage in errors)
     divergence = None
     if verdict.failures and (diverges or (verdict.logits_failed and reproduced)):
-        divergence = _find_origin(reference, probe, errors, prefix)
+        divergence = _find_origin(reference, probe, errors, prefix, ties.only(focus) if ties else None)
     warnings = tuple(_warnings(errors, verdict, reproduced))
     return Findings(Curve(sequences[focus].name, len(prefix), errors), divergence, warnings)
 
@@ -126,6 +129,7 @@ def _find_origin(
     probe: EngineProbe,
     errors: Sequence[ActivationDifference],
     prefix: Sequence[int],
+    ties: RouterTies | None,
 ) -> Divergence:
     stage = first_divergence(errors)
     inner = [
@@ -136,7 +140,7 @@ def _find_origin(
     origin = stage
     if inner:
         names = [one.name for one in inner]
-        captures = reference.run([prefix], names).captures
+        captures = reference.run([prefix], names, ties).captures
         expected = {name: captures[name][0] for name in names}
         engine = probe.capture(prefix, names)
         origin = first_divergence(layer_differences(inner, expected, engine, stage, FLOAT32_NOISE))

@@ -24,6 +24,9 @@ from q2export.runtime.backends.base import Float32Array
 
 Float64Array = npt.NDArray[np.float64]
 
+ORDINARY_SPREAD = 10.0
+"""Standard deviation of logits up to which limits hold as they are; that of Qwen2 models is about 3."""
+
 BLOCK_ELEMENTS = 1 << 21  # 16 MiB per float64 temporary
 HISTOGRAM_FIRST_DECADE = -10
 HISTOGRAM_LAST_DECADE = 3
@@ -69,6 +72,24 @@ def require_finite(values: Float32Array, what: str) -> None:
             f"{what}: {bad.value} at token {bad.token}, channel {bad.channel} "
             f"({bad.count} values are not finite); expected finite values"
         )
+
+
+def logit_scale(logits: Sequence[Float32Array]) -> float:
+    """How much larger logits are than ordinary ones, at least 1: their spread over :data:`ORDINARY_SPREAD`.
+
+    The spread is the root mean square of the distance from the mean of the position; a constant added to all
+    logits, which changes no probability, is not part of it.
+
+    Args:
+        logits: per sequence, finite, ``[tokens, vocab]``.
+    """
+    total, count = 0.0, 0
+    for sequence in logits:
+        for _, rows in row_blocks(sequence):
+            wide = rows.astype(np.float64)
+            total += float(np.square(wide - wide.mean(axis=1, keepdims=True)).sum())
+            count += wide.size
+    return max(1.0, math.sqrt(total / count) / ORDINARY_SPREAD)
 
 
 def measure_logits(reference: Float32Array, engine: Float32Array, tie_margin: float) -> LogitMetrics:

@@ -28,7 +28,7 @@ from q2export.compare.verify.results import (
     ParityReport,
     SequenceResult,
 )
-from q2export.compare.verify.summary import summary_checks
+from q2export.compare.verify.summary import remarks, summary_checks
 
 
 def parity_page(report: ParityReport) -> Page:
@@ -41,7 +41,7 @@ def parity_page(report: ParityReport) -> Page:
         passed=report.passed,
         praise="The engine equals the reference within the limits of its profile.",
         failures=report.failures,
-        remarks=report.warnings,
+        remarks=remarks(report),
         sections=list(_sections(report)),
     )
 
@@ -53,7 +53,7 @@ def _sections(report: ParityReport) -> Iterator[Section]:
     if report.curve is not None:
         yield _layers(report.curve, report.divergence)
     if report.total is not None:
-        yield _logits(report.total, report.thresholds.max_abs_logit_error)
+        yield _logits(report.total, report.limits.max_abs_logit_error)
     yield _tokens(report)
     parts: list[Facts | Command] = [Facts(list(report.info.environment.items()))]
     if report.info.command:

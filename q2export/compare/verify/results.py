@@ -7,7 +7,7 @@ position along the last axis (for logits: the token id). KL divergences are in n
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from q2export.compare.report.stored import StoredReport
@@ -221,6 +221,9 @@ class ParityReport(StoredReport):
     """The outcome of one parity check.
 
     Attributes:
+        thresholds: of the profile; ``limits`` are those that were applied.
+        logit_scale: how much larger the reference's logits are than ordinary ones, at least 1.
+        router_ties: choices among experts that tie in the reference, which took the engine's there.
         failures: what broke a limit, one sentence each; empty means passed.
         warnings: what deserves attention but broke no limit.
         total: all sequences together; None if any engine logit is not finite.
@@ -233,9 +236,28 @@ class ParityReport(StoredReport):
 
     info: RunInfo
     thresholds: ParityThresholds
+    logit_scale: float
+    router_ties: int
     failures: tuple[str, ...]
     warnings: tuple[str, ...]
     sequences: tuple[SequenceResult, ...]
     total: LogitMetrics | None
     curve: Curve | None
     divergence: Divergence | None
+
+    @property
+    def limits(self) -> ParityThresholds:
+        """The thresholds for logits of this size."""
+        return scaled_limits(self.thresholds, self.logit_scale)
+
+
+def scaled_limits(thresholds: ParityThresholds, logit_scale: float) -> ParityThresholds:
+    """The thresholds for logits that are larger than ordinary ones.
+
+    Rounding errors grow with the logits, and with them the divergence they cause.
+    """
+    return replace(
+        thresholds,
+        max_abs_logit_error=thresholds.max_abs_logit_error * logit_scale,
+        max_kl_divergence=thresholds.max_kl_divergence * logit_scale,
+    )

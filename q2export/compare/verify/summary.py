@@ -14,10 +14,25 @@ def summary_lines(report: ParityReport) -> list[str]:
     lines = [f"{'PASS' if report.passed else 'FAIL'}: {report.info.engine} against {report.info.model}"]
     lines += check_lines(summary_checks(report))
     lines += [f"failed: {failure}" for failure in report.failures]
-    lines += [f"note: {warning}" for warning in report.warnings]
+    lines += [f"note: {remark}" for remark in remarks(report)]
     if report.divergence:
         lines += describe_divergence(report.divergence)
     return lines
+
+
+def remarks(report: ParityReport) -> list[str]:
+    """What deserves attention, in sentences: warnings, and how the comparison was made fair."""
+    found = list(report.warnings)
+    if report.router_ties:
+        found.append(
+            f"experts tie within rounding {report.router_ties:,} times: PyTorch was given the engine's choice"
+        )
+    if report.logit_scale > 1:
+        found.append(
+            f"the logits are {report.logit_scale:.3g} times as large as ordinary ones; the limits on their "
+            "error and on the divergence are as many times those of the profile"
+        )
+    return found
 
 
 def describe_divergence(divergence: Divergence) -> list[str]:
@@ -40,7 +55,7 @@ def describe_divergence(divergence: Divergence) -> list[str]:
 
 def summary_checks(report: ParityReport) -> Iterator[Check]:
     """The rows of the summary, shared by the page and the terminal."""
-    limits, total = report.thresholds, report.total
+    limits, total = report.limits, report.total
     if total is None:
         yield Check("Logits", "not finite", "finite", False, "")
     else:

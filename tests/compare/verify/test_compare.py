@@ -10,9 +10,19 @@ import pytest
 
 from q2export.compare.verify.compare import compare
 from q2export.compare.verify.greedy import check_greedy
+from q2export.compare.verify.metrics import logit_scale
 from q2export.compare.verify.results import ParityReport
 from q2export.errors import ParityError
-from tests.compare.verify.tiny import INFO, PROMPTS, THRESHOLDS, TinyEngine, TinyReference, pair, perturb
+from tests.compare.verify.tiny import (
+    INFO,
+    PROMPTS,
+    THRESHOLDS,
+    TinyEngine,
+    TinyModel,
+    TinyReference,
+    pair,
+    perturb,
+)
 
 
 def words(tokens: Sequence[int]) -> str:
@@ -182,6 +192,32 @@ def test_each_limit_is_applied(change: dict[str, float], words: str) -> None:
     limits = replace(THRESHOLDS, **change)
     report = compare(reference, TinyEngine(healthy), PROMPTS, limits, info=INFO, n_greedy=0)
     assert len(report.failures) == 1 and report.failures[0].startswith(words)
+
+
+@pytest.mark.parametrize("factor", [1.0, 3.0, 1e4])
+def test_limits_grow_with_the_logits(factor: float) -> None:
+    """Rounding errors do, and a fault does, too."""
+    reference, healthy = pair(3)
+
+    def larger(model: TinyModel) -> TinyModel:
+        head = model.weights["lm_head"] * np.float32(factor)
+        return replace(model, weights={**model.weights, "lm_head": head})
+
+    reference = TinyReference(larger(reference.model))
+    report = check(reference, TinyEngine(larger(healthy)))
+    assert report.passed and (report.logit_scale == 1) is (factor < 10)
+    assert report.limits.max_abs_logit_error == THRESHOLDS.max_abs_logit_error * report.logit_scale
+    assert report.limits.max_kl_divergence == THRESHOLDS.max_kl_divergence * report.logit_scale
+    faulty = larger(perturb(healthy, "model.layers.1.mlp.up_proj", (0, 0), 0.1))
+    report = check(reference, TinyEngine(faulty))
+    assert not report.passed
+    assert report.divergence is not None and report.divergence.layer == 1
+
+
+def test_a_constant_added_to_all_logits_widens_no_limit() -> None:
+    rows = np.random.default_rng(0).standard_normal((5, 97)).astype(np.float32)
+    assert logit_scale([rows + 1000, rows]) == 1
+    assert logit_scale([rows * 100, rows * 100]) == pytest.approx(10 * rows.std(), rel=0.05)
 
 
 def test_top1_agreement_is_applied() -> None:

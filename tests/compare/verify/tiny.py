@@ -147,7 +147,9 @@ class TinyReference:
     model: TinyModel
     asked: list[tuple[int, tuple[str, ...]]] = field(default_factory=list)
 
-    def run(self, sequences: Sequence[Sequence[int]], capture: Collection[str] = ()) -> Run:
+    def run(
+        self, sequences: Sequence[Sequence[int]], capture: Collection[str] = (), routers: object = None
+    ) -> Run:
         """As the probe does."""
         self.asked.append((len(sequences), tuple(capture)))
         runs = [self.model.forward(tokens) for tokens in sequences]
