@@ -145,8 +145,8 @@ def build(
         )
         writer.write_manifest(manifest)
         stages.check_loads(job, writer, watch)
-    warnings, passes = made.source.config.warnings, made.graph.passes
-    return BuildResult(writer.output, manifest, warnings, passes, watch.seconds, peak_rss_bytes())
+    passes = made.graph.passes
+    return BuildResult(writer.output, manifest, job.warnings, passes, watch.seconds, peak_rss_bytes())
 
 
 def export(

@@ -24,9 +24,10 @@ from q2export.exporter.checkpoint.config_fields import (
     SIZE_DEFAULTS,
     SIZE_LIMITS,
 )
+from q2export.exporter.checkpoint.folder import check_folder
 from q2export.exporter.checkpoint.json_fields import Fields
 from q2export.exporter.checkpoint.model_config import FULL, SLIDING, ModelConfig, MoeConfig
-from q2export.exporter.checkpoint.packed_config import is_packed, parse_section
+from q2export.exporter.checkpoint.packed_config import UNPADDED_KEY, is_packed, parse_section
 from q2export.exporter.checkpoint.published_config import PublishedQuantization, parse_published
 from q2export.exporter.checkpoint.rope import RopeParameters
 from q2export.exporter.checkpoint.rope_config import parse_rope
@@ -44,7 +45,10 @@ def load_config(folder: Path) -> ModelConfig:
 
     Raises:
         ConfigError: naming the file and the field.
+        CheckpointError: the folder holds no complete model, see
+            :func:`~q2export.exporter.checkpoint.folder.check_folder`.
     """
+    check_folder(folder)
     path = folder / "config.json"
     return parse_config(read_object(path, _MAX_CONFIG_BYTES, ConfigError), str(path))
 
@@ -93,6 +97,7 @@ def _parse(fields: Fields) -> ModelConfig:
         torch_dtype=_dtype(fields),
         moe=_moe(fields, sizes) if model_type == "qwen2_moe" else None,
         quantization=quantization,
+        unpadded_sizes=_unpadded_sizes(fields, sizes),
         warnings=(
             *_absent_fields(fields, model_type),
             *rope_warnings,
@@ -199,6 +204,16 @@ def _quantization(fields: Fields) -> PackedQuantization | PublishedQuantization 
     return parse_section(section) if is_packed(section) else parse_published(section, "quantization_config.")
 
 
+def _unpadded_sizes(fields: Fields, sizes: Mapping[str, int]) -> dict[str, int]:
+    """Intermediate sizes before quantizing rounded them up."""
+    group = fields.object(UNPADDED_KEY) or {}
+    inside = Fields(group, f"{UNPADDED_KEY}.")
+    for name in group:
+        if name not in sizes or not name.endswith("intermediate_size"):
+            raise ConfigError(f"{UNPADDED_KEY}: expected intermediate sizes, found {shown(name)}")
+    return {name: inside.integer(name, high=sizes[name]) for name in group}
+
+
 def _absent_fields(fields: Fields, model_type: str) -> list[str]:
     return [
         f"{name} is absent: using transformers' default"
@@ -211,7 +226,7 @@ def _unknown_fields(fields: Fields, model_type: str, rope: RopeParameters) -> li
     read = READ_FIELDS | MOE_FIELDS if model_type == "qwen2_moe" else READ_FIELDS
     if rope.rope_type == "yarn":
         read |= {"original_max_position_embeddings"}
-    known = read | HARMLESS_FIELDS | REFUSED_FIELDS.keys() | FIXED_FIELDS.keys()
+    known = {UNPADDED_KEY} | read | HARMLESS_FIELDS | REFUSED_FIELDS.keys() | FIXED_FIELDS.keys()
     return [
         f"unknown field {shown(name)} is ignored and could change the numbers{_typo(name, read)}"
         for name in sorted(fields.data.keys() - known)

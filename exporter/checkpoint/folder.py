@@ -22,12 +22,13 @@ from q2export.exporter.checkpoint.listing import listed_names
 from q2export.exporter.checkpoint.safetensors_header import FLOAT_DTYPES, TensorRef, read_header
 from q2export.strict.json import read_object, shown
 
-__all__ = ["Checkpoint", "RawBits", "TensorRef", "open_checkpoint", "read_blocks"]
+__all__ = ["Checkpoint", "RawBits", "TensorRef", "check_folder", "open_checkpoint", "read_blocks"]
 
 RawBits = npt.NDArray[np.uint8] | npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+ADAPTER_CONFIG = "adapter_config.json"
 
 _MAX_INDEX_BYTES = 100_000_000
 
@@ -53,6 +54,43 @@ class Checkpoint:
         return max(nbytes, key=lambda dtype: nbytes[dtype]) if nbytes else "F32"
 
 
+TEXT_FILES = (
+    "added_tokens.json",
+    "chat_template.jinja",
+    "generation_config.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+)
+"""What a checkpoint may hold besides weights and configuration."""
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse what is no complete model, from the names in the folder.
+
+    Raises:
+        CheckpointError: a text is a link that leads nowhere, as in a hub cache that was pruned: without it
+            the engine would generate other text. Or the folder holds a LoRA adapter and no model.
+    """
+    for name in TEXT_FILES:
+        path = folder / name
+        if path.is_symlink() and not path.exists():
+            raise CheckpointError(
+                f"{path}: leads to {os.readlink(path)}, which is not there (a hub cache that was pruned?); "
+                "get the model again"
+            )
+    adapter = folder / ADAPTER_CONFIG
+    if adapter.is_file() and not (folder / "config.json").exists():
+        base = read_object(adapter, _MAX_INDEX_BYTES, CheckpointError).get("base_model_name_or_path")
+        of = f" of {shown(base)}" if base else ""
+        raise CheckpointError(
+            f"{folder}: holds a LoRA adapter ({ADAPTER_CONFIG}){of}, not a model; merge it first, with "
+            "peft's merge_and_unload() and save_pretrained(), and give the merged folder"
+        )
+
+
 def open_checkpoint(folder: Path, dtypes: Collection[str] = FLOAT_DTYPES) -> Checkpoint:
     """Read the headers of ``model.safetensors`` or of the shards in ``model.safetensors.index.json``.
 
@@ -72,8 +110,8 @@ def open_checkpoint(folder: Path, dtypes: Collection[str] = FLOAT_DTYPES) -> Che
         raise CheckpointError(
             f"{folder}: expected a checkpoint folder: {problem.strerror or problem}"
         ) from problem
-    if "adapter_config.json" in present:
-        raise CheckpointError(f"{folder / 'adapter_config.json'}: adapters are not applied; merge it first")
+    if ADAPTER_CONFIG in present:
+        raise CheckpointError(f"{folder / ADAPTER_CONFIG}: adapters are not applied; merge it first")
     weight_map = _read_index(folder) if INDEX_FILE in present else None
     names = [SINGLE_FILE] if weight_map is None else sorted(set(weight_map.values()))
     left_over = sorted(name for name in present if name.endswith(".safetensors") and name not in names)

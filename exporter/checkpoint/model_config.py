@@ -5,7 +5,8 @@ Field names and per-layer rules are those of transformers 5.23 (``models/qwen2``
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from q2export.contracts.quantization import PackedQuantization
 from q2export.errors import ConfigError
@@ -46,7 +47,8 @@ class ModelConfig:
     """One model, every field resolved; sizes in elements, lengths in tokens.
 
     ``sliding_window`` is ``None`` unless some layer slides; ``quantization`` is ``None`` unless the weights
-    are quantized; ``warnings`` are for the user to see, in order.
+    are quantized; ``unpadded_sizes`` are intermediate sizes before quantizing rounded them up with zeros, by
+    field; ``warnings`` are for the user to see, in order.
 
     Raises:
         ConfigError: if the fields contradict each other.
@@ -71,6 +73,7 @@ class ModelConfig:
     torch_dtype: str | None = None
     moe: MoeConfig | None = None
     quantization: PackedQuantization | PublishedQuantization | None = None
+    unpadded_sizes: Mapping[str, int] = field(default_factory=dict, compare=False)
     warnings: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
@@ -89,6 +92,11 @@ class ModelConfig:
             )
         if self.head_dim % 2:
             raise ConfigError(f"head_dim: expected an even number (rotary pairs), found {self.head_dim}")
+        if self.context_length < 2:
+            raise ConfigError(
+                "max_position_embeddings: expected room for 2 tokens or more (one of a prompt and one that "
+                f"follows), found a context of {self.context_length}"
+            )
         self._check_layers()
 
     def _check_layers(self) -> None:
@@ -122,6 +130,17 @@ class ModelConfig:
         if self.rope.rope_type == "yarn" and self.rope.original_max_position_embeddings is not None:
             return int(self.rope.original_max_position_embeddings * self.rope.factor)
         return self.max_position_embeddings
+
+    def with_sizes(self, sizes: Mapping[str, int]) -> ModelConfig:
+        """The same model with other intermediate sizes, by the names of their fields in ``config.json``."""
+        moe = self.moe
+        if moe is not None:
+            routed = sizes.get("moe_intermediate_size", moe.moe_intermediate_size)
+            shared = sizes.get("shared_expert_intermediate_size", moe.shared_expert_intermediate_size)
+            moe = replace(moe, moe_intermediate_size=routed, shared_expert_intermediate_size=shared)
+        return replace(
+            self, intermediate_size=sizes.get("intermediate_size", self.intermediate_size), moe=moe
+        )
 
     def window(self, layer: int) -> int | None:
         """Keys a query of ``layer`` attends to, itself included, or ``None`` for all before it."""

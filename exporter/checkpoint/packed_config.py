@@ -14,6 +14,8 @@ from q2export.errors import ConfigError
 from q2export.strict.codec import Source, from_plain, to_plain
 
 CONFIG_KEY = "quantization_config"
+UNPADDED_KEY = "q2export_unpadded_sizes"
+"""Of ``config.json``: intermediate sizes before they were rounded up with zeros to whole blocks."""
 QUANT_METHOD = "q2export"
 FORMAT_VERSION = 1
 

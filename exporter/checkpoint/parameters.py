@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -36,6 +37,12 @@ def expected_parameters(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     if not config.tie_word_embeddings:
         parameters[LM_HEAD] = (config.vocab_size, config.hidden_size)
     return parameters
+
+
+def count_parameters(config: ModelConfig) -> int:
+    """How many the model has; zeros that only fill the blocks of its quantized weights are none of them."""
+    model = config.with_sizes(config.unpadded_sizes)
+    return sum(math.prod(shape) for shape in expected_parameters(model).values())
 
 
 def _attention(config: ModelConfig, prefix: str) -> Iterator[Parameter]:

@@ -138,7 +138,14 @@ def _unread_keys(fields: Fields, rope_type: str) -> list[str]:
 
 def _original_length(top: Fields, fields: Fields, max_position_embeddings: int) -> int:
     name = "original_max_position_embeddings"
+    for holder in (top, fields):
+        if name in holder.data and not holder.present(name):
+            raise holder.wrong(name, "a number of tokens, or no such field; transformers refuses null, too")
     beside, inside = top.optional_integer(name), fields.optional_integer(name)
     if beside is not None and inside is not None and beside != inside:
         raise ConfigError(f"{name} is {beside} and {fields.prefix}{name} is {inside}; keep one of them")
-    return beside or inside or max_position_embeddings
+    original = beside or inside or max_position_embeddings
+    if original < 2:
+        holder = top if beside is not None else fields
+        raise ConfigError(f"{holder.prefix}{name}: expected at least 2 tokens for YaRN, found {original}")
+    return original

@@ -52,6 +52,11 @@ def check_block(raw: RawBits, source: str, target: str, ref: TensorRef, start: i
     raise CheckpointError(f"{ref.file}: tensor {shown(ref.name)}{index}: {problem}")
 
 
+def count_nonzero(raw: RawBits) -> int:
+    """How many values are not zero, of either sign."""
+    return int(np.count_nonzero(raw << raw.dtype.type(1)))
+
+
 def _reaches(raw: RawBits, limit: int) -> bool:
     """Whether any magnitude is ``limit`` or more, in bits.
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from q2export.contracts.progress import Advance, silent
 from q2export.contracts.quantization import PackedQuantization, Quantization
 from q2export.errors import ConfigError, PackageError
-from q2export.exporter.checkpoint.packed_config import CONFIG_KEY, config_section, is_packed
+from q2export.exporter.checkpoint.folder import TEXT_FILES
+from q2export.exporter.checkpoint.packed_config import CONFIG_KEY, UNPADDED_KEY, config_section, is_packed
 from q2export.exporter.quantization.quantize import (
     THREADS,
     QuantizeResult,
@@ -28,17 +29,6 @@ if TYPE_CHECKING:
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
-COPIED_FILES = (
-    "added_tokens.json",
-    "chat_template.jinja",
-    "generation_config.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.json",
-)
-"""What a checkpoint holds besides weights and configuration; copied where it is there."""
 
 _MAX_CONFIG_BYTES = 16 << 20
 
@@ -72,23 +62,22 @@ def quantize_checkpoint(
         result = quantize_weights(
             source, path, quantization, quantizer=quantizer, threads=threads, advance=advance
         )
-        sizes = {name: after for name, (_, after) in result.padded.items()}
-        write_texts(source.folder, staging.folder, PackedQuantization.of(quantization), sizes)
+        write_texts(source.folder, staging.folder, PackedQuantization.of(quantization), result.padded)
     return result
 
 
 def write_texts(
-    source: Path, folder: Path, packed: PackedQuantization, sizes: Mapping[str, int] | None = None
+    source: Path, folder: Path, packed: PackedQuantization, sizes: Mapping[str, tuple[int, int]] | None = None
 ) -> None:
     """Write ``config.json``, as :func:`write_config` does, and copy tokenizer and generation settings."""
     write_config(source, folder, packed, sizes)
-    for name in COPIED_FILES:
+    for name in TEXT_FILES:
         if (source / name).is_file():
             copy_file(source / name, folder / name)
 
 
 def write_config(
-    source: Path, folder: Path, packed: PackedQuantization, sizes: Mapping[str, int] | None = None
+    source: Path, folder: Path, packed: PackedQuantization, sizes: Mapping[str, tuple[int, int]] | None = None
 ) -> None:
     """Write ``config.json`` with its ``quantization_config``.
 
@@ -96,10 +85,13 @@ def write_config(
         source: folder of the original checkpoint.
         folder: that of the quantized one.
         packed: what is quantized.
-        sizes: fields of ``config.json`` that have another value now.
+        sizes: fields of ``config.json`` that have another value now, with the size before and after.
     """
     config = read_object(source / CONFIG_FILE, _MAX_CONFIG_BYTES, ConfigError)
-    config |= {**(sizes or {}), CONFIG_KEY: config_section(packed)}
+    if sizes:
+        config |= {name: after for name, (_, after) in sizes.items()}
+        config[UNPADDED_KEY] = {name: before for name, (before, _) in sizes.items()}
+    config[CONFIG_KEY] = config_section(packed)
     with HashingWriter(folder / CONFIG_FILE) as file:
         file.write((json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode())
 
@@ -116,4 +108,4 @@ def written_files(output: Path) -> set[str]:
         raise PackageError(f"it is no checkpoint ({error})") from None
     if not is_packed(config.get(CONFIG_KEY)):
         raise PackageError("it is no checkpoint that q2export quantized")
-    return {WEIGHTS_FILE, CONFIG_FILE, *COPIED_FILES}
+    return {WEIGHTS_FILE, CONFIG_FILE, *TEXT_FILES}

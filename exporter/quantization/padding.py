@@ -8,7 +8,7 @@ one of a model with a larger intermediate size. (Published sizes are multiples o
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from q2export.contracts.quantization import PackedQuantization
@@ -41,13 +41,7 @@ def pad_intermediate(config: ModelConfig, packed: PackedQuantization) -> PaddedM
             sizes[_field_of(name)] = (shape[1], -(-shape[1] // block) * block)
     if not sizes:
         return PaddedModel(config)
-    after = {name: size for name, (_, size) in sizes.items()}
-    padded = replace(config, intermediate_size=after.get("intermediate_size", config.intermediate_size))
-    if (moe := config.moe) is not None:
-        routed = after.get("moe_intermediate_size", moe.moe_intermediate_size)
-        shared = after.get("shared_expert_intermediate_size", moe.shared_expert_intermediate_size)
-        sized = replace(moe, moe_intermediate_size=routed, shared_expert_intermediate_size=shared)
-        padded = replace(padded, moe=sized)
+    padded = config.with_sizes({name: after for name, (_, after) in sizes.items()})
     return PaddedModel(padded, MappingProxyType(sizes))
 
 

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from q2export.contracts.progress import Advance, progress_bar, silent
+from q2export.errors import CheckpointError
 from q2export.exporter.checkpoint.folder import Checkpoint, RawBits, TensorRef, read_blocks
 from q2export.exporter.checkpoint.pack import pack, unpack
-from q2export.exporter.checkpoint.values import check_block, convert_block
+from q2export.exporter.checkpoint.values import check_block, convert_block, count_nonzero
 from q2export.exporter.weights.bind import Binding, BindingPlan
 from q2export.exporter.weights.int8_columns import Int8Columns
 from q2export.exporter.weights.sink import BinarySink, Scan, WeightSink
 from q2export.exporter.weights.stack import Form
+from q2export.strict.json import shown
 
 _BLOCK_BYTES = 8 << 20
+_SMALLEST = {"F16": "6e-8", "BF16": "9.2e-41"}
+_NOTICED = 0.001
+"""Of a normal distribution of width 0.02, one value in a million becomes zero in float16."""
+_log = logging.getLogger(__name__)
 _ALIGNMENT = 64
 """The data of a file we write start on a cache line; every tensor of a real model keeps that alignment."""
 
@@ -52,7 +59,8 @@ def write_converted(plan: BindingPlan, sink: BinarySink, *, scan: bool, advance:
     Args:
         plan: what to convert.
         sink: receives the whole file.
-        scan: refuse NaN, infinities and what overflows the target type. Without it such values are
+        scan: refuse NaN, infinities, what overflows the target type, and tensors most of whose values become
+            zero in it; warn of those that lose a thousandth. Without it such values are
             converted as IEEE arithmetic has it, and the caller records that nobody looked.
         advance: told every converted byte written.
 
@@ -90,10 +98,35 @@ def _converted_blocks(checkpoint: Checkpoint, bindings: tuple[Binding, ...], sca
 
 def _blocks(source: TensorRef, dtype: str, scan: bool, block_bytes: int = _BLOCK_BYTES) -> Iterator[RawBits]:
     """One tensor, checked and converted, block by block."""
+    narrows = scan and source.dtype != dtype and dtype != "F32"
+    before = after = 0
     for start, raw in read_blocks(source, block_bytes):
         if scan:
             check_block(raw, source.dtype, dtype, source, start)
-        yield convert_block(raw, source.dtype, dtype)
+        block = convert_block(raw, source.dtype, dtype)
+        if narrows:
+            before, after = before + count_nonzero(raw), after + count_nonzero(block)
+        yield block
+    if after < before:
+        _check_flushed(source, dtype, before, before - after)
+
+
+def _check_flushed(source: TensorRef, dtype: str, values: int, flushed: int) -> None:
+    """Look at how many of a tensor's values, those that were zero apart, are too small for ``dtype``.
+
+    A few are in every model, and their sum is nothing beside the others. Where they are most of the tensor,
+    the tensor is lost.
+
+    Raises:
+        CheckpointError: more than half of them.
+    """
+    what = f"{source.file}: tensor {shown(source.name)}: {flushed} of {values} values become zero in {dtype}"
+    if 2 * flushed > values:
+        raise CheckpointError(
+            f"{what}, whose smallest is {_SMALLEST[dtype]}: the tensor would be lost; build for a wider dtype"
+        )
+    if flushed > _NOTICED * values:
+        _log.warning("%s, whose smallest is %s", what, _SMALLEST[dtype])
 
 
 def _alternating_blocks(first: TensorRef, second: TensorRef, dtype: str, scan: bool) -> Iterator[RawBits]:

@@ -86,7 +86,7 @@ class WeightPlan:
         Raises:
             Q2ExportError: what quantizing or repacking raises.
         """
-        source, sizes = self.source, {}
+        source, sizes = self.source, None
         if isinstance(source, Source) and self.quantize is None:
             return source
         folder.mkdir(parents=True, exist_ok=True)
@@ -96,7 +96,7 @@ class WeightPlan:
         elif self.quantize is not None:
             with progress_bar("quantizing weights", source_bytes(source)) as advance:
                 done = quantize_weights(source, folder / WEIGHTS_FILE, self.quantize, advance=advance)
-            sizes = {name: after for name, (_, after) in done.padded.items()}
+            sizes = done.padded
         assert self.quantization is not None  # what is written anew is quantized
         write_config(self.folder, folder, self.quantization, sizes)
         return load_source(folder)

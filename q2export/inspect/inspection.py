@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -91,7 +90,7 @@ def inspect(path: Path) -> Inspection:
         return _onnx_file(path)
     if (path / MANIFEST_NAME).is_file():
         return _package(path)
-    if (path / "config.json").is_file():
+    if (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
         return _checkpoint(path)
     problem = "a folder with neither manifest.json nor config.json" if path.is_dir() else "nothing"
     raise Q2ExportError(f"{path}: expected a package, an ONNX file or a checkpoint folder, found {problem}")
@@ -120,7 +119,7 @@ def _onnx_file(path: Path) -> Inspection:
 
 def _checkpoint(path: Path) -> Inspection:
     from q2export.exporter.checkpoint.config import load_config
-    from q2export.exporter.checkpoint.parameters import expected_parameters
+    from q2export.exporter.checkpoint.parameters import count_parameters
     from q2export.exporter.checkpoint.published_config import PublishedQuantization
     from q2export.exporter.checkpoint.source import load_source
 
@@ -139,7 +138,7 @@ def _checkpoint(path: Path) -> Inspection:
         config=to_plain(config),
         files=len(checkpoint.files),
         tensors=len(refs),
-        parameters=sum(math.prod(shape) for shape in expected_parameters(config).values()),
+        parameters=count_parameters(config),
         quantized=quantized,
         bytes_by_dtype=dict(nbytes),
     )

@@ -120,8 +120,20 @@ def installed_versions(distributions: Iterable[str]) -> dict[str, str]:
 
 
 def utc_now() -> str:
-    """The current time as the manifest writes it: ``2026-11-30T12:00:00Z``."""
-    return time.strftime(_TIME_FORMAT, time.gmtime())
+    """The current time as the manifest writes it, ``2026-11-30T12:00:00Z``.
+
+    With ``SOURCE_DATE_EPOCH`` set it is that one, in seconds since 1970, so that a package can be built again
+    byte for byte (https://reproducible-builds.org/specs/source-date-epoch/).
+
+    Raises:
+        PackageError: ``SOURCE_DATE_EPOCH`` is not such a number.
+    """
+    given = os.environ.get("SOURCE_DATE_EPOCH")
+    if given is None:
+        return time.strftime(_TIME_FORMAT, time.gmtime())
+    if not re.fullmatch(r"[0-9]{1,11}", given):
+        raise PackageError(f"SOURCE_DATE_EPOCH: expected seconds since 1970, found {shown(given)}")
+    return time.strftime(_TIME_FORMAT, time.gmtime(int(given)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,16 +16,27 @@ WrittenFiles = Callable[[Path], Collection[str]]
 """Relative paths of the files that we wrote to a folder; raises PackageError where it is not ours."""
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+MAX_PATH_BYTES, MAX_NAME_BYTES = 3840, 220
+"""Of an output. Linux takes 4,095 and 255; the rest is for the files in it and for the temporary name."""
 
 
 def check_output(output: Path, overwrite: bool, written_files: WrittenFiles) -> None:
-    """Refuse an output that exists, unless it may be replaced and holds nothing but what we wrote.
+    """Refuse an output whose path is too long, or that exists, unless it may be replaced and is ours alone.
 
     Cheap: call it before any work is done.
 
     Raises:
         PackageError: naming what is in the way and what to do.
     """
+    for what, text, most in (
+        ("path", str(output.absolute()), MAX_PATH_BYTES),
+        ("name", output.name, MAX_NAME_BYTES),
+    ):
+        if (size := len(os.fsencode(text))) > most:
+            raise PackageError(
+                f"the {what} of the output takes {size} bytes, expected at most {most}: choose a shorter one "
+                f"than {text[:60]}..."
+            )
     if not output.exists() or (overwrite and output.is_dir() and not any(output.iterdir())):
         return
     if not overwrite:

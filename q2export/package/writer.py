@@ -24,6 +24,7 @@ from q2export.package.manifest import (
     Placement,
     WeightFile,
     check_relative_path,
+    utc_now,
 )
 from q2export.package.output import NO_SPACE, list_files, staged_output
 from q2export.package.placement import (
@@ -55,11 +56,13 @@ class PackageWriter:
     Attributes:
         output: absolute final path.
         folder: absolute temporary folder; other programs may write files here, see :meth:`add_written`.
+        created: when the package was begun, for ``Manifest.created``.
     """
 
     def __init__(self, staging: Staging, placement: PlacementMode) -> None:
         self.output = staging.output
         self.folder = staging.folder
+        self.created = utc_now()
         self._placement = placement
         self._files: dict[str, FileRecord] = {}
         self._weights: list[WeightFile] = []

@@ -56,6 +56,18 @@ class Job:
         """Whether prompts go through a graph of their own, with int8 copies of the weights."""
         return self.profile.quantization.prefill == "int8"
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What deserves attention, one sentence each: of the configuration, and of what the package lacks."""
+        folder, found = self.weights.folder, self.weights.config.warnings
+        if (folder / "tokenizer.json").exists():
+            return found
+        return (
+            *found,
+            f"{folder} holds no tokenizer.json: the package takes and gives token ids, no text. To add one: "
+            "transformers.AutoTokenizer.from_pretrained(...).save_pretrained(...)",
+        )
+
     def announce(self) -> None:
         """Log what somebody should know before the work begins."""
         from q2export.runtime.tokenizer import TOKENIZER_FILE
@@ -118,7 +130,7 @@ class Job:
             "tensorrt": None if self.engine is None else self.engine.describe(),
             "profile": self.profile.to_dict(),
             "origin": dict(self.profile.origin),
-            "warnings": list(config.warnings),
+            "warnings": list(self.warnings),
         }
 
 

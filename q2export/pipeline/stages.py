@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -195,17 +194,17 @@ def describe(
         quality, quality_skipped: likewise, of quantized weights.
         profile: what it was built for; None for an exported graph.
     """
-    from q2export.exporter.checkpoint.parameters import expected_parameters
+    from q2export.exporter.checkpoint.parameters import count_parameters
 
     config = made.source.config
-    parameters = sum(math.prod(shape) for shape in expected_parameters(config).values())
     return Manifest(
+        created=writer.created,
         op_contract_version=opspec.CONTRACT_VERSION,
         model=ModelInfo(
             job.model.id,
             job.model.revision,
             config.model_type,
-            parameters,
+            count_parameters(config),
             job.weights.folder.resolve().name,
         ),
         target=job.target,

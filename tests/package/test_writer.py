@@ -176,6 +176,21 @@ def test_a_file_beyond_the_limit_is_named(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("/".join(["d" * 200] * 20), r"the path of the output takes \d+ bytes, expected at most 3840"),
+        ("é" * 111, r"the name of the output takes 222 bytes, expected at most 220: choose a shorter one"),
+    ],
+)
+def test_an_output_too_long_for_the_system(tmp_path: Path, path: str, message: str) -> None:
+    with pytest.raises(PackageError, match=message):
+        write_package(tmp_path / path)
+    assert os.listdir(tmp_path) == []
+    write_package(tmp_path / ("d" * 200) / ("é" * 110))
+    read_package(tmp_path / ("d" * 200) / ("é" * 110))
+
+
 def test_unwritable_parent(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(PackageError, match=r"cannot write to .*/file"):

@@ -175,6 +175,14 @@ def test_capacity_follows_profile_and_model(tmp_path: Path) -> None:
     )
 
 
+def test_a_package_without_a_tokenizer_is_warned_about(tmp_path: Path) -> None:
+    assert not any("tokenizer" in warning for warning in api.plan(DENSE)["warnings"])
+    model = write_checkpoint(tmp_path / "model", tiny_config())
+    expected = "model holds no tokenizer.json: the package takes and gives token ids, no text"
+    assert any(expected in warning for warning in api.plan(model)["warnings"])
+    assert any(expected in one for one in api.build(model, tmp_path / "out", parity=False).warnings)
+
+
 def test_plan_writes_nothing_and_counts_bytes(tmp_path: Path) -> None:
     planned = api.plan(DENSE, overrides={"threads": 3})
     size = sum(

@@ -155,6 +155,14 @@ def test_context_length(rope: dict[str, object] | None, maximum: int, length: in
     assert config.warnings == ()
 
 
+def test_a_context_without_room_for_a_second_token_is_refused() -> None:
+    with pytest.raises(
+        ConfigError, match=r"max_position_embeddings: .* 2 tokens or more .*, found a context of 1"
+    ):
+        parsed(tiny_config(max_position_embeddings=1))
+    assert parsed(tiny_config(max_position_embeddings=2)).context_length == 2
+
+
 @pytest.mark.parametrize(
     ("overrides", "warning"),
     [

@@ -142,6 +142,14 @@ def test_warnings(config: dict[str, object], warning: str) -> None:
         ({"rope_scaling": {**YARN, "beta_fast": 1, "beta_slow": 32}}, "beta_fast >= beta_slow"),
         ({"rope_scaling": {**YARN, "original_max_position_embeddings": 0}}, "expected an integer of 1"),
         ({"rope_scaling": YARN, "original_max_position_embeddings": 4096}, "is 4096 and .* is 32768"),
+        *(
+            ({"rope_scaling": YARN} | changes, "original_max_position_embeddings: expected " + expected)
+            for changes, expected in (
+                ({"original_max_position_embeddings": None}, "a number of tokens, or no such field"),
+                ({"rope_scaling": {**YARN, "original_max_position_embeddings": None}}, "a number of tokens"),
+                ({"rope_scaling": {**YARN, "original_max_position_embeddings": 1}}, "at least 2 tokens"),
+            )
+        ),
         ({"rope_scaling": YARN, "rope_parameters": {"rope_type": "default"}}, "both given and differ"),
         (
             {"rope_parameters": {"full_attention": {"rope_type": "default"}}},

@@ -9,7 +9,7 @@ import numpy as np
 
 from q2export.contracts.quantization import PackedQuantization, Quantization, Scheme
 from q2export.exporter.checkpoint.parameter_values import ParameterValues
-from q2export.exporter.checkpoint.parameters import expected_parameters
+from q2export.exporter.checkpoint.parameters import count_parameters, expected_parameters
 from q2export.exporter.checkpoint.selection import select_weights
 from q2export.exporter.checkpoint.source import load_source
 from q2export.exporter.quantization.folder import quantize_checkpoint
@@ -64,6 +64,8 @@ def test_zeros_fill_what_is_quantized_and_what_is_kept(tmp_path: Path) -> None:
     result = quantize_checkpoint(source, tmp_path / "out", how)
     assert result.padded == {"intermediate_size": (72, 96)}
     assert json.loads((tmp_path / "out" / "config.json").read_text())["intermediate_size"] == 96
+    assert count_parameters(load_source(tmp_path / "out").config) == count_parameters(source.config)
+    assert count_parameters(source.config) == sum(values.size for values in random_weights(config).values())
     again, tensors = load_source(tmp_path / "out"), read_tensors(tmp_path / "out" / "model.safetensors")
     for name, shape in (("gate", (96, 64)), ("up", (96, 64)), ("down", (64, 96))):
         kept, quantized = (f"model.layers.{layer}.mlp.{name}_proj.weight" for layer in (0, 1))
