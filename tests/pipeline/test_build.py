@@ -224,7 +224,7 @@ MOE_57B = {
 EXPORT = """
 import sys
 from q2export import api
-result = api.export(sys.argv[1], sys.argv[2], target="tensorrt")
+result = api.export(sys.argv[1], sys.argv[2], target="tensorrt", weights="link")
 print(result.peak_rss_bytes, result.manifest.weights.in_place_bytes, result.manifest.weights.converted_bytes)
 """
 
