@@ -173,6 +173,8 @@ MOE = OpSpec(
 )
 """Mixture of SwiGLU experts: softmax over all in float32, top-k, dispatch to the chosen only, weighted sum.
 
+The chosen experts are those of the largest logits; of equal ones, those of the lowest index.
+
 Expert weights stay in Hugging Face's [out, in] layout, one input each, as on disk.
 """
 

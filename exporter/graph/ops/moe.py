@@ -20,10 +20,12 @@ def route(router_logits: Tensor, top_k: int, norm_topk_prob: bool) -> tuple[Tens
 
     Returns:
         float32 weights and int64 expert indices, both ``[tokens, top_k]``. Follows transformers
-        ``models/qwen2_moe/modeling_qwen2_moe.py`` (``Qwen2MoeTopKRouter``).
+        ``models/qwen2_moe/modeling_qwen2_moe.py`` (``Qwen2MoeTopKRouter``), except that of equal logits the
+        lowest index comes first: ``torch.topk`` leaves open which it takes.
     """
-    probability = router_logits.to(torch.float32).softmax(dim=-1)
-    weight, index = probability.topk(top_k, dim=-1)
+    wide = router_logits.to(torch.float32)
+    index = wide.sort(dim=-1, descending=True, stable=True).indices[:, :top_k]
+    weight = wide.softmax(dim=-1).gather(-1, index)
     if norm_topk_prob:
         weight = weight / weight.sum(dim=-1, keepdim=True)
     return weight, index
@@ -79,7 +81,8 @@ _DISPATCH = """
     k_1d = Unsqueeze (k, axis0)
     router_wide = Cast <to = 1> (router_logits)
     probability = Softmax <axis = -1> (router_wide)
-    chosen, expert = TopK <axis = -1> (probability, k_1d)
+    logit, expert = TopK <axis = -1> (router_wide, k_1d)
+    chosen = GatherElements <axis = 1> (probability, expert)
     chosen_sum = ReduceSum (chosen, last)
     norm = Constant <value_int: int = @norm_topk_prob> ()
     has_norm = Cast <to = 9> (norm)

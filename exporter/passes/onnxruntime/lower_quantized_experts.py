@@ -5,6 +5,9 @@ they are stored; all experts of a layer are one operand, read in place. It ignor
 ``normalize_routing_weights`` 0 unless the full softmax is its ``router_weights``
 (``exporter/passes/onnxruntime/refuse_moe_traps.py``). 8-bit experts have no kernel for float32 activations.
 
+Of experts with equal router logits it takes the last ones, where ``Q2MoE`` takes the first. A trained router
+makes no such ties, and breaking them would cost three more nodes per layer.
+
 Mixtures it does not take run as their function body, one ``MatMulNBits`` per matrix and expert.
 """
 

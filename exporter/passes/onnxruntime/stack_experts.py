@@ -27,6 +27,8 @@ from q2export.exporter.passes.packed_operands import PackedWeights, packed_opera
 from q2export.exporter.weights.stack import Form
 
 _FIXED_INPUTS = len(opspec.MOE.inputs)
+_BEFORE_THE_FIRST = -(2**31)
+"""Where a slice with a negative step ends that takes everything."""
 
 
 class StackExperts(Pass):
@@ -50,9 +52,11 @@ class StackExperts(Pass):
     def _lower(self, graph: ir.Graph, node: ir.Node) -> None:
         emit = Inserter(graph, node)
         experts = [input_of(node, index) for index in range(_FIXED_INPUTS, len(node.inputs))]
-        gates, ups, downs = experts[0::3], experts[1::3], experts[2::3]
+        # Of equal logits the kernel takes the last expert, Q2MoE the first: so they stand in reverse.
+        gates, ups, downs = experts[0::3][::-1], experts[1::3][::-1], experts[2::3][::-1]
         pairs = [matrix for pair in zip(gates, ups, strict=True) for matrix in pair]
-        hidden, router_logits = input_of(node, 0), input_of(node, 1)
+        hidden, last, first = input_of(node, 0), emit.int64([-1]), emit.int64([_BEFORE_THE_FIRST])
+        router_logits = emit.op("Slice", [input_of(node, 1), last, first, last, last], "reversed_logits")
         routed = emit.op(
             "MoE",
             [

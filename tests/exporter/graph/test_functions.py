@@ -224,6 +224,16 @@ def test_moe_body_with_ties_and_idle_experts(runner: Callable[[onnx.ModelProto],
     assert np.abs(actual - (expert(1) + expert(3)) / 2).max() < 1e-5
 
 
+def test_moe_body_breaks_ties_as_pytorch_does(runner: Callable[[onnx.ModelProto], Run]) -> None:
+    """Three distinct logits for eight experts: which of equal ones are chosen shows in the output."""
+    feed = moe_feed(9, 8, "float32")
+    feed["router_logits"] = np.random.default_rng(1).integers(0, 3, (9, 8)).astype(np.float32)
+    model = single_op(opspec.MOE, feed, {"num_experts": 8, "top_k": 3, "norm_topk_prob": 0}, 8)
+    hidden, logits, *weights = (torch.from_numpy(array) for array in feed.values())
+    expected = moe(hidden, logits, weights[::3], weights[1::3], weights[2::3], 8, 3, 0)
+    assert np.abs(runner(model)(feed)["output"] - expected.numpy()).max() < 1e-5
+
+
 CONFIGS: dict[str, dict[str, object]] = {
     "dense-yarn": {
         "head_dim": 16,

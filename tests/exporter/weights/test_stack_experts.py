@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from q2export import api
 from q2export.errors import CheckpointError
@@ -55,7 +55,7 @@ def test_layout_of_the_file(tmp_path: Path) -> None:
         assert gate_up.shape == (EXPERTS, 2 * INNER, HIDDEN)
         assert down.shape == (EXPERTS, HIDDEN, INNER)
         for expert in range(EXPERTS):
-            single = f"{prefix}.{expert}"
+            single = f"{prefix}.{EXPERTS - 1 - expert}"  # in reverse
             np.testing.assert_array_equal(gate_up[expert, 0::2], weights[f"{single}.gate_proj.weight"])
             np.testing.assert_array_equal(gate_up[expert, 1::2], weights[f"{single}.up_proj.weight"])
             np.testing.assert_array_equal(down[expert], weights[f"{single}.down_proj.weight"])
@@ -74,9 +74,15 @@ def test_rows_alternate_across_blocks(tmp_path: Path, monkeypatch: pytest.Monkey
     assert whole.read_bytes() == pieces.read_bytes()
 
 
-@pytest.mark.parametrize("norm_topk_prob", [False, True])
-def test_engine_equals_pytorch(tmp_path: Path, norm_topk_prob: bool) -> None:
-    model = write_checkpoint(tmp_path / "model", moe_config(norm_topk_prob), dtype="BF16")
+@pytest.mark.parametrize(("norm_topk_prob", "ties"), [(False, False), (True, False), (False, True)])
+def test_engine_equals_pytorch(tmp_path: Path, norm_topk_prob: bool, ties: bool) -> None:
+    """Also where the router gives all experts equal logits."""
+    model = write_checkpoint(tmp_path / "model", moe_config(norm_topk_prob), dtype="F16")
+    if ties:
+        tensors = load_file(model / "model.safetensors")
+        for name in [name for name in tensors if name.endswith("mlp.gate.weight")]:
+            tensors[name][:] = 0
+        save_file(tensors, model / "model.safetensors")
     result = api.build(model, tmp_path / "package", parity=False)
     report = api.verify(result.package, model, greedy_tokens=16)
     assert report.passed, report.failures
