@@ -29,6 +29,7 @@ _COUNTING = {  # filters and string methods with such an argument
     *("batch", "center", "expandtabs", "indent", "ljust", "rjust", "round", "slice", "tojson", "truncate"),
     *("wordwrap", "zfill"),
 }
+_FORBIDDEN = {"encode", "to_bytes", "translate"}  # make bytes, and text of any size, which no template needs
 _WIDE = re.compile(r"\d{5,}|\*|:[^{}]*\{")  # a width in a format string, or one taken from an argument
 _CHARGED = "\0charged"  # a filter that no template can name
 
@@ -165,7 +166,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         """Whether a template may read an attribute."""
-        return attr != "translate" and super().is_safe_attribute(obj, attr, value)
+        return attr not in _FORBIDDEN and super().is_safe_attribute(obj, attr, value)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """An operator whose result may be large."""

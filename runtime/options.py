@@ -100,7 +100,9 @@ class GenerationOptions:
     """
 
     max_new_tokens: int | None = _option(
-        None, _integer(1), "Most tokens to generate. Where it is given nowhere, 512 or what fits the engine."
+        None,
+        _integer(1),
+        "Most tokens to generate; 512 where generation_config.json does not say, cut to what fits.",
     )
     min_new_tokens: int = _option(
         0,
@@ -110,7 +112,7 @@ class GenerationOptions:
     do_sample: bool = _option(
         False,
         _FLAG,
-        "Draw tokens at random, not the likeliest. On if a temperature, top_k, top_p or min_p is given.",
+        "Draw tokens at random, not the likeliest; implied by temperature, top_k, top_p and min_p.",
     )
     temperature: float = _option(1.0, _number(0), "Divides the logits; 0 takes the likeliest token.")
     top_k: int = _option(

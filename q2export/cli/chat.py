@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -118,13 +119,14 @@ class Conversation:
         """Answer one message, printing as the text comes; ctrl-C keeps what was said until then."""
         messages = [*self._messages, {"role": "user", "content": text}]
         said, timings = [], None
-        events = self._engine.stream(self._engine.chat_prompt(messages), **self._generation)
+        prompt = self._engine.chat_prompt(messages)
         try:
-            for event in events:
-                said.append(event.text)
-                click.echo(event.text, nl=False)
-                if event.result is not None:
-                    timings = event.result.timings
+            with closing(self._engine.stream(prompt, **self._generation)) as events:
+                for event in events:
+                    said.append(event.text)
+                    click.echo(event.text, nl=False)
+                    if event.result is not None:
+                        timings = event.result.timings
         except KeyboardInterrupt:
             click.echo(" (stopped)", err=True)
         click.echo()

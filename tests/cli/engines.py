@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -40,14 +40,16 @@ class FakeEngine:
             raise GenerationError("the chat template refused the messages")
         return [ord(character) for character in text]
 
-    def stream(self, prompt: str | list[int], **options: Unpack[OptionKeywords]) -> Iterator[TokenEvent]:
+    def stream(
+        self, prompt: str | list[int], **options: Unpack[OptionKeywords]
+    ) -> Generator[TokenEvent, None, None]:
         """Record the call, with the options that are given."""
         text = prompt if isinstance(prompt, str) else "".join(map(chr, prompt))
         given = {name: value for name, value in options.items() if value not in (None, ())}
         self.calls.append({"prompt": text, **given})
         return self._events()
 
-    def _events(self) -> Iterator[TokenEvent]:
+    def _events(self) -> Generator[TokenEvent, None, None]:
         for number, text in enumerate(self.pieces):
             if number == self.interrupt_after:
                 raise KeyboardInterrupt

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import example, given
@@ -44,9 +44,10 @@ def test_special_tokens() -> None:
     assert TOKENIZER.encode(START) == [259]
 
 
-def test_half_a_surrogate_pair_is_refused() -> None:
-    with pytest.raises(GenerationError, match="Unicode"):
-        TOKENIZER.encode("\ud83d")
+@pytest.mark.parametrize("text", ["\ud83d", "x\udfff", 3, None, b"x", ["x"]], ids=ascii)
+def test_what_is_no_text_is_refused(text: Any) -> None:
+    with pytest.raises(GenerationError, match="text must be a string of Unicode characters, found "):
+        TOKENIZER.encode(text)
 
 
 def stream(ids: list[int]) -> list[str]:
