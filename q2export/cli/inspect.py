@@ -11,7 +11,6 @@ import click
 from q2export.cli import options
 from q2export.cli.output import aligned, format_bytes, print_json, warn
 from q2export.cli.results import Row, manifest_rows
-from q2export.contracts.commands import install_command
 
 if TYPE_CHECKING:
     from q2export.inspect.inspection import CheckpointSummary, MemorySummary
@@ -41,8 +40,6 @@ def command(path: Path, as_json: bool) -> None:
         sections.append(aligned(_checkpoint_rows(found.checkpoint), indent=2))
     if found.graph is not None:
         sections += _graph_sections(found.graph)
-    elif found.kind == "package":
-        warn([f"the ops of the engine are not shown: that needs onnx ({install_command('export')})"])
     if found.memory is not None:
         sections.append(_memory_section(found.memory))
     click.echo("\n\n".join(sections))

@@ -61,8 +61,7 @@ class Inspection:
     """What :func:`inspect` found; what does not apply to the kind is None.
 
     Attributes:
-        graph: of a TensorRT package, what the engine was built from. None for a checkpoint, and for a package
-            where the package ``onnx`` is not installed.
+        graph: of a TensorRT package, what the engine was built from. None for a checkpoint.
         memory: None for an ONNX file without a KV cache.
     """
 
@@ -103,10 +102,7 @@ def _package(path: Path) -> Inspection:
     cache = CacheShape(engine.num_hidden_layers, engine.num_key_value_heads, engine.head_dim, engine.kv_dtype)
     weight_bytes = weights.in_place_bytes + weights.converted_bytes
     memory = _memory(cache, weight_bytes, engine.max_batch, engine.max_capacity)
-    try:
-        graph = summarise_onnx(package.path(engine.file if engine.format == "onnx" else GRAPH_FILE))
-    except ModuleNotFoundError:
-        graph = None
+    graph = summarise_onnx(package.path(engine.file if engine.format == "onnx" else GRAPH_FILE))
     return Inspection("package", path, manifest, None, graph, memory)
 
 

@@ -35,7 +35,7 @@ def mapped(path: Path, error: type[Q2ExportError]) -> Iterator[Buffer]:
         with path.open("rb") as file:
             size = file.seek(0, 2)
             if not 0 < size <= _MAX_BYTES:
-                raise error(f"{path}: expected an ONNX model of 1 byte to 2 GiB, found {size} bytes")
+                raise error(f"{path}: expected an ONNX model, found a file of {size} bytes")
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as problem:
         raise error(f"{path}: cannot be read: {problem.strerror or problem}") from None
