@@ -70,16 +70,8 @@ class Job:
 
     def announce(self) -> None:
         """Log what somebody should know before the work begins."""
-        from q2export.runtime.tokenizer import TOKENIZER_FILE
-
         if self.engine is not None:
             engine_build.announce(self.engine)
-        if not (self.weights.folder / TOKENIZER_FILE).is_file():
-            _log.warning(
-                "%s holds no %s: the engine will take and give token ids, and no text",
-                self.weights.folder,
-                TOKENIZER_FILE,
-            )
         quantization, activations = self.weights.quantization, self.profile.quantization.activations
         is_slow = quantization is not None and quantization.bits == 8 and activations == "float32"
         if is_slow and self.target == "onnxruntime":
@@ -88,7 +80,6 @@ class Job:
                 "than with int8 ones: take quantization.activations=int8, or the profile cpu-int8, unless "
                 "this is for comparison"
             )
-
         if self.target == "portable" and self.weights.dtype == "bfloat16":
             if self.dtype == "bfloat16":
                 _log.warning(
