@@ -120,6 +120,7 @@ def test_the_root_holds_what_the_layout_says(repository: Path) -> None:
 
 
 def test_files_are_short(repository: Path) -> None:
+    """Of any language; that functions are, ruff checks (PLR0915, C901)."""
     long = [
         f"{name}: {lines} lines"
         for name in tracked(repository)
@@ -128,24 +129,6 @@ def test_files_are_short(repository: Path) -> None:
         if lines > 400
     ]
     assert long == []
-
-
-def test_functions_are_short(repository: Path) -> None:
-    long = [
-        f"{path}: {node.name}: {node.end_lineno - node.lineno + 1} lines"
-        for path, tree in sources(repository)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-        and node.end_lineno is not None
-        and node.end_lineno - _first_line_of_code(node) >= 60
-    ]
-    assert long == []
-
-
-def _first_line_of_code(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    """Signature and docstring do not count."""
-    body = function.body[1:] if ast.get_docstring(function) else function.body
-    return body[0].lineno if body else function.lineno
 
 
 def test_every_library_that_is_imported_is_declared(repository: Path) -> None:

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-CHECKPOINTS = Path(__file__).parents[1] / "data" / "checkpoints"
+from tests.helpers.checkpoints import CHECKPOINTS
+
 FOLDERS = ["qwen2-tiny", "qwen2-moe-tiny"]
 MAX_BYTES = 4_000_000
 # Perplexity per token of the first 512 tokens of held_out.txt: 35.25 and 39.42; untrained, about 1536.

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from benchmarks.kernels.timing import GraphTimer
 from q2export.plugins.tensorrt.kernels import MoeDesc
-from tests.gpu.test_moe import compile_for_gpu
+from tests.gpu.compiling import compile_for_gpu
 from tests.plugins.kernels import DTYPES, pointers
-from tests.plugins.moe_probes import HOPPER, TILES, Plan, TileKernels
+from tests.plugins.moe_probes import HOPPER, SOURCES, TILES, Plan, TileKernels
 
 SHAPES = {"57B-A14B": (3584, 2560, 64, 8), "1.5-MoE-A2.7B": (2048, 1408, 60, 4)}
 """hidden, intermediate, experts, top_k."""
@@ -56,7 +56,7 @@ def launcher(kernels: TileKernels, shape: tuple[int, int, int, int], tokens: int
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        library = compile_for_gpu(Path(folder))
+        library = compile_for_gpu(SOURCES, Path(folder))
         plan = Plan(library)
         kernels = {
             (tile, overlaps): TileKernels(library, tile, overlaps, "cuda")

@@ -16,10 +16,10 @@ import torch
 
 from benchmarks.kernels.timing import GraphTimer
 from q2export.plugins.tensorrt.kernels import AttentionDesc, AttentionTensors
-from tests.gpu.test_prefill import compile_for_gpu
+from tests.gpu.compiling import compile_for_gpu
 from tests.host_cuda.gpus import H200
 from tests.plugins.kernels import DTYPES, pointers
-from tests.plugins.prefill_probes import HOPPER, SHORT, TALL, Prefill
+from tests.plugins.prefill_probes import HOPPER, SHORT, SOURCES, TALL, Prefill
 
 NAMES = {SHORT: "short", TALL: "tall", HOPPER: "hopper"}
 SHAPES = [(28, 4, 128), (14, 2, 64), (64, 8, 128), (16, 16, 128)]
@@ -55,7 +55,7 @@ def teraflops(prefill: Prefill, tile: int, shape: tuple[int, int, int], tokens: 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        prefill = Prefill(compile_for_gpu(Path(folder)), "cuda")
+        prefill = Prefill(compile_for_gpu(SOURCES, Path(folder)), "cuda")
     tiles = [SHORT, TALL]
     if torch.cuda.get_device_capability() == (9, 0):
         tiles.append(HOPPER)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
 from benchmarks.kernels.torch_decoder import TorchDecoder
 from q2export.exporter.export import load_source
+from tests.helpers.checkpoints import CHECKPOINTS
 
-CHECKPOINTS = Path(__file__).resolve().parents[1] / "data" / "checkpoints"
 PROMPTS = [[5, 17, 300, 42, 8, 71, 12], [9, 1]]
 
 pytestmark = pytest.mark.usefixtures("operators")

@@ -9,9 +9,9 @@ import torch
 
 from q2export.plugins.tensorrt.kernels import MoeDesc
 from tests.plugins.kernels import DTYPES, Kernels, pointers
-from tests.plugins.test_csrc_kernels import TestAttention, TestMoe, TestRotary, experts, seed
+from tests.plugins.test_csrc_kernels import TestAttention, TestMoe, TestRotary, experts
 
-__all__ = ["TestAttention", "TestMoe", "TestRotary", "seed"]
+__all__ = ["TestAttention", "TestMoe", "TestRotary"]
 
 
 def test_a_graph_captures_and_replays_the_moe(kernels: Kernels) -> None:

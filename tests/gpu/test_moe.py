@@ -6,7 +6,6 @@ GPU: then set ``kHopperMoeIsTested`` and ``kOverlapIsTested`` in ``moe/heuristic
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -14,31 +13,17 @@ import torch
 from torch import Tensor
 
 from q2export.exporter.graph.ops.moe import moe_reference
-from tests.host_cuda.compiling import INCLUDES, run_compiler
+from tests.gpu.compiling import compile_for_gpu
 from tests.plugins.moe_probes import HOPPER, SOURCES, TILES, Plan, TileKernels, moe_in_float64
 from tests.plugins.test_csrc_kernels import assert_near, experts
-from tests.plugins.test_moe_kernels import NARROW, TestRouting, TestTokens, seed
+from tests.plugins.test_moe_kernels import NARROW, TestRouting, TestTokens
 
-__all__ = ["TestRouting", "TestTokens", "seed"]
-
-
-def compile_for_gpu(folder: Path) -> Path:
-    """The probes for the GPU at hand."""
-    is_hopper = torch.cuda.get_device_capability() == (9, 0)
-    target = "-gencode=arch=compute_90a,code=sm_90a" if is_hopper else "-arch=native"
-    output = folder / "libmoe_probes.so"
-    flags = ["-std=c++17", "-O3", target, "-shared", "--threads", "0", "-Xcompiler", "-fPIC", *INCLUDES]
-    run_compiler(["nvcc", *flags, *map(str, SOURCES), "-o", str(output)])
-    return output
+__all__ = ["TestRouting", "TestTokens"]
 
 
 @pytest.fixture(scope="module")
 def probes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if not torch.cuda.is_available():
-        pytest.skip("needs a GPU and PyTorch with CUDA")
-    if shutil.which("nvcc") is None:
-        pytest.skip("needs nvcc")
-    return compile_for_gpu(tmp_path_factory.mktemp("moe"))
+    return compile_for_gpu(SOURCES, tmp_path_factory.mktemp("moe"))
 
 
 @pytest.fixture(params=[(tile, overlaps) for tile in TILES for overlaps in (False, True)])

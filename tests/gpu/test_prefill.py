@@ -6,28 +6,15 @@
 
 from __future__ import annotations
 
-import shutil
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor
 
-from tests.host_cuda.compiling import INCLUDES, run_compiler
+from tests.gpu.compiling import compile_for_gpu
 from tests.plugins.prefill_probes import HOPPER, SOURCES, TILES, Batch, Prefill
-from tests.plugins.test_prefill_kernels import EPSILON, TYPES, TestAttention, TestRefusals, seed
+from tests.plugins.test_prefill_kernels import EPSILON, TYPES, TestAttention, TestRefusals
 
-__all__ = ["TestAttention", "TestRefusals", "seed"]
-
-
-def compile_for_gpu(folder: Path) -> Path:
-    """The probes as a library for the GPU at hand."""
-    is_hopper = torch.cuda.get_device_capability() == (9, 0)
-    target = "-gencode=arch=compute_90a,code=sm_90a" if is_hopper else "-arch=native"
-    output = folder / "libprefill.so"
-    flags = ["-std=c++17", "-O3", target, "-shared", "--threads", "0", "-Xcompiler", "-fPIC", *INCLUDES]
-    run_compiler(["nvcc", *flags, *map(str, SOURCES), "-o", str(output)])
-    return output
+__all__ = ["TestAttention", "TestRefusals"]
 
 
 class GpuPrefill(Prefill):
@@ -43,11 +30,7 @@ class GpuPrefill(Prefill):
 
 @pytest.fixture(scope="module")
 def prefill(tmp_path_factory: pytest.TempPathFactory) -> Prefill:
-    if not torch.cuda.is_available():
-        pytest.skip("needs a GPU and PyTorch with CUDA")
-    if shutil.which("nvcc") is None:
-        pytest.skip("needs nvcc")
-    return GpuPrefill(compile_for_gpu(tmp_path_factory.mktemp("prefill")), "cuda")
+    return GpuPrefill(compile_for_gpu(SOURCES, tmp_path_factory.mktemp("prefill")), "cuda")
 
 
 @pytest.mark.parametrize("dtype", TYPES)

@@ -15,6 +15,10 @@ from q2export.exporter.checkpoint.config import parse_config
 from q2export.exporter.checkpoint.parameters import expected_parameters
 from q2export.exporter.checkpoint.values import convert_block
 
+DATA = Path(__file__).resolve().parents[1] / "data"
+CHECKPOINTS = DATA / "checkpoints"  # trained: qwen2-tiny and qwen2-moe-tiny
+PUBLISHED = DATA / "published"  # quantized by other tools
+
 SHARD_BYTES = 4_000_000_000  # what the Qwen2 repositories use
 
 Header = dict[str, dict[str, object]]

@@ -22,6 +22,7 @@ from q2export.contracts.memory import CacheShape, memory_table
 from q2export.errors import Q2ExportError
 from q2export.inspect.inspection import inspect
 from q2export.inspect.onnx import FunctionInfo, OpCount, TensorInfo, WeightLocation, summarise_onnx
+from tests.helpers.checkpoints import PUBLISHED
 
 
 def external(name: str, dims: list[int], offset: int, length: int) -> onnx.TensorProto:
@@ -238,9 +239,6 @@ def test_other_folders_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "found a folder with neither manifest.json nor config.json" in capsys.readouterr().err
     assert main(["inspect", str(tmp_path / "none")]) == 1
     assert "expected a package, an ONNX file or a checkpoint folder, found nothing" in capsys.readouterr().err
-
-
-PUBLISHED = Path(__file__).parents[1] / "data" / "published"
 
 
 def test_quantized_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,9 +16,14 @@ from q2export.errors import CheckpointError, ExportError, PackageError, ParityEr
 from q2export.package.reader import read_package
 from q2export.pipeline.results import BuildResult
 from q2export.runtime.backends.onnxruntime import OnnxRuntimeBackend
-from tests.helpers.checkpoints import split_file, tiny_config, write_checkpoint, write_sparse_checkpoint
+from tests.helpers.checkpoints import (
+    CHECKPOINTS,
+    split_file,
+    tiny_config,
+    write_checkpoint,
+    write_sparse_checkpoint,
+)
 
-CHECKPOINTS = Path(__file__).parents[1] / "data" / "checkpoints"
 DENSE, MOE = CHECKPOINTS / "qwen2-tiny", CHECKPOINTS / "qwen2-moe-tiny"
 
 

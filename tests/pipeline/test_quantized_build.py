@@ -19,13 +19,11 @@ from q2export.exporter.checkpoint.parameter_values import ParameterValues
 from q2export.exporter.checkpoint.source import load_source
 from q2export.package.manifest import SCHEMA_VERSION
 from q2export.package.reader import read_package
-from tests.helpers.checkpoints import split_file, tiny_config, write_checkpoint
+from tests.helpers.checkpoints import CHECKPOINTS, PUBLISHED, split_file, tiny_config, write_checkpoint
 from tests.helpers.quantized import MODELS, TOKENS, tracing_once, write_packed
 from tests.helpers.transformers_models import MODELS as TRANSFORMERS
 from tests.helpers.transformers_models import load_model, reference_logits
 
-CHECKPOINTS = Path(__file__).parents[1] / "data" / "checkpoints"
-PUBLISHED = Path(__file__).parents[1] / "data" / "published"
 SETTINGS = {"threads": 1, "prefill_chunk": 7, "capacity.max": 64}
 
 

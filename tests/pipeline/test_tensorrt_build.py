@@ -21,13 +21,12 @@ from q2export.contracts.profile_loading import load_profile
 from q2export.errors import ExportError, MissingDependencyError, ProfileError
 from q2export.package.reader import read_package
 from q2export.pipeline import engine as engine_build
-from tests.helpers.checkpoints import tiny_config, write_checkpoint, write_sparse_checkpoint
+from tests.helpers.checkpoints import CHECKPOINTS, tiny_config, write_checkpoint, write_sparse_checkpoint
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx_bindings") is None,
     reason="needs TensorRT-RTX: pip install 'q2export[rtx]'",
 )
-CHECKPOINTS = Path(__file__).parents[1] / "data" / "checkpoints"
 DENSE, MOE = CHECKPOINTS / "qwen2-tiny", CHECKPOINTS / "qwen2-moe-tiny"
 
 

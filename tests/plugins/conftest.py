@@ -6,9 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.host_cuda import sanitizers
 from tests.host_cuda.compiling import RACES, ROOT, SANITIZED, compile_for_host
+from tests.plugins.kernels import Kernels
 
 
 @pytest.fixture(scope="session")
@@ -25,6 +27,18 @@ def headers() -> Path:
 def host_kernels() -> Path:
     """All kernels, compiled for the host."""
     return compile_for_host("libq2export_kernels.so")
+
+
+@pytest.fixture(scope="session")
+def kernels(host_kernels: Path) -> Kernels:
+    """Their functions, on tensors."""
+    return Kernels(host_kernels)
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    """The same random tensors in every test, whatever ran before."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

@@ -20,9 +20,9 @@ from q2export.plugins.tensorrt.builder import BuildOptions, Network
 from q2export.plugins.tensorrt.callbacks import PROGRESS_STEPS, BuildProgress
 from q2export.plugins.tensorrt.layers import Layer, list_layers
 from q2export.plugins.tensorrt.targets import check_target, rtx_targets
+from tests.helpers.checkpoints import CHECKPOINTS
 from tests.plugins.networks import load_rtx
 
-CHECKPOINTS = Path(__file__).parents[1] / "data" / "checkpoints"
 ONE = Range(1, 1, 1)
 CAPACITY = Range(1, 64, 256)
 PREFILL = StepRanges(Range(1, 1, 4), Range(1, 16, 32), Range(1, 1, 8), CAPACITY)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,16 +15,6 @@ from tests.plugins.kernels import KernelError, Kernels
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 EPSILON = {torch.float32: 2.0**-23, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
-
-
-@pytest.fixture(scope="module")
-def kernels(host_kernels: Path) -> Kernels:
-    return Kernels(host_kernels)
-
-
-@pytest.fixture(autouse=True)
-def seed() -> None:
-    torch.manual_seed(0)
 
 
 def assert_near(actual: Tensor, expected: Tensor, roundings: float = 2.0) -> None:

@@ -81,11 +81,6 @@ def driver(headers: Path, host_kernels: Path, tmp_path_factory: pytest.TempPathF
     return Driver(compile_plugins(output, headers, host_kernels, sources, "-fvisibility=default"))
 
 
-@pytest.fixture(scope="module")
-def kernels(host_kernels: Path) -> Kernels:
-    return Kernels(host_kernels)
-
-
 def fields_of(spec: opspec.OpSpec, values: Mapping[str, int | float]) -> list[tuple[str, int, int | float]]:
     kinds = {"int": INT32_FIELD, "float": FLOAT32_FIELD}
     return [(each.name, kinds[each.type], values[each.name]) for each in spec.attributes]

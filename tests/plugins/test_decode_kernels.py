@@ -22,21 +22,11 @@ LARGEST = replace(H200, multiprocessors=1024)  # every row is split as finely as
 GPUS = {"h200": H200, "l4": L4, "smallest": SMALLEST, "largest": LARGEST}
 
 
-@pytest.fixture(scope="module")
-def kernels(host_kernels: Path) -> Kernels:
-    return Kernels(host_kernels)
-
-
 @pytest.fixture(params=GPUS)
 def on_gpus(kernels: Kernels, request: pytest.FixtureRequest) -> Iterator[Kernels]:
     """The kernels on one pretend GPU after another."""
     with pretending(kernels.library, GPUS[request.param]):
         yield kernels
-
-
-@pytest.fixture(autouse=True)
-def seed() -> None:
-    torch.manual_seed(0)
 
 
 def batch_of(

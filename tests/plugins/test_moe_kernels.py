@@ -31,18 +31,8 @@ SHAPES = [(60, 4), (64, 8)]  # Qwen1.5-MoE-A2.7B, Qwen2-57B-A14B
 
 
 @pytest.fixture
-def kernels(host_kernels: Path) -> Kernels:
-    return Kernels(host_kernels)
-
-
-@pytest.fixture
 def probes() -> Path:
     return compile_for_host("libmoe_probes.so", sources=SOURCES)
-
-
-@pytest.fixture(autouse=True)
-def seed() -> None:
-    torch.manual_seed(0)
 
 
 def problem(

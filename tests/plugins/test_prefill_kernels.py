@@ -30,11 +30,6 @@ def prefill() -> Prefill:
     return Prefill(compile_for_host("libprefill.so", sources=SOURCES))
 
 
-@pytest.fixture(autouse=True)
-def seed() -> None:
-    torch.manual_seed(0)
-
-
 def assert_near(actual: Tensor, batch: Batch, window: int = 0, scale: float | None = None) -> None:
     """Within one rounding of the largest value, or twice the error of plain PyTorch in the same type."""
     scale = batch.query.shape[-1] ** -0.5 if scale is None else scale

@@ -242,8 +242,10 @@ def input_shapes(network: Any) -> dict[str, tuple[int, ...]]:
     }
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize(("model", "attention", "moe"), [("qwen2-tiny", 5, 0), ("qwen2-moe-tiny", 4, 4)])
+@pytest.mark.parametrize(
+    ("model", "dtype", "attention", "moe"),
+    [("qwen2-tiny", "bfloat16", 5, 0), ("qwen2-moe-tiny", "float16", 4, 4)],
+)
 def test_exported_checkpoints_become_engines_of_plugins(
     trt: ModuleType,
     checkpoints: Path,

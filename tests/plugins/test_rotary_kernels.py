@@ -28,18 +28,8 @@ class Misaligned(Kernels):
 
 
 @pytest.fixture(scope="module")
-def kernels(host_kernels: Path) -> Kernels:
-    return Kernels(host_kernels)
-
-
-@pytest.fixture(scope="module")
 def misaligned(host_kernels: Path) -> Kernels:
     return Misaligned(host_kernels)
-
-
-@pytest.fixture(autouse=True)
-def seed() -> None:
-    torch.manual_seed(0)
 
 
 def equal_bits(a: Tensor, b: Tensor) -> bool:

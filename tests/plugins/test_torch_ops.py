@@ -18,8 +18,7 @@ from q2export.exporter.graph.ops.moe import moe_reference
 from q2export.exporter.graph.ops.rotary import rotary_embedding_reference
 from q2export.plugins.tensorrt import kernels
 from q2export.plugins.tensorrt.torch_ops import implementation, in_place_schema
-
-CHECKPOINTS = Path(__file__).resolve().parents[1] / "data" / "checkpoints"
+from tests.helpers.checkpoints import CHECKPOINTS
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -27,11 +26,6 @@ def library(host_kernels: Path) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernels, "LIBRARY", host_kernels)
         yield
-
-
-@pytest.fixture(autouse=True)
-def seed() -> None:
-    torch.manual_seed(0)
 
 
 def attention_inputs() -> list[Tensor]:
