@@ -101,8 +101,8 @@ def _compiler() -> bytes:
 @cache
 def _headers() -> bytes:
     """All headers: a kernel that includes another's is compiled again, too."""
-    folders = (CSRC / "include", CSRC / "kernels", HOST_CUDA)
-    headers = (path for folder in folders for path in folder.rglob("*.*h"))
+    headers = [path for folder in (CSRC / "kernels", HOST_CUDA) for path in folder.rglob("*.*h")]
+    headers.append(CSRC / "include" / "q2export" / "kernels.h")
     return b"\0".join(path.read_bytes() for path in sorted(headers))
 
 
