@@ -19,7 +19,7 @@ namespace
 constexpr int64_t kMaxBlock = 1024;     // elements of in_features summed at a time: rows of both sides fit the L1 cache
 constexpr int64_t kPackedOuts = 64;     // outputs whose weights are widened at a time, at most kMaxBlock long: 256 KB
 constexpr int kOuts = 4;                // columns of a register tile
-constexpr int64_t kPrefetchBytes = 3072; // ahead of the weights that are being read
+constexpr int64_t kPrefetchBytes = 2048; // ahead of the weights that are being read
 
 // Length of all blocks but the last: equal shares, in whole cache lines.
 inline int64_t block_length(int64_t in_features)
@@ -44,7 +44,7 @@ inline float read_bias(Linear const& linear, int64_t out)
 }
 
 // Rows of input times columns of weights, over one block. Weights of `kColumns` outputs lie `weight_stride` bytes apart;
-// columns of `sums` beyond them are undefined.
+// columns of `sums` beyond them are zero.
 template <typename Weight, int kRows, int kColumns, bool kPrefetch>
 inline void multiply_tile(float const* input, int64_t input_stride, Bytes weight, int64_t weight_stride, int64_t length,
     float (&sums)[kRows][kOuts])
@@ -100,64 +100,72 @@ inline void multiply_tile(float const* input, int64_t input_stride, Bytes weight
     }
 }
 
-// Adds a block's sums to the output: `first` and `last` say which of its blocks this is.
+// Adds a block's sums to outputs `out_stride` apart: `first` and `last` say which of its blocks this is.
 template <int kRows>
-inline void add_sums(Linear const& linear, int64_t row, int64_t out, int columns, bool first, bool last,
-    float const (&sums)[kRows][kOuts])
+inline void add_sums(Linear const& linear, int64_t row, int64_t out, int64_t out_stride, int columns, bool first,
+    bool last, float const (&sums)[kRows][kOuts])
 {
     for (int r = 0; r < kRows; ++r)
     {
         float* const target = linear.output + (row + r) * linear.out_features + out;
         for (int column = 0; column < columns; ++column)
         {
-            float value = first ? sums[r][column] : target[column] + sums[r][column];
+            int64_t const offset = column * out_stride;
+            float value = first ? sums[r][column] : target[offset] + sums[r][column];
             if (last && linear.bias != nullptr)
             {
-                value += read_bias(linear, out + column);
+                value += read_bias(linear, out + offset);
             }
-            target[column] = value;
+            target[offset] = value;
         }
     }
 }
 
-// One register tile of one block: all four columns at once, or those that are left over one by one.
-template <typename Weight, int kRows, bool kPrefetch>
-inline void block_tile(Linear const& linear, int64_t row, int64_t out, int64_t columns, int64_t start, int64_t length,
-    Bytes weight, int64_t weight_stride)
+// A register tile's place: `columns` outputs, `out_stride` apart, and one block of their weights, `weight_stride` bytes
+// apart.
+struct Tile
+{
+    int64_t out;
+    int64_t out_stride;
+    int64_t columns; // 1 or kOuts
+    int64_t start;
+    int64_t length;
+    Bytes weight;
+    int64_t weight_stride;
+};
+
+template <typename Weight, bool kPrefetch, int kRows>
+inline void multiply_rows(Linear const& linear, int64_t row, Tile const& tile)
 {
     float sums[kRows][kOuts];
-    float const* const input = linear.input + row * linear.in_features + start;
-    int64_t const stride = linear.in_features;
-    bool const last = start + length == linear.in_features;
-    if (columns == kOuts)
+    float const* const input = linear.input + row * linear.in_features + tile.start;
+    if (tile.columns == kOuts)
     {
-        multiply_tile<Weight, kRows, kOuts, kPrefetch>(input, stride, weight, weight_stride, length, sums);
-        add_sums(linear, row, out, kOuts, start == 0, last, sums);
-        return;
+        multiply_tile<Weight, kRows, kOuts, kPrefetch>(
+            input, linear.in_features, tile.weight, tile.weight_stride, tile.length, sums);
     }
-    for (int64_t column = 0; column < columns; ++column)
+    else
     {
-        Bytes const one = weight + column * weight_stride;
-        multiply_tile<Weight, kRows, 1, kPrefetch>(input, stride, one, weight_stride, length, sums);
-        add_sums(linear, row, out + column, 1, start == 0, last, sums);
+        multiply_tile<Weight, kRows, 1, kPrefetch>(
+            input, linear.in_features, tile.weight, tile.weight_stride, tile.length, sums);
     }
+    add_sums(linear, row, tile.out, tile.out_stride, static_cast<int>(tile.columns), tile.start == 0,
+        tile.start + tile.length == linear.in_features, sums);
 }
 
-// block_tile for `rows` of 1 .. kTileRows.
+// multiply_rows for `rows` of 1 .. kTileRows.
 template <typename Weight, bool kPrefetch, int kRows = Simd::kTileRows>
-inline void block_rows(Linear const& linear, int64_t row, int64_t rows, int64_t out, int64_t columns, int64_t start,
-    int64_t length, Bytes weight, int64_t weight_stride)
+inline void multiply(Linear const& linear, int64_t row, int64_t rows, Tile const& tile)
 {
     if constexpr (kRows > 1)
     {
         if (rows < kRows)
         {
-            block_rows<Weight, kPrefetch, kRows - 1>(
-                linear, row, rows, out, columns, start, length, weight, weight_stride);
+            multiply<Weight, kPrefetch, kRows - 1>(linear, row, rows, tile);
             return;
         }
     }
-    block_tile<Weight, kRows, kPrefetch>(linear, row, out, columns, start, length, weight, weight_stride);
+    multiply_rows<Weight, kPrefetch, kRows>(linear, row, tile);
 }
 
 template <typename Weight>
@@ -165,16 +173,26 @@ void direct(Linear const& linear, LinearTask const& task)
 {
     int64_t const block = block_length(linear.in_features);
     int64_t const stride = linear.in_features * Weight::kBytes;
-    for (int64_t out = task.first_out; out < task.last_out; out += kOuts)
-    {
-        int64_t const count = std::min<int64_t>(kOuts, task.last_out - out);
+    int64_t const rows = task.last_row - task.first_row;
+    auto const all_blocks = [&](int64_t out, int64_t out_stride, int64_t columns) {
         for (int64_t start = 0; start < linear.in_features; start += block)
         {
             int64_t const length = std::min(block, linear.in_features - start);
             Bytes const weight = linear.weight + out * stride + start * Weight::kBytes;
-            block_rows<Weight, true>(
-                linear, task.first_row, task.last_row - task.first_row, out, count, start, length, weight, stride);
+            multiply<Weight, true>(linear, task.first_row, rows,
+                {out, out_stride, columns, start, length, weight, out_stride * stride});
         }
+    };
+    // The four columns of a tile run through a quarter of the weights each: four streams far apart are as fast as one,
+    // and keep enough additions going, where four neighbouring rows in one page are half as fast.
+    int64_t const quarter = (task.last_out - task.first_out) / kOuts;
+    for (int64_t out = task.first_out; out < task.first_out + quarter; ++out)
+    {
+        all_blocks(out, quarter, kOuts);
+    }
+    for (int64_t out = task.first_out + quarter * kOuts; out < task.last_out; ++out)
+    {
+        all_blocks(out, 1, 1);
     }
 }
 
@@ -222,11 +240,13 @@ void packed(Linear const& linear, LinearTask const& task)
             {
                 int64_t const row = task.first_row + group * rows / groups;
                 int64_t const count = task.first_row + (group + 1) * rows / groups - row;
-                for (int64_t out = 0; out < outs; out += kOuts)
+                for (int64_t out = 0; out < outs;)
                 {
-                    block_rows<Float32, false>(linear, row, count, tile + out, std::min<int64_t>(kOuts, outs - out),
-                        start, length, reinterpret_cast<Bytes>(scratch + out * packed_stride),
-                        packed_stride * Float32::kBytes);
+                    int64_t const columns = outs - out >= kOuts ? kOuts : 1;
+                    Bytes const weight = reinterpret_cast<Bytes>(scratch + out * packed_stride);
+                    multiply<Float32, false>(linear, row, count,
+                        {tile + out, 1, columns, start, length, weight, packed_stride * Float32::kBytes});
+                    out += columns;
                 }
             }
         }
