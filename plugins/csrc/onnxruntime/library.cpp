@@ -21,7 +21,7 @@ OrtStatus* domain_of_ops(OrtApi const& api, OrtCustomOpDomain** out)
     {
         OrtCustomOpDomain* domain = nullptr;
         OrtStatus* status = api.CreateCustomOpDomain(kDomain, &domain);
-        for (OrtCustomOp const* op : {&linear_op()})
+        for (OrtCustomOp const* op : {&linear_op(), &quantized_linear_op()})
         {
             status = status == nullptr ? api.CustomOpDomain_Add(domain, op) : status;
         }

@@ -7,5 +7,6 @@ namespace q2export::onnxruntime
 {
 
 OrtCustomOp const& linear_op();
+OrtCustomOp const& quantized_linear_op();
 
 } // namespace q2export::onnxruntime

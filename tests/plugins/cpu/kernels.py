@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Mapping
 from ctypes import byref, c_int32, c_int64, c_void_p
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,21 @@ class LinearDesc(ctypes.Structure):
         ("out_features", c_int64),
         ("weight_dtype", c_int32),
         ("bias_dtype", c_int32),
+    )
+
+
+class QuantizedLinearDesc(ctypes.Structure):
+    """``q2export_cpu_quantized_linear_desc``."""
+
+    _fields_ = (
+        ("rows", c_int64),
+        ("in_features", c_int64),
+        ("out_features", c_int64),
+        ("bits", c_int32),
+        ("block_size", c_int32),
+        ("scale_dtype", c_int32),
+        ("bias_dtype", c_int32),
+        ("activations", c_int32),
     )
 
 
@@ -72,6 +88,54 @@ def at_odd_address(array: NDArray[np.generic]) -> NDArray[np.uint8]:
     return found
 
 
+@dataclass(frozen=True)
+class Packed:
+    """A random weight in the packed form of ``exporter/checkpoint/packed.py``.
+
+    Attributes:
+        bits, block_size: of the scheme.
+        codes, scales, zero_points: as they lie in memory; no zero points where the scheme is symmetric.
+        values: float64 ``[out, in]``, what they mean.
+    """
+
+    bits: int
+    block_size: int
+    codes: NDArray[np.uint8]
+    scales: NDArray[np.generic]
+    zero_points: NDArray[np.uint8] | None
+    values: NDArray[np.float64]
+
+    @classmethod
+    def random(
+        cls,
+        shape: tuple[int, int],
+        bits: int,
+        block_size: int,
+        scale_dtype: type = np.float32,
+        symmetric: bool = True,
+    ) -> Packed:
+        """One of a shape ``[out, in]``."""
+        rng = np.random.default_rng([*shape, bits, block_size])
+        blocks = (shape[0], shape[1] // block_size)
+        codes = rng.integers(0, 2**bits, shape, np.uint8)
+        scales = (rng.standard_normal(blocks) / 2**bits).astype(scale_dtype)
+        points = rng.integers(0, 2**bits, blocks, np.uint8)
+        if symmetric:
+            points[:] = 2 ** (bits - 1)
+        spread = np.repeat(points.astype(np.float64), block_size, 1)
+        values = (codes - spread) * np.repeat(scales.astype(np.float64), block_size, 1)
+        zero_points = None if symmetric else _packed(points, bits)
+        return cls(bits, block_size, _packed(codes, bits), scales, zero_points, values)
+
+
+def _packed(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+    if bits == 8:
+        return codes
+    even = np.pad(codes, ((0, 0), (0, codes.shape[1] % 2)))
+    packed: NDArray[np.uint8] = even[:, ::2] | np.left_shift(even[:, 1::2], 4, dtype=np.uint8)
+    return packed
+
+
 class CpuKernels:
     """The functions of ``cpu.h``; each returns new arrays and leaves its arguments alone."""
 
@@ -103,6 +167,20 @@ class CpuKernels:
         desc = LinearDesc(*x.shape, out_features, dtype, bias_dtype)
         pointers = map(address, (x, weight, bias, output))
         self.check(self.library.q2export_cpu_linear(byref(desc), *pointers, None))
+        return output
+
+    def quantized_linear(self, x: Floats, weight: Packed, int8: bool, bias: Floats | None = None) -> Floats:
+        """``x @ weight.T + bias``, the activations rounded to int8 or not."""
+        x = np.ascontiguousarray(x)
+        outputs = weight.codes.shape[0]
+        output = np.full((x.shape[0], outputs), np.nan, np.float32)
+        scale_dtype = FLOAT16 if weight.scales.dtype == np.float16 else FLOAT32
+        desc = QuantizedLinearDesc(
+            *x.shape, outputs, weight.bits, weight.block_size, scale_dtype, 0, int(int8)
+        )
+        held = (x, at_odd_address(weight.codes), weight.scales, weight.zero_points, bias, output)
+        pointers = map(address, held)
+        self.check(self.library.q2export_cpu_quantized_linear(byref(desc), *pointers, None))
         return output
 
     def linear_into(self, output: Floats, x: Floats, weight: Floats, run: ctypes._FuncPointer) -> None:

@@ -126,6 +126,62 @@ void linears()
     }
 }
 
+std::vector<unsigned char> bytes(int64_t count)
+{
+    std::vector<unsigned char> values(static_cast<size_t>(count));
+    for (size_t i = 0; i < values.size(); ++i)
+    {
+        values[i] = static_cast<unsigned char>(i * 37 % 251);
+    }
+    return values;
+}
+
+void quantized_linear(q2export_cpu_quantized_linear_desc const& desc, bool with_zero_points)
+{
+    int64_t const blocks = desc.in_features / desc.block_size;
+    std::vector<float> const x = numbers(desc.rows * desc.in_features);
+    std::vector<unsigned char> const codes = bytes(desc.out_features * desc.in_features * desc.bits / 8);
+    std::vector<float> const scales = numbers(desc.out_features * blocks);
+    Stored const halves(desc.out_features * blocks, Q2EXPORT_FLOAT16);
+    std::vector<unsigned char> const points = bytes(desc.out_features * ((blocks * desc.bits + 7) / 8));
+    std::vector<float> outputs[2];
+    for (int together = 0; together < 2; ++together)
+    {
+        outputs[together].resize(static_cast<size_t>(desc.rows * desc.out_features));
+        void const* const scale = desc.scale_dtype == Q2EXPORT_FLOAT32 ? scales.data() : halves.data();
+        if (q2export_cpu_quantized_linear(&desc, x.data(), codes.data(), scale,
+                with_zero_points ? points.data() : nullptr, nullptr, outputs[together].data(),
+                together == 1 ? &kPool : nullptr)
+            != Q2EXPORT_SUCCESS)
+        {
+            fail("quantized_linear");
+        }
+    }
+    expect_same("quantized_linear", outputs[0], outputs[1]);
+}
+
+void quantized_linears()
+{
+    for (int32_t const bits : {4, 8})
+    {
+        for (int32_t const block_size : {32, 128})
+        {
+            for (int64_t const rows : {1, 7})
+            {
+                for (q2export_dtype const scale : {Q2EXPORT_FLOAT32, Q2EXPORT_FLOAT16})
+                {
+                    quantized_linear({rows, block_size * 3, 70, bits, block_size, scale, Q2EXPORT_FLOAT32,
+                                         Q2EXPORT_CPU_ACTIVATIONS_INT8},
+                        rows == 1);
+                    quantized_linear({rows, block_size * 5, 9, bits, block_size, scale, Q2EXPORT_FLOAT32,
+                                         Q2EXPORT_CPU_ACTIVATIONS_FLOAT32},
+                        rows == 7);
+                }
+            }
+        }
+    }
+}
+
 } // namespace
 
 int main()
@@ -138,6 +194,7 @@ int main()
             fail("select_isa");
         }
         linears();
+        quantized_linears();
     }
     return 0;
 }

@@ -10,10 +10,10 @@ import numpy as np
 import onnx.parser
 import pytest
 
-from tests.plugins.cpu.kernels import BFLOAT16, FLOAT16, FLOAT32, CpuKernels, stored, widened
+from tests.plugins.cpu.kernels import BFLOAT16, FLOAT16, FLOAT32, CpuKernels, Packed, stored, widened
 from tests.plugins.cpu.sessions import ELEMENT_TYPES, Node, initializer
 
-F = onnx.TensorProto.FLOAT
+F, F16, U8 = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.UINT8
 RNG = np.random.default_rng(11)
 
 
@@ -81,6 +81,52 @@ def test_linear_refuses(onnxruntime_library: Path) -> None:
     node = Node("Q2Linear", ["x", "weight"], [codes], {"x": F}, {"y": F})
     with pytest.raises(InvalidArgument, match="weight has element type 2, expected float32, float16"):
         node.session(onnxruntime_library).run(None, {"x": np.ones((1, 3), np.float32)})
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_quantized_linear_is_the_kernel(onnxruntime_library: Path, symmetric: bool, with_bias: bool) -> None:
+    weight = Packed.random((300, 96), 4, 32, np.float16, symmetric)
+    bias = RNG.standard_normal(300, np.float32) if with_bias else None
+    arrays = {"weight": (weight.codes, U8), "weight_scale": (weight.scales, F16)}
+    if weight.zero_points is not None:
+        arrays["weight_zero_point"] = (weight.zero_points, U8)
+    if bias is not None:
+        arrays["bias"] = (bias, F)
+    names = ["weight", "weight_scale", "weight_zero_point", "bias"]
+    tensors = [initializer(name, *arrays[name]) for name in names if name in arrays]
+    x = RNG.standard_normal((3, 40, 96), np.float32)
+    for int8 in (0, 1):
+        attributes = {"bits": 4, "block_size": 32, "int8_activations": int8}
+        inputs = ["x", *(name if name in arrays else "" for name in names)]
+        node = Node("Q2QuantizedLinear", inputs, tensors, {"x": F}, {"y": F}, attributes)
+        (found,) = node.session(onnxruntime_library).run(None, {"x": x})
+        expected = CpuKernels(onnxruntime_library).quantized_linear(
+            x.reshape(-1, 96), weight, bool(int8), bias
+        )
+        np.testing.assert_array_equal(found, expected.reshape(3, 40, 300))
+
+
+def test_quantized_linear_refuses(onnxruntime_library: Path) -> None:
+    from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
+
+    tensors = [
+        initializer("weight", np.ones((4, 16), np.uint8), U8),
+        initializer("weight_scale", np.ones((4, 2), np.float32), F),
+    ]
+
+    def node(**attributes: int) -> Node:
+        inputs = ["x", "weight", "weight_scale"]
+        return Node("Q2QuantizedLinear", inputs, tensors, {"x": F}, {"y": F}, attributes)
+
+    good = {"bits": 4, "block_size": 32, "int8_activations": 1}
+    session = node(**good).session(onnxruntime_library)
+    with pytest.raises(InvalidArgument, match=r"weight_scale has shape \[4, 2\], expected \[4, 1\]"):
+        session.run(None, {"x": np.ones((1, 32), np.float32)})
+    with pytest.raises(Exception, match="node: bits is 3, expected 4 or 8"):
+        node(**{**good, "bits": 3}).session(onnxruntime_library)
+    with pytest.raises(Exception, match="int8_activations"):
+        node(bits=4, block_size=32).session(onnxruntime_library)
 
 
 def test_several_sessions_share_the_ops(onnxruntime_library: Path) -> None:

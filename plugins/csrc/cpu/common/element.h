@@ -1,4 +1,5 @@
-// Element types of weights and caches, in memory: read and written through bytes, at any address.
+// Element types of weights and caches, in memory: read and written through bytes, at any address. In an unnamed namespace,
+// because sources for different instruction sets include it.
 #pragma once
 
 #include <cstdint>
@@ -8,6 +9,9 @@ namespace q2export::cpu
 {
 
 using Bytes = unsigned char const*;
+
+namespace
+{
 
 template <typename Value>
 inline Value read_unaligned(void const* address)
@@ -112,4 +116,5 @@ struct Float16
     }
 };
 
+} // namespace
 } // namespace q2export::cpu

@@ -3,6 +3,8 @@
 
 namespace q2export::cpu
 {
+namespace
+{
 
 inline void prefetch(void const* address)
 {
@@ -13,4 +15,5 @@ inline void prefetch(void const* address)
 #endif
 }
 
+} // namespace
 } // namespace q2export::cpu

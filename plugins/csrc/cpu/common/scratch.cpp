@@ -9,12 +9,12 @@ namespace
 
 constexpr std::align_val_t kCacheLine{64};
 
-struct Scratch
+struct Memory
 {
-    float* data = nullptr;
-    size_t count = 0;
+    void* data = nullptr;
+    size_t bytes = 0;
 
-    ~Scratch()
+    ~Memory()
     {
         ::operator delete(data, kCacheLine);
     }
@@ -22,17 +22,19 @@ struct Scratch
 
 } // namespace
 
-float* thread_scratch(size_t count)
+void* thread_scratch(Scratch use, size_t bytes)
 {
-    static thread_local Scratch scratch;
-    if (scratch.count < count)
+    static thread_local Memory memories[static_cast<size_t>(Scratch::kCount)];
+    Memory& memory = memories[static_cast<size_t>(use)];
+    if (memory.bytes < bytes)
     {
-        ::operator delete(scratch.data, kCacheLine);
-        scratch.data = nullptr; // should the next line throw
-        scratch.data = static_cast<float*>(::operator new(count * sizeof(float), kCacheLine));
-        scratch.count = count;
+        ::operator delete(memory.data, kCacheLine);
+        memory.data = nullptr; // should the next line throw
+        memory.bytes = 0;
+        memory.data = ::operator new(bytes, kCacheLine);
+        memory.bytes = bytes;
     }
-    return scratch.data;
+    return memory.data;
 }
 
 } // namespace q2export::cpu

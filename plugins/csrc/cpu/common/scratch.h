@@ -6,8 +6,16 @@
 namespace q2export::cpu
 {
 
-// At least `count` floats at a cache line, the same for all tasks of a thread; contents are undefined.
+// What a thread's memory holds; each use has its own, so that one may be filled while another is read.
+enum class Scratch
+{
+    kWeights,     // of a tile, widened or unpacked
+    kActivations, // of a call, rounded to int8
+    kCount
+};
+
+// At least `bytes` at a cache line, the same for all calls of a thread; contents are undefined.
 // Ends the process where there is no memory.
-float* thread_scratch(size_t count);
+void* thread_scratch(Scratch use, size_t bytes);
 
 } // namespace q2export::cpu

@@ -76,6 +76,16 @@ struct Simd
         return _mm256_fmadd_ps(a, b, sum);
     }
 
+    static Vector multiply(Vector a, Vector b)
+    {
+        return _mm256_mul_ps(a, b);
+    }
+
+    static Vector subtract_product(Vector a, Vector b, Vector from)
+    {
+        return _mm256_fnmadd_ps(a, b, from);
+    }
+
     // The sums of four vectors' elements, each in the same order.
     static void sum4(Vector const (&v)[4], float (&sums)[4])
     {
@@ -88,7 +98,115 @@ struct Simd
         _mm_storeu_ps(sums, _mm_add_ps(_mm256_castps256_ps128(abcd), _mm256_extractf128_ps(abcd, 1)));
     }
 
+    // 32-bit integers.
+    using Ints = __m256i;
+
+    static Ints no_ints()
+    {
+        return _mm256_setzero_si256();
+    }
+
+    static void store_ints(int32_t* target, Ints const& value)
+    {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(target), value);
+    }
+
+    static Ints multiply_ints(Ints value, int32_t factor)
+    {
+        return _mm256_mullo_epi32(value, _mm256_set1_epi32(factor));
+    }
+
+    static Ints load_ints(int32_t const* source)
+    {
+        return load_bytes(source);
+    }
+
+    static Vector to_floats(Ints value)
+    {
+        return _mm256_cvtepi32_ps(value);
+    }
+
+    // Adds, to each lane, the products of its four bytes: unsigned codes times signed values. In 16 bits first, where
+    // the sum of two products of bytes would not fit.
+    static Ints dot(Bytes codes, int8_t const* values, Ints sum)
+    {
+        __m256i const code = load_bytes(codes);
+        __m256i const value = load_bytes(values);
+        __m256i const even = _mm256_madd_epi16(_mm256_and_si256(code, _mm256_set1_epi16(255)),
+            _mm256_srai_epi16(_mm256_slli_epi16(value, 8), 8));
+        __m256i const odd = _mm256_madd_epi16(_mm256_srli_epi16(code, 8), _mm256_srai_epi16(value, 8));
+        return _mm256_add_epi32(sum, _mm256_add_epi32(even, odd));
+    }
+
+    // The same of the low and high halves of each byte: times two vectors of values.
+    static Ints dot_halves(Bytes codes, int8_t const* values, Ints sum)
+    {
+        __m256i const mask = _mm256_set1_epi8(15);
+        __m256i const both = load_bytes(codes);
+        __m256i const low = _mm256_maddubs_epi16(_mm256_and_si256(both, mask), load_bytes(values));
+        __m256i const high
+            = _mm256_maddubs_epi16(_mm256_and_si256(_mm256_srli_epi16(both, 4), mask), load_bytes(values + 32));
+        __m256i const pairs = _mm256_add_epi16(low, high); // at most 4 * 15 * 127
+        return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    }
+
+    // Half bytes to bytes: all low ones, then all high ones.
+    static void unpack_halves(Bytes codes, unsigned char* target)
+    {
+        __m256i const mask = _mm256_set1_epi8(15);
+        __m256i const both = load_bytes(codes);
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(target), _mm256_and_si256(both, mask));
+        _mm256_storeu_si256(
+            reinterpret_cast<__m256i*>(target + 32), _mm256_and_si256(_mm256_srli_epi16(both, 4), mask));
+    }
+
+    // How numbers are spread over the lanes, each over one of `shares`, 1 or 2. Only `count` of them are read; what the
+    // other lanes get is a number.
+    struct Spread
+    {
+        Spread(int /*shares*/, int read)
+            : count(read)
+        {
+        }
+
+        int count;
+    };
+
+    template <typename Element>
+    static Vector spread(Element, Bytes source, Spread const& how)
+    {
+        __m128 const first = _mm_set1_ps(Element::read(source));
+        return _mm256_set_m128(how.count == 1 ? first : _mm_set1_ps(Element::read(source + Element::kBytes)), first);
+    }
+
+    static float largest_magnitude(float const* source, int64_t count)
+    {
+        __m256 largest = _mm256_setzero_ps();
+        for (int64_t i = 0; i < count; i += kWidth)
+        {
+            __m256 const value = _mm256_loadu_ps(source + i);
+            largest = _mm256_max_ps(largest, _mm256_andnot_ps(_mm256_set1_ps(-0.0f), value));
+        }
+        __m128 four = _mm_max_ps(_mm256_castps256_ps128(largest), _mm256_extractf128_ps(largest, 1));
+        four = _mm_max_ps(four, _mm_movehl_ps(four, four));
+        return _mm_cvtss_f32(_mm_max_ss(four, _mm_shuffle_ps(four, four, 1)));
+    }
+
+    // To nearest, ties to even, within -127 .. 127.
+    static void store_rounded(int8_t* target, Vector value)
+    {
+        __m256i const limited = _mm256_max_epi32(_mm256_cvtps_epi32(value), _mm256_set1_epi32(-127));
+        __m128i const pairs
+            = _mm_packs_epi32(_mm256_castsi256_si128(limited), _mm256_extracti128_si256(limited, 1));
+        _mm_storel_epi64(reinterpret_cast<__m128i*>(target), _mm_packs_epi16(pairs, pairs));
+    }
+
 private:
+    static __m256i load_bytes(void const* source)
+    {
+        return _mm256_loadu_si256(static_cast<__m256i const*>(source));
+    }
+
     static __m256i first(int count)
     {
         __m256i const lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);

@@ -82,6 +82,16 @@ struct Simd
         return _mm512_fmadd_ps(a, b, sum);
     }
 
+    static Vector multiply(Vector a, Vector b)
+    {
+        return _mm512_mul_ps(a, b);
+    }
+
+    static Vector subtract_product(Vector a, Vector b, Vector from)
+    {
+        return _mm512_fnmadd_ps(a, b, from);
+    }
+
     // The sums of four vectors' elements, each in the same order.
     static void sum4(Vector const (&v)[4], float (&sums)[4])
     {
@@ -93,6 +103,103 @@ struct Simd
             _mm512_castpd_ps(_mm512_unpacklo_pd(ab2, cd2)), _mm512_castpd_ps(_mm512_unpackhi_pd(ab2, cd2)));
         __m256 const half = _mm256_add_ps(_mm512_castps512_ps256(abcd), _mm512_extractf32x8_ps(abcd, 1));
         _mm_storeu_ps(sums, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
+    }
+
+    // 32-bit integers.
+    using Ints = __m512i;
+
+    static Ints no_ints()
+    {
+        return _mm512_setzero_si512();
+    }
+
+    static void store_ints(int32_t* target, Ints const& value)
+    {
+        _mm512_storeu_si512(target, value);
+    }
+
+    static Ints multiply_ints(Ints value, int32_t factor)
+    {
+        return _mm512_mullo_epi32(value, _mm512_set1_epi32(factor));
+    }
+
+    static Ints load_ints(int32_t const* source)
+    {
+        return _mm512_loadu_si512(source);
+    }
+
+    static Vector to_floats(Ints value)
+    {
+        return _mm512_cvtepi32_ps(value);
+    }
+
+    // Adds, to each lane, the products of its four bytes: unsigned codes times signed values.
+    static Ints dot(Bytes codes, int8_t const* values, Ints sum)
+    {
+        return _mm512_dpbusd_epi32(sum, _mm512_loadu_si512(codes), _mm512_loadu_si512(values));
+    }
+
+    // The same of the low and high halves of each byte: times two vectors of values.
+    static Ints dot_halves(Bytes codes, int8_t const* values, Ints sum)
+    {
+        __m512i const mask = _mm512_set1_epi8(15);
+        __m512i const both = _mm512_loadu_si512(codes);
+        __m512i const low = _mm512_and_si512(both, mask);
+        __m512i const high = _mm512_and_si512(_mm512_srli_epi16(both, 4), mask);
+        sum = _mm512_dpbusd_epi32(sum, low, _mm512_loadu_si512(values));
+        return _mm512_dpbusd_epi32(sum, high, _mm512_loadu_si512(values + 64));
+    }
+
+    // Half bytes to bytes: all low ones, then all high ones.
+    static void unpack_halves(Bytes codes, unsigned char* target)
+    {
+        __m512i const mask = _mm512_set1_epi8(15);
+        __m512i const both = _mm512_loadu_si512(codes);
+        _mm512_storeu_si512(target, _mm512_and_si512(both, mask));
+        _mm512_storeu_si512(target + 64, _mm512_and_si512(_mm512_srli_epi16(both, 4), mask));
+    }
+
+    // How numbers are spread over the lanes, each over one of `shares`, 1, 2 or 4. Only `count` of them are read; what the
+    // other lanes get is a number.
+    struct Spread
+    {
+        Spread(int shares, int count)
+            : index(_mm512_srl_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
+                _mm_cvtsi32_si128(shares == 4 ? 2 : shares == 2 ? 3 : 4)))
+            , mask(static_cast<__mmask8>((1u << count) - 1u))
+        {
+        }
+
+        __m512i index;
+        __mmask8 mask;
+    };
+
+    static Vector spread(Float32, Bytes source, Spread const& how)
+    {
+        return _mm512_permutexvar_ps(how.index, _mm512_castps128_ps512(_mm_maskz_loadu_ps(how.mask, source)));
+    }
+
+    static Vector spread(Float16, Bytes source, Spread const& how)
+    {
+        __m128 const few = _mm_cvtph_ps(_mm_maskz_loadu_epi16(how.mask, source));
+        return _mm512_permutexvar_ps(how.index, _mm512_castps128_ps512(few));
+    }
+
+    static float largest_magnitude(float const* source, int64_t count)
+    {
+        __m512 largest = _mm512_setzero_ps();
+        for (int64_t i = 0; i < count; i += kWidth)
+        {
+            largest = _mm512_max_ps(largest, _mm512_abs_ps(_mm512_loadu_ps(source + i)));
+        }
+        return _mm512_reduce_max_ps(largest);
+    }
+
+    // To nearest, ties to even, within -127 .. 127.
+    static void store_rounded(int8_t* target, Vector value)
+    {
+        __m512i const limited = _mm512_max_epi32(_mm512_cvtps_epi32(value), _mm512_set1_epi32(-127));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(target), _mm512_cvtsepi32_epi8(limited));
     }
 
 private:

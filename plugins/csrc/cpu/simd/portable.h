@@ -73,6 +73,16 @@ struct Simd
 #endif
     }
 
+    static Vector multiply(Vector const& a, Vector const& b)
+    {
+        return make([&](int lane) { return a.lanes[lane] * b.lanes[lane]; });
+    }
+
+    static Vector subtract_product(Vector const& a, Vector const& b, Vector const& from)
+    {
+        return make([&](int lane) { return from.lanes[lane] - a.lanes[lane] * b.lanes[lane]; });
+    }
+
     // The sums of four vectors' elements, each in the same order.
     static void sum4(Vector const (&v)[4], float (&sums)[4])
     {
@@ -80,6 +90,113 @@ struct Simd
         {
             float const* const x = v[i].lanes;
             sums[i] = ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7]));
+        }
+    }
+
+    // 32-bit integers.
+    struct Ints
+    {
+        int32_t lanes[kWidth];
+    };
+
+    static Ints no_ints()
+    {
+        return Ints{};
+    }
+
+    static void store_ints(int32_t* target, Ints const& value)
+    {
+        std::memcpy(target, value.lanes, sizeof value.lanes);
+    }
+
+    static Ints multiply_ints(Ints value, int32_t factor)
+    {
+        for (int32_t& lane : value.lanes)
+        {
+            lane *= factor;
+        }
+        return value;
+    }
+
+    static Ints load_ints(int32_t const* source)
+    {
+        Ints result;
+        std::memcpy(result.lanes, source, sizeof result.lanes);
+        return result;
+    }
+
+    static Vector to_floats(Ints const& value)
+    {
+        return make([&](int lane) { return static_cast<float>(value.lanes[lane]); });
+    }
+
+    // Adds, to each lane, the products of its four bytes: unsigned codes times signed values.
+    static Ints dot(Bytes codes, int8_t const* values, Ints sum)
+    {
+        for (int byte = 0; byte < 4 * kWidth; ++byte)
+        {
+            sum.lanes[byte / 4] += codes[byte] * values[byte];
+        }
+        return sum;
+    }
+
+    // The same of the low and high halves of each byte: times two vectors of values.
+    static Ints dot_halves(Bytes codes, int8_t const* values, Ints sum)
+    {
+        unsigned char unpacked[8 * kWidth];
+        unpack_halves(codes, unpacked);
+        return dot(unpacked + 4 * kWidth, values + 4 * kWidth, dot(unpacked, values, sum));
+    }
+
+    // Half bytes to bytes: all low ones, then all high ones.
+    static void unpack_halves(Bytes codes, unsigned char* target)
+    {
+        for (int byte = 0; byte < 4 * kWidth; ++byte)
+        {
+            target[byte] = codes[byte] & 15;
+            target[4 * kWidth + byte] = codes[byte] >> 4;
+        }
+    }
+
+    // How numbers are spread over the lanes, each over one of `shares`, 1 or 2. Only `count` of them are read; what the
+    // other lanes get is a number.
+    struct Spread
+    {
+        Spread(int /*shares*/, int read)
+            : count(read)
+        {
+        }
+
+        int count;
+    };
+
+    template <typename Element>
+    static Vector spread(Element, Bytes source, Spread const& how)
+    {
+        float const first = Element::read(source);
+        float const last = how.count == 1 ? first : Element::read(source + Element::kBytes);
+        return make([=](int lane) { return lane < kWidth / 2 ? first : last; });
+    }
+
+    static float largest_magnitude(float const* source, int64_t count)
+    {
+        float largest = 0.0f;
+        for (int64_t i = 0; i < count; ++i)
+        {
+            float const magnitude = source[i] < 0.0f ? -source[i] : source[i];
+            largest = magnitude > largest ? magnitude : largest;
+        }
+        return largest;
+    }
+
+    // To nearest, ties to even, within -127 .. 127.
+    static void store_rounded(int8_t* target, Vector const& value)
+    {
+        constexpr float kRound = 12582912.0f; // 1.5 * 2^23: of a sum with it no fraction is left
+        for (int lane = 0; lane < kWidth; ++lane)
+        {
+            float const rounded = value.lanes[lane] + kRound - kRound;
+            target[lane] = static_cast<int8_t>(rounded < -127.0f ? -127.0f : rounded > 127.0f ? 127.0f : rounded);
         }
     }
 

@@ -76,6 +76,41 @@ typedef struct q2export_cpu_linear_desc {
 Q2EXPORT_API q2export_status q2export_cpu_linear(q2export_cpu_linear_desc const* desc, float const* input,
     void const* weight, void const* bias, float* output, q2export_cpu_parallel_for const* parallel_for);
 
+/* ------------------------------------------------------------------ quantized linear */
+
+/* What the products of a quantized linear layer are made of. */
+typedef int32_t q2export_cpu_activations;
+enum {
+    Q2EXPORT_CPU_ACTIVATIONS_FLOAT32 = 0, /* exact but for rounding */
+    Q2EXPORT_CPU_ACTIVATIONS_INT8 = 1     /* rounded block by block, scale = largest magnitude / 127; sums are integers */
+};
+
+typedef struct q2export_cpu_quantized_linear_desc {
+    int64_t rows;
+    int64_t in_features; /* a multiple of block_size */
+    int64_t out_features;
+    int32_t bits;       /* 4 or 8 */
+    int32_t block_size; /* 32, 64 or 128 */
+    q2export_dtype scale_dtype; /* float32 or float16 */
+    q2export_dtype bias_dtype;
+    q2export_cpu_activations activations;
+} q2export_cpu_quantized_linear_desc;
+
+/*
+ * output = input @ weight.T + bias, of weights (code - zero point) * scale in the packed form of
+ * exporter/checkpoint/packed.py.
+ *
+ * input        float [rows, in_features]
+ * codes        uint8 [out_features, in_features * bits / 8]; of two halves of a byte the low one is first
+ * scales       scale_dtype [out_features, in_features / block_size]
+ * zero_points  uint8 [out_features, ceil(in_features / block_size * bits / 8)], packed as the codes; NULL: 8 or 128
+ * bias         bias_dtype [out_features]; may be NULL
+ * output       float [rows, out_features]; no input
+ */
+Q2EXPORT_API q2export_status q2export_cpu_quantized_linear(q2export_cpu_quantized_linear_desc const* desc,
+    float const* input, void const* codes, void const* scales, void const* zero_points, void const* bias, float* output,
+    q2export_cpu_parallel_for const* parallel_for);
+
 #ifdef __cplusplus
 }
 #endif

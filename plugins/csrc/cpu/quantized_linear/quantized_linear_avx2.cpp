@@ -1,0 +1,10 @@
+#include "simd/avx2.h"
+
+#include "quantized_linear/quantized_linear_kernel.h"
+
+namespace q2export::cpu
+{
+
+QuantizedLinearKernels const kQuantizedLinearAvx2 = kKernels;
+
+} // namespace q2export::cpu

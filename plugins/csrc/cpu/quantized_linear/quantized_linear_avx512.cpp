@@ -1,0 +1,10 @@
+#include "simd/avx512.h"
+
+#include "quantized_linear/quantized_linear_kernel.h"
+
+namespace q2export::cpu
+{
+
+QuantizedLinearKernels const kQuantizedLinearAvx512 = kKernels;
+
+} // namespace q2export::cpu

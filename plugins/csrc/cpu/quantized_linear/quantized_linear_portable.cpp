@@ -1,0 +1,10 @@
+#include "simd/portable.h"
+
+#include "quantized_linear/quantized_linear_kernel.h"
+
+namespace q2export::cpu
+{
+
+QuantizedLinearKernels const kQuantizedLinearPortable = kKernels;
+
+} // namespace q2export::cpu
