@@ -140,6 +140,10 @@ class Inserter:
         self.graph.opset_imports.setdefault(domain, 1)
         return node
 
+    def under(self, label: str) -> Inserter:
+        """Return one that names its nodes under ``PATH/LABEL``."""
+        return Inserter(self.graph, self._before, f"{self.path}/{label}")
+
     def cast(self, value: ir.Value, dtype: ir.DataType, label: str = "Cast") -> ir.Value:
         """Insert a ``Cast``."""
         return self.op("Cast", [value], label, attributes={"to": dtype.value}, dtype=dtype, shape=value.shape)

@@ -13,8 +13,9 @@ import onnx_ir as ir
 
 from q2export.exporter.checkpoint.packed import PackedWeight
 from q2export.exporter.graph.nodes import constant
-from q2export.exporter.passes.base import Inserter, Pass, PassResult
+from q2export.exporter.passes.base import Inserter, PassResult
 from q2export.exporter.passes.packed_operands import (
+    PackedPass,
     PackedWeights,
     packed_operand,
     require_all_lowered,
@@ -41,14 +42,16 @@ class Operands:
     scale_dtype: ir.DataType
 
 
-class DequantizeWeights(Pass):
-    """Attributes:
-    packed: the quantized weights.
-    operands: the types of codes and scales.
+class DequantizeWeights(PackedPass):
+    """A weight that is read as floating point becomes ``DequantizeLinear`` of its codes.
+
+    Args:
+        packed: the quantized weights.
+        operands: the types of codes and scales.
     """
 
     def __init__(self, packed: PackedWeights, operands: Operands) -> None:
-        self.packed = packed
+        super().__init__(packed)
         self.operands = operands
 
     def rewrite(self, model: ir.Model, result: PassResult) -> None:

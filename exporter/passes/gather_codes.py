@@ -16,20 +16,15 @@ import onnx_ir as ir
 
 from q2export.exporter.checkpoint.packed import PackedWeight
 from q2export.exporter.graph.nodes import constant
-from q2export.exporter.passes.base import Inserter, Pass, PassResult, input_of, nodes_of, replace
-from q2export.exporter.passes.packed_operands import PackedWeights, packed_operand, view
+from q2export.exporter.passes.base import Inserter, PassResult, input_of, nodes_of, replace
+from q2export.exporter.passes.packed_operands import PackedPass, packed_operand, view
 from q2export.exporter.weights.stack import Form
 
 _INT32, _FLOAT = ir.DataType.INT32, ir.DataType.FLOAT
 
 
-class GatherCodes(Pass):
-    """Attributes:
-    packed: the quantized weights.
-    """
-
-    def __init__(self, packed: PackedWeights) -> None:
-        self.packed = packed
+class GatherCodes(PackedPass):
+    """``Gather`` of a quantized weight becomes ``Gather`` of its codes, dequantized."""
 
     def rewrite(self, model: ir.Model, result: PassResult) -> None:
         """Replace every gather of a quantized weight."""

@@ -11,17 +11,12 @@ import onnx_ir as ir
 
 from q2export.contracts import opspec
 from q2export.errors import ExportError
-from q2export.exporter.passes.base import Inserter, Pass, PassResult, input_of, nodes_of
-from q2export.exporter.passes.packed_operands import PackedWeights, packed_operand, view
+from q2export.exporter.passes.base import Inserter, PassResult, input_of, nodes_of
+from q2export.exporter.passes.packed_operands import PackedPass, packed_operand, view
 
 
-class OrderInputs(Pass):
-    """Attributes:
-    packed: the quantized weights.
-    """
-
-    def __init__(self, packed: PackedWeights) -> None:
-        self.packed = packed
+class OrderInputs(PackedPass):
+    """A ``Gather`` before matmuls whose weights have their columns in another order."""
 
     def rewrite(self, model: ir.Model, result: PassResult) -> None:
         """Insert the gathers, and count the nodes that read them."""

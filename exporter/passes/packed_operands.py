@@ -14,10 +14,22 @@ import onnx_ir as ir
 from q2export.errors import ExportError
 from q2export.exporter.checkpoint.packed import PackedWeight
 from q2export.exporter.graph.nodes import initializer
+from q2export.exporter.passes.base import Pass
 from q2export.exporter.weights.stack import META_KEY, Form, Stack
 
 PackedWeights = Mapping[str, PackedWeight]
 """Quantized weights by Hugging Face name, which is also that of their initializer in the traced graph."""
+
+
+class PackedPass(Pass):
+    """A pass over what reads quantized weights.
+
+    Args:
+        packed: the quantized weights.
+    """
+
+    def __init__(self, packed: PackedWeights) -> None:
+        self.packed = packed
 
 
 def view(

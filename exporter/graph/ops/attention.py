@@ -72,23 +72,7 @@ def group_query_attention_reference(
     return output.reshape(query.shape).to(query.dtype), present_key, present_value
 
 
-def _fake(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    past_key: Tensor,
-    past_value: Tensor,
-    past_lengths: Tensor,
-    query_lengths: Tensor,
-    num_heads: int,
-    num_kv_heads: int,
-    scale: float,
-    sliding_window: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(query), torch.empty_like(past_key), torch.empty_like(past_value)
-
-
-group_query_attention = define(ATTENTION, group_query_attention_reference, _fake)
+group_query_attention = define(ATTENTION, group_query_attention_reference)
 
 BODY = """
     zero = Constant <value_int = 0> ()

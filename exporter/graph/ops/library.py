@@ -27,16 +27,33 @@ def torch_schema(spec: OpSpec) -> str:
     return f"{spec.torch_name}({', '.join(arguments)}) -> {result}"
 
 
-def define(spec: OpSpec, reference: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
+def define(spec: OpSpec, reference: Callable[..., Any]) -> Callable[..., Any]:
     """Register the operator ``q2export::<torch_name>`` and return it.
 
     Args:
         spec: the specification.
         reference: CPU implementation with the schema's arguments, in order; the op's meaning in code.
-        fake: returns outputs of the right shape and dtype without computing them.
     """
     _LIBRARY.define(torch_schema(spec))
     _LIBRARY.impl(spec.torch_name, reference, "CPU")
-    torch.library.register_fake(f"{DOMAIN}::{spec.torch_name}", fake, lib=_LIBRARY)
+    torch.library.register_fake(f"{DOMAIN}::{spec.torch_name}", _fake(spec), lib=_LIBRARY)
     operator: Callable[..., Any] = getattr(getattr(torch.ops, DOMAIN), spec.torch_name).default
     return operator
+
+
+def _fake(spec: OpSpec) -> Callable[..., Any]:
+    """What tracing calls instead: outputs of the right shapes and types, nothing computed."""
+
+    def run(*arguments: Any) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        tensors = arguments[: len(spec.inputs)]
+        sizes: dict[str, int] = {}
+        for each, tensor in zip(spec.inputs, tensors, strict=True):
+            for symbol, size in zip(each.shape, tensor.shape, strict=True):
+                sizes.setdefault(symbol, size)
+        graph_type = next(
+            tensor for each, tensor in zip(spec.inputs, tensors, strict=True) if each.element_type == "T"
+        )
+        outputs = tuple(graph_type.new_empty([sizes[each] for each in out.shape]) for out in spec.outputs)
+        return outputs if len(outputs) > 1 else outputs[0]
+
+    return run

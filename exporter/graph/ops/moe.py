@@ -55,20 +55,7 @@ def moe_reference(
     return output.to(hidden.dtype)
 
 
-def _fake(
-    hidden: Tensor,
-    router_logits: Tensor,
-    gate: list[Tensor],
-    up: list[Tensor],
-    down: list[Tensor],
-    num_experts: int,
-    top_k: int,
-    norm_topk_prob: int,
-) -> Tensor:
-    return torch.empty_like(hidden)
-
-
-moe = define(MOE, moe_reference, _fake)
+moe = define(MOE, moe_reference)
 
 _DISPATCH = """
     axis0 = Constant <value_ints = [0]> ()

@@ -32,11 +32,7 @@ def rotary_embedding_reference(
     return rotated.to(x.dtype)
 
 
-def _fake(x: Tensor, position_ids: Tensor, inv_freq: Tensor, attention_factor: float) -> Tensor:
-    return torch.empty_like(x)
-
-
-rotary_embedding = define(ROTARY, rotary_embedding_reference, _fake)
+rotary_embedding = define(ROTARY, rotary_embedding_reference)
 
 BODY = """
     position = Cast <to = 1> (position_ids)

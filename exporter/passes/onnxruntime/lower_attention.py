@@ -31,8 +31,10 @@ _HEAD_DIM_MULTIPLE = 16
 
 
 class LowerAttention(Pass):
-    """Attributes:
-    max_capacity: tokens a sequence may hold, the rows of the cos and sin tables.
+    """``Q2RotaryAttention`` becomes ``GroupQueryAttention``.
+
+    Args:
+        max_capacity: tokens a sequence may hold, the rows of the cos and sin tables.
     """
 
     def __init__(self, max_capacity: int) -> None:

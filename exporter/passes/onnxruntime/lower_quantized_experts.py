@@ -21,7 +21,6 @@ from q2export.contracts import opspec
 from q2export.exporter.checkpoint.packed import PackedWeight
 from q2export.exporter.passes.base import (
     Inserter,
-    Pass,
     PassResult,
     attribute_int,
     input_of,
@@ -30,19 +29,26 @@ from q2export.exporter.passes.base import (
 )
 from q2export.exporter.passes.onnxruntime.contrib import MICROSOFT, SWIGLU
 from q2export.exporter.passes.onnxruntime.matmul_forms import INT8_ACTIVATIONS
-from q2export.exporter.passes.packed_operands import PackedWeights, kernel_operands, packed_operand
+from q2export.exporter.passes.packed_operands import (
+    PackedPass,
+    PackedWeights,
+    kernel_operands,
+    packed_operand,
+)
 
 _FIXED_INPUTS = len(opspec.MOE.inputs)
 
 
-class LowerQuantizedExperts(Pass):
-    """Attributes:
-    packed: the quantized weights.
-    accuracy_level: how activations are multiplied, as for ``MatMulNBits``.
+class LowerQuantizedExperts(PackedPass):
+    """``Q2MoE`` becomes ``QMoE`` where all its experts are quantized.
+
+    Args:
+        packed: the quantized weights.
+        accuracy_level: how activations are multiplied, as for ``MatMulNBits``.
     """
 
     def __init__(self, packed: PackedWeights, accuracy_level: int) -> None:
-        self.packed = packed
+        super().__init__(packed)
         self.accuracy_level = accuracy_level
 
     def rewrite(self, model: ir.Model, result: PassResult) -> None:

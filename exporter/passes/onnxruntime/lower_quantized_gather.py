@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from q2export.exporter.passes.base import Inserter, Pass, PassResult, input_of, nodes_of, replace
+from q2export.exporter.passes.base import Inserter, PassResult, input_of, nodes_of, replace
 from q2export.exporter.passes.onnxruntime.contrib import MICROSOFT
-from q2export.exporter.passes.packed_operands import PackedWeights, kernel_operands, packed_operand
+from q2export.exporter.passes.packed_operands import (
+    PackedPass,
+    kernel_operands,
+    packed_operand,
+)
 
 
-class LowerQuantizedGather(Pass):
+class LowerQuantizedGather(PackedPass):
     """Only the rows of the tokens are dequantized.
 
     Codes are given as uint8: there the op takes the zero point of a symmetric weight to be in the middle, of
     uint4 to be zero.
-
-    Attributes:
-        packed: the quantized weights.
     """
-
-    def __init__(self, packed: PackedWeights) -> None:
-        self.packed = packed
 
     def rewrite(self, model: ir.Model, result: PassResult) -> None:
         """Replace every gather of a quantized weight."""

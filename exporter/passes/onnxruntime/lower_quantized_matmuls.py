@@ -9,26 +9,31 @@ import onnx_ir as ir
 from q2export.exporter.checkpoint.packed import PackedWeight
 from q2export.exporter.passes.base import (
     Inserter,
-    Pass,
     PassResult,
     attribute_int,
     input_of,
     nodes_of,
-    path_of,
     replace,
 )
 from q2export.exporter.passes.onnxruntime.matmul_forms import MatMul
-from q2export.exporter.passes.packed_operands import PackedWeights, packed_operand, require_all_lowered
+from q2export.exporter.passes.packed_operands import (
+    PackedPass,
+    PackedWeights,
+    packed_operand,
+    require_all_lowered,
+)
 
 
-class LowerQuantizedMatMuls(Pass):
-    """Attributes:
-    packed: the quantized weights.
-    matmul: how they are multiplied.
+class LowerQuantizedMatMuls(PackedPass):
+    """``Gemm`` with a quantized weight becomes a matmul with its codes.
+
+    Args:
+        packed: the quantized weights.
+        matmul: how they are multiplied.
     """
 
     def __init__(self, packed: PackedWeights, matmul: MatMul) -> None:
-        self.packed = packed
+        super().__init__(packed)
         self.matmul = matmul
 
     def rewrite(self, model: ir.Model, result: PassResult) -> None:
@@ -43,7 +48,7 @@ class LowerQuantizedMatMuls(Pass):
                 result.refused.append(f"{gemm.name}: its weight is not [out, in]")
                 continue
             if weight.row_step == 1:
-                matmul = self.matmul(graph, gemm, input_of(gemm, 0), [weight], bias_of(gemm), path_of(gemm))
+                matmul = self.matmul(Inserter(graph, gemm), input_of(gemm, 0), [weight], bias_of(gemm))
                 replace(graph, gemm, [matmul])
             else:
                 self._lower_alternating(graph, gemm, weight, alternating)
@@ -61,7 +66,7 @@ class LowerQuantizedMatMuls(Pass):
         key = input_of(gemm, 0), weight.tensor
         if key not in matmuls:
             whole = replace_fields(weight, shape=(weight.rows, weight.shape[1]), first_row=0, row_step=1)
-            both = self.matmul(graph, gemm, input_of(gemm, 0), [whole], bias_of(gemm), f"{emit.path}/both")
+            both = self.matmul(emit.under("both"), input_of(gemm, 0), [whole], bias_of(gemm))
             columns = emit.int64([-1, weight.shape[0], weight.row_step])
             matmuls[key] = emit.op("Reshape", [both, columns], "columns")
         index = emit.int64(weight.first_row)

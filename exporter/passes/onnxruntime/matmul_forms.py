@@ -33,22 +33,15 @@ class MatMul(Protocol):
     """Writes ``x @ weight.T + bias``."""
 
     def __call__(
-        self,
-        graph: ir.Graph,
-        before: ir.Node,
-        x: ir.Value,
-        weights: Sequence[PackedWeight],
-        bias: ir.Value | None,
-        path: str,
+        self, emit: Inserter, x: ir.Value, weights: Sequence[PackedWeight], bias: ir.Value | None
     ) -> ir.Value:
-        """Insert the nodes before one and return ``[tokens, rows of all weights]``.
+        """Insert the nodes and return ``[tokens, rows of all weights]``.
 
         Args:
-            graph: to insert into. before: a node that ``x`` is there for.
+            emit: inserts them, after ``x`` is there.
             x: ``[tokens, in]``.
             weights: matrices ``[out, in]`` that are one below the other in one matrix.
             bias: ``[rows of all weights]``.
-            path: names the nodes.
         """
 
 
@@ -59,20 +52,14 @@ class NBitsMatMul:
         self.accuracy_level = accuracy_level
 
     def __call__(
-        self,
-        graph: ir.Graph,
-        before: ir.Node,
-        x: ir.Value,
-        weights: Sequence[PackedWeight],
-        bias: ir.Value | None,
-        path: str,
+        self, emit: Inserter, x: ir.Value, weights: Sequence[PackedWeight], bias: ir.Value | None
     ) -> ir.Value:
         """See :class:`MatMul`."""
         first = weights[0]
-        name = first.tensor if len(weights) == 1 else f"{path}.weight"
-        matrix = kernel_operands(graph, name, weights, by_block=True)
+        name = first.tensor if len(weights) == 1 else f"{emit.path}.weight"
+        matrix = kernel_operands(emit.graph, name, weights, by_block=True)
         last = [] if bias is None else [None, bias]  # before it, a deprecated input
-        return Inserter(graph, before, path).op(
+        return emit.op(
             "MatMulNBits",
             [x, matrix.codes, matrix.scales, matrix.zero_points, *last],
             domain=MICROSOFT,
@@ -98,21 +85,15 @@ class RowScaledMatMul:
         self._zero_points: ir.Value | None = None
 
     def __call__(
-        self,
-        graph: ir.Graph,
-        before: ir.Node,
-        x: ir.Value,
-        weights: Sequence[PackedWeight],
-        bias: ir.Value | None,
-        path: str,
+        self, emit: Inserter, x: ir.Value, weights: Sequence[PackedWeight], bias: ir.Value | None
     ) -> ir.Value:
         """See :class:`MatMul`."""
-        emit = Inserter(graph, before, path)
+        graph = emit.graph
         if x not in self._rounded:
-            self._rounded[x] = self._round(Inserter(graph, before, f"{path}/input"), x)
+            self._rounded[x] = self._round(emit.under("input"), x)
         codes, row_scales = self._rounded[x]
         columns, rows = weights[0].shape[1], sum(weight.shape[0] for weight in weights)
-        name = weights[0].name if len(weights) == 1 else f"{path}.weight"
+        name = weights[0].name if len(weights) == 1 else f"{emit.path}.weight"
         made_of = [tensor for weight in weights for tensor in weight.tensors]
         matrix = view(
             graph, f"{name}/int8", ir.DataType.INT8, [columns, rows], made_of, Form.INT8_COLUMNS, weights

@@ -16,7 +16,6 @@ import onnx_ir as ir
 from q2export.exporter.checkpoint.packed import PackedWeight
 from q2export.exporter.passes.base import (
     Inserter,
-    Pass,
     PassResult,
     attribute_int,
     input_of,
@@ -27,7 +26,7 @@ from q2export.exporter.passes.base import (
 from q2export.exporter.passes.onnxruntime.contrib import MICROSOFT
 from q2export.exporter.passes.onnxruntime.lower_quantized_matmuls import bias_of
 from q2export.exporter.passes.onnxruntime.matmul_forms import MatMul
-from q2export.exporter.passes.packed_operands import PackedWeights, packed_operand, view
+from q2export.exporter.passes.packed_operands import PackedPass, PackedWeights, packed_operand, view
 from q2export.exporter.weights.stack import Form
 
 _PROJECTIONS = 3
@@ -46,14 +45,16 @@ class _Projection:
         return bias_of(self.gemm)
 
 
-class PackQueryKeyValue(Pass):
-    """Attributes:
-    packed: the quantized weights.
-    matmul: how they are multiplied.
+class PackQueryKeyValue(PackedPass):
+    """Query, key and value projections of an attention become one matmul and one input.
+
+    Args:
+        packed: the quantized weights.
+        matmul: how they are multiplied.
     """
 
     def __init__(self, packed: PackedWeights, matmul: MatMul) -> None:
-        self.packed = packed
+        super().__init__(packed)
         self.matmul = matmul
 
     def rewrite(self, model: ir.Model, result: PassResult) -> None:
@@ -89,7 +90,7 @@ class PackQueryKeyValue(Pass):
         rows = sum(weight.rows for weight in weights)
         biases = [projection.bias.name or "" for projection in projections if projection.bias is not None]
         bias = view(graph, f"{path}.bias", ir.DataType.FLOAT, [rows], biases, Form.VALUES) if biases else None
-        matmul = self.matmul(graph, first.gemm, input_of(first.gemm, 0), weights, bias, path)
+        matmul = self.matmul(Inserter(graph, first.gemm, path), input_of(first.gemm, 0), weights, bias)
         matmul.name = path
         old, flat = first.gemm.outputs[0], first.reshape.outputs[0].shape
         matmul.type = old.type

@@ -15,7 +15,6 @@ from q2export.contracts import opspec
 from q2export.exporter.graph.nodes import constant
 from q2export.exporter.passes.base import (
     Inserter,
-    Pass,
     PassResult,
     attribute_int,
     input_of,
@@ -23,7 +22,7 @@ from q2export.exporter.passes.base import (
     replace,
 )
 from q2export.exporter.passes.onnxruntime.contrib import MICROSOFT, SWIGLU
-from q2export.exporter.passes.packed_operands import PackedWeights, packed_operand, view
+from q2export.exporter.passes.packed_operands import PackedPass, packed_operand, view
 from q2export.exporter.weights.stack import Form
 
 _FIXED_INPUTS = len(opspec.MOE.inputs)
@@ -31,13 +30,8 @@ _BEFORE_THE_FIRST = -(2**31)
 """Where a slice with a negative step ends that takes everything."""
 
 
-class StackExperts(Pass):
-    """Attributes:
-    packed: quantized weights; mixtures with such experts are left alone.
-    """
-
-    def __init__(self, packed: PackedWeights | None = None) -> None:
-        self.packed = packed or {}
+class StackExperts(PackedPass):
+    """``Q2MoE`` becomes ``MoE`` over two stacked weights; mixtures with quantized experts are left alone."""
 
     def rewrite(self, model: ir.Model, result: PassResult) -> None:
         """Replace every mixture of experts; the weights of single experts are no longer read."""
