@@ -29,7 +29,9 @@ def calibration_sequences(folder: Path, text: Path, at_most: int, longest: int) 
         raise CalibrationError(f"{text}: cannot be read as UTF-8 text: {error}") from error
     tokenizer = load_tokenizer(folder)
     if tokenizer is None:
-        raise CalibrationError(f"{folder}: holds no {TOKENIZER_FILE}, and text is to be read; add it")
+        raise CalibrationError(
+            f"{folder}: holds no {TOKENIZER_FILE}, which calibrating on text needs; add it"
+        )
     tokens = tokenizer.encode(words)[:at_most]
     if not tokens:
         raise CalibrationError(f"{text}: is empty; give text like that which the model will see")

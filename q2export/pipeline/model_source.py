@@ -54,7 +54,9 @@ def _download(name: str, revision: str | None) -> Path:
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
-        raise MissingDependencyError(f"{name}: downloading needs the package huggingface_hub") from error
+        raise MissingDependencyError(
+            f"{name}: downloading needs huggingface_hub; install it with: pip install huggingface-hub"
+        ) from error
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(_FILES)))
     except Exception as error:  # the client raises its own, the HTTP library's and the operating system's
