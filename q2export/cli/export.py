@@ -68,7 +68,8 @@ def command(
 ) -> None:
     """Write a checkpoint as an ONNX file for a target.
 
-    Weights stay in the checkpoint's own files where the target takes their type; no value is read then.
+    Weights are used as they lie in the checkpoint's files where the target takes their type; no value is read
+    then. The files are cloned or, where the file system cannot, copied; --weights link shares them instead.
     """
     from q2export import api
     from q2export.contracts.quantization import Quantization

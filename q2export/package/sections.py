@@ -19,7 +19,7 @@ ALWAYS_HASHED_BYTES = 64 << 20
 """Files up to this size are hashed whole whenever a package is opened."""
 GRAPH_SUFFIX = ".onnx"
 
-Placement = Literal["converted", "quantized", "ancestor", "reflink", "hardlink", "copy"]
+Placement = Literal["converted", "quantized", "reflink", "hardlink", "copy"]
 Measured = Literal["engine", "pytorch"]
 _LARGEST = {
     "num_hidden_layers": MAX_LAYERS,

@@ -229,7 +229,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
     engine = draw(st.sampled_from(["model.onnx", "é.onnx"]))
     files = draw(st.dictionaries(NAME, RECORDS, max_size=3)) | {engine: draw(RECORDS)}
     names = [engine, *sorted(files.keys() - {engine})]
-    placements = st.sampled_from(["converted", "ancestor", "reflink", "hardlink", "copy"])
+    placements = st.sampled_from(["converted", "quantized", "reflink", "hardlink", "copy"])
     weights = tuple(
         WeightFile(name, draw(placements), tuple(draw(st.lists(TEXT, max_size=3))), files[name].bytes)
         for name in names[1:]
