@@ -16,6 +16,7 @@ from typing import Any
 from q2export.contracts.profile import Origin, Profile
 from q2export.errors import ProfileError
 from q2export.strict.codec import Source, fields_of, join, to_plain
+from q2export.strict.json import shown
 from q2export.strict.suggest import nearest
 from q2export.strict.yaml import parse_yaml, read_yaml
 
@@ -132,7 +133,9 @@ def _flatten(kind: type, data: object, source: Source, prefix: str = "") -> dict
     for name, value in data.items():
         if name not in hints:
             inside = f" in {prefix}" if prefix else ""
-            raise ProfileError(f"{source.label}: unknown key {name!r}{inside}{nearest(str(name), hints)}")
+            raise ProfileError(
+                f"{source.label}: unknown key {shown(name)}{inside}{nearest(str(name), hints)}"
+            )
         hint, key = hints[name], join(prefix, name)
         is_section = isinstance(hint, type) and dataclasses.is_dataclass(hint)
         flat |= _flatten(hint, value, source, key) if is_section else {key: value}

@@ -9,6 +9,7 @@ is a string.
 from __future__ import annotations
 
 import re
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import yaml
 
 from q2export.errors import Q2ExportError
 
-_MAX_BYTES = 1 << 20
+_MAX_BYTES = 64 << 10  # PyYAML takes ten seconds for a megabyte
 _INTEGER = r"-?(?:0|[1-9][0-9]*)"
 
 
@@ -77,12 +78,14 @@ def parse_yaml(text: str, label: str, error: type[Q2ExportError]) -> object:
 
 
 def read_yaml(path: Path, error: type[Q2ExportError]) -> object:
-    """Read and parse a file of at most 1 MiB; ``error`` as in :func:`parse_yaml`."""
+    """Read and parse a regular file of at most 64 KiB; ``error`` as in :func:`parse_yaml`."""
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a named pipe would wait for ever
+            raise error(f"{path}: expected a regular file")
         with path.open("rb") as file:
             data = file.read(_MAX_BYTES + 1)
         if len(data) > _MAX_BYTES:
-            raise error(f"{path}: larger than 1 MiB, which no profile is")
+            raise error(f"{path}: larger than 64 KiB, which no profile is")
         return parse_yaml(data.decode("utf-8"), str(path), error)
     except OSError as problem:
         raise error(f"{path}: cannot be read: {problem.strerror}") from None

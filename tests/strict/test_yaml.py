@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -73,10 +74,13 @@ def test_files(tmp_path: Path) -> None:
     with pytest.raises(ProfileError, match=r"x\.yaml: not UTF-8 text \(byte 3\)"):
         read_yaml(path, ProfileError)
     path.write_bytes(b"#" * ((1 << 20) + 1))
-    with pytest.raises(ProfileError, match=r"larger than 1 MiB"):
+    with pytest.raises(ProfileError, match=r"larger than 64 KiB"):
         read_yaml(path, ProfileError)
-    with pytest.raises(ProfileError, match=r"cannot be read: Is a directory"):
+    with pytest.raises(ProfileError, match=r"expected a regular file"):
         read_yaml(tmp_path, ProfileError)
+    os.mkfifo(tmp_path / "pipe.yaml")
+    with pytest.raises(ProfileError, match=r"pipe\.yaml: expected a regular file"):
+        read_yaml(tmp_path / "pipe.yaml", ProfileError)
 
 
 @given(st.text(alphabet="ab:-[]{}&*!|>'\"#,? \n\t019.e%@`~<", max_size=60))
