@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from q2export.compare import build_checks
-from q2export.compare.command import GREEDY_TOKENS
+from q2export.compare.options import GREEDY_TOKENS, VerifyOptions
 from q2export.contracts.quantization import Method, QualityThresholds, Quantization, WeightType
 from q2export.package.output import check_output
 from q2export.package.placement import PlacementMode
@@ -264,16 +264,8 @@ def verify(
     """
     from q2export.compare.verification import verify_package
 
-    return verify_package(
-        package,
-        model,
-        revision=revision,
-        prompts=prompts,
-        text=text,
-        greedy_tokens=greedy_tokens,
-        threads=threads,
-        report=report,
-    )
+    options = VerifyOptions(revision, prompts, text, greedy_tokens, threads)
+    return verify_package(package, model, options, None if report is None else Path(report))
 
 
 def quantize(

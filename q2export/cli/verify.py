@@ -9,7 +9,7 @@ import click
 
 from q2export.cli import options
 from q2export.cli.output import print_json
-from q2export.compare.command import GREEDY_TOKENS
+from q2export.compare.options import GREEDY_TOKENS
 
 if TYPE_CHECKING:
     from q2export.compare.quality.results import QualityReport

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from q2export.compare.parity import engine_probe, rebuild_command
+from q2export.compare.engine_under_test import EngineUnderTest
+from q2export.compare.options import VerifyOptions
 from q2export.compare.quality.measure import Labels, measure_quality
 from q2export.compare.quality.text import BUILD_TOKENS, MAX_TOKENS, quality_windows
 from q2export.errors import PackageError, ParityError
@@ -14,7 +15,6 @@ from q2export.package.reader import Package
 from q2export.package.writer import PackageWriter
 from q2export.pipeline import engine as engine_build
 from q2export.pipeline.job import Job
-from q2export.pipeline.model_source import ModelSource
 from q2export.pipeline.stages import Assembled
 
 if TYPE_CHECKING:
@@ -57,13 +57,7 @@ def check_quality(
         return None, f"the checkpoint holds no {TOKENIZER_FILE}, and quality is measured on text"
     probe = None
     if job.engine is None or engine_build.why_not_run(job.profile) is None:
-        probe = engine_probe(
-            writer.folder,
-            engine,
-            threads=job.profile.threads,
-            prepack=made.prepacks,
-            rebuild_command=rebuild_command(job),
-        )
+        probe = EngineUnderTest.of_build(writer.folder, job, engine, prepack=made.prepacks).probe()
     report = measure_quality(
         original,
         made.source,
@@ -100,28 +94,23 @@ def summary_of(report: QualityReport) -> QualitySummary:
 
 
 def verify_quality(
-    package: Package,
-    model: ModelSource,
-    original: Source,
-    *,
-    text: str | Path | None,
-    threads: int | None,
-    command: str,
+    package: Package, original: Source, labels: Labels, options: VerifyOptions
 ) -> QualityReport:
     """Compare a package of quantized weights with the unquantized model.
 
     Args:
-        package: opened.
-        model: name of the original. original: its checkpoint.
-        text: to measure on; None is the built-in text.
-        threads: CPU threads; None is what the profile says.
-        command: repeats the comparison, for the report.
+        package: opened. original: the checkpoint of the unquantized model.
+        labels: for the report.
+        options: the text to measure on, and the threads.
 
     Raises:
         PackageError: the package holds no quantized checkpoint of its own.
+        ParityError: prompts are given, which say nothing about quality.
     """
     from q2export.exporter.checkpoint.source import load_source
 
+    if options.prompts is not None:
+        raise ParityError("quality is measured on running text; leave the prompts out and give a text")
     folder = package.folder / SHARD_FOLDER
     if not (folder / "config.json").is_file():
         raise PackageError(
@@ -130,18 +119,11 @@ def verify_quality(
             "q2export verify"
         )
     manifest = package.manifest
-    probe = engine_probe(
-        package.folder,
-        manifest.engine,
-        threads=manifest.threads if threads is None else threads,
-        prepack=manifest.prepacks,
-        rebuild_command=package.rebuild_command(),
-    )
     return measure_quality(
         original,
         load_source(folder),
-        quality_windows(package.folder, text, MAX_TOKENS, manifest.engine.max_capacity),
-        Labels(model.id, package.folder.name, command),
+        quality_windows(package.folder, options.text, MAX_TOKENS, manifest.engine.max_capacity),
+        labels,
         manifest.built_for.quality,
-        probe.score,
+        EngineUnderTest.of_package(package, options.threads).probe().score,
     )

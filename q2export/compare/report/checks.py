@@ -43,11 +43,11 @@ def check_table(checks: Iterable[Check]) -> Table:
     return Table(
         "Summary",
         columns,
-        [(one.name, one.measured, one.limit or "-", _verdict(one.holds), one.note) for one in checks],
+        [(one.name, one.measured, one.limit, _verdict(one.holds), one.note) for one in checks],
     )
 
 
 def _verdict(holds: bool | None) -> Cell:
     if holds is None:
-        return "-"
+        return ""
     return Badge("✓ ok", "good") if holds else Badge("✕ fails", "wrong")

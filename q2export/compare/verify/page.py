@@ -69,7 +69,7 @@ def _divergence(divergence: Divergence) -> Section:
         if divergence.gradual
         else "The first tensor that differs by more than rounding explains is"
     )
-    facts = [("Tensor", found.name), ("Op", found.op)]
+    facts = [("Op", found.op)]
     if (bad := found.non_finite) is not None:
         facts += [("Value", bad.value), ("Index", f"[{bad.token}, {bad.channel}]")]
         facts += [("Not finite", f"{bad.count:,} values")]

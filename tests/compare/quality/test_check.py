@@ -13,7 +13,8 @@ import pytest
 
 import q2export
 from q2export.cli.main import main
-from q2export.compare.quality import check
+from q2export.compare.engine_under_test import EngineUnderTest
+from q2export.compare.quality.check import check_quality
 from q2export.compare.quality.results import QualityReport
 from q2export.compare.quality.sample_text import TEXT
 from q2export.compare.quality.text import quality_windows
@@ -94,7 +95,7 @@ def test_a_tensorrt_engine_is_measured_itself_where_its_gpu_is(
     """On an A100; on a machine with another GPU; on one without."""
     gpus = () if present is None else (Gpu("a GPU", present, 40_000, "580"),)
     monkeypatch.setattr(engine_build, "gpus", lambda: gpus)
-    monkeypatch.setattr(check, "engine_probe", lambda *_, **__: Flat())
+    monkeypatch.setattr(EngineUnderTest, "probe", lambda _: Flat())
     job: Any = SimpleNamespace(
         model=SimpleNamespace(id="m"),
         weights=SimpleNamespace(original=load_source(MODEL)),
@@ -106,7 +107,7 @@ def test_a_tensorrt_engine_is_measured_itself_where_its_gpu_is(
     (tmp_path / "tokenizer.json").write_bytes((MODEL / "tokenizer.json").read_bytes())
     written: dict[str, str] = {}
     writer: Any = SimpleNamespace(folder=tmp_path, add_text=written.__setitem__)
-    found, _ = check.check_quality(writer, job, made, engine, text=text, allow_loss=True)
+    found, _ = check_quality(writer, job, made, engine, text=text, allow_loss=True)
     assert found is not None and found.measured == ("engine" if present == "8.0" else "pytorch")
     assert (found.quantized_perplexity == pytest.approx(1536)) is (present == "8.0")
     assert QualityReport.from_json(written["quality.json"]).measured == found.measured
