@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -149,7 +150,7 @@ def load_tokenizer(folder: Path) -> Tokenizer | None:
         special_tokens = _special_tokens(config, core)
         apply_rules(core, config)
     except ConfigError as error:
-        raise ConfigError(f"{folder}: {error}") from None
+        raise ConfigError(f"{folder}{os.sep}{error}") from None  # it begins with the name of a file
     core.no_padding()
     core.no_truncation()
     return Tokenizer(core, special_tokens)

@@ -6,6 +6,7 @@ Source: ``tokenization_utils_tokenizers.py`` of transformers 5.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,13 @@ TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 _NORMALIZERS = {"NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Strip", "StripAccents"}
 _MOST_PARTS = 16
 _MOST_ADDED = 8  # tokens around a text
+
+# Of a pattern: escapes and classes, which are one character each; then repetitions, with an end and without.
+_ESCAPE = re.compile(r"\\[pP]\{[^}]*\}|\\.", re.DOTALL)
+_CLASS = re.compile(r"\[\^?\]?[^\]]*\]")
+_REPETITION = re.compile(r"(?P<endless>[*+]|\{\d*,(?:|\d\d+)\})[+?]?|(?<!\()\?|\{[\d,]+\}")
+_MOST_ENDLESS = 2  # in one alternative, as in Qwen2's: time grows with the square of a run of one character
+_MOST_REPETITIONS = 6  # in one alternative
 
 
 def apply_rules(core: tokenizers.Tokenizer, config: Mapping[str, object]) -> None:
@@ -55,6 +63,16 @@ def apply_rules(core: tokenizers.Tokenizer, config: Mapping[str, object]) -> Non
             f"or a Sequence of at most {_MOST_PARTS}, found {found}"
         )
     _check_prefix_space(core, config)
+    splitters = list(_parts(_part(core.pre_tokenizer), "pretokenizers"))
+    if len(splitters) > _MOST_PARTS or sum(part.get("type") == "ByteLevel" for part in splitters) > 1:
+        raise ConfigError(
+            f"{TOKENIZER_FILE}: pre_tokenizer must be a Sequence of at most {_MOST_PARTS}, one of them "
+            f"ByteLevel, found {', '.join(str(part.get('type')) for part in splitters[: _MOST_PARTS + 1])}"
+        )
+    for part in splitters:
+        pattern = part.get("pattern")
+        if isinstance(pattern, dict) and "Regex" in pattern:
+            _check_pattern(pattern["Regex"])
     core.encode_special_tokens = bool(_flag(config, "split_special_tokens"))
     added = core.num_special_tokens_to_add(False)
     if added > _MOST_ADDED:
@@ -77,6 +95,38 @@ def _check_prefix_space(core: tokenizers.Tokenizer, config: Mapping[str, object]
                 f"{TOKENIZER_CONFIG_FILE}: add_prefix_space is {json.dumps(asked)}, the pre_tokenizer of "
                 f"{TOKENIZER_FILE} has {json.dumps(found)}; give both files the same"
             )
+
+
+def _check_pattern(pattern: str) -> None:
+    """Refuse a regular expression whose matching may take exponential or cubic time.
+
+    None of those in use repeats a group, refers back to one, or repeats more than twice in an alternative.
+    """
+    escapes = _ESCAPE.findall(pattern)
+    simple = _CLASS.sub("c", _ESCAPE.sub("c", pattern))
+    if any(escape[1] in "123456789kg" for escape in escapes):
+        raise _slow(pattern, "refers back to a group")
+    if re.search(r"\)(?:[*+]|\{)", simple):
+        raise _slow(pattern, "repeats a group")
+    depth = place = 0
+    endless = repetitions = 0
+    while place < len(simple):
+        found = _REPETITION.match(simple, place)
+        depth += {"(": 1, ")": -1}.get(simple[place], 0)
+        if simple[place] == "|" and depth == 0:
+            endless = repetitions = 0
+        elif found:
+            endless, repetitions = endless + bool(found["endless"]), repetitions + 1
+        if endless > _MOST_ENDLESS or repetitions > _MOST_REPETITIONS:
+            raise _slow(pattern, "repeats too often in one alternative")
+        place = found.end() if found else place + 1
+
+
+def _slow(pattern: str, problem: str) -> ConfigError:
+    return ConfigError(
+        f"{TOKENIZER_FILE}: pre_tokenizer: the pattern {pattern[:60]!r} {problem}; on some texts it "
+        "would take minutes"
+    )
 
 
 def _flag(config: Mapping[str, object], name: str) -> bool | None:

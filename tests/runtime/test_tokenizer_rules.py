@@ -132,6 +132,9 @@ def _prefix_space(tokenizer: dict[str, Any], config: dict[str, Any]) -> None:
     tokenizer["pre_tokenizer"]["pretokenizers"][1]["add_prefix_space"] = True
 
 
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+
+
 def _nested(depth: int) -> dict[str, Any]:
     return {"type": "Sequence", "normalizers": [_nested(depth - 1)] * 2 if depth else [{"type": "NFC"}]}
 
@@ -153,6 +156,14 @@ REFUSED: list[tuple[Edit, str]] = [
         lambda t, c: t.update(post_processor=processor(*[BOS] * 9, "A")),
         "adds 9 tokens",
     ),
+    (
+        lambda t, c: t["pre_tokenizer"]["pretokenizers"].append(BYTE_LEVEL),
+        "one of them ByteLevel",
+    ),
+    (
+        lambda t, c: t["pre_tokenizer"]["pretokenizers"].extend([{"type": "WhitespaceSplit"}] * 20),
+        "at most 16",
+    ),
     (lambda t, c: c.update(split_special_tokens="no"), "split_special_tokens must be true or false"),
     (lambda t, c: c.update(add_prefix_space=1), "add_prefix_space must be true or false"),
     (
@@ -171,6 +182,52 @@ def test_a_tokenizer_that_would_differ_or_not_end_is_refused(
     with pytest.raises(ConfigError, match=message) as caught:
         load_tokenizer(folder)
     assert str(folder) in str(caught.value)
+
+
+def _pattern(regex: str) -> Edit:
+    def edit(tokenizer: dict[str, Any], config: dict[str, Any]) -> None:
+        tokenizer["pre_tokenizer"]["pretokenizers"][0]["pattern"] = {"Regex": regex}
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    "regex",
+    [
+        r"(a+)+$",
+        r"(a|a)*$",
+        r"(?:a?){20}a{20}",
+        r"a*a*a*$",
+        r"(a*|x)(a*|x)(a*|x)$",
+        r"x|\s+\s{2,}\s*y",
+        r"(?=(a+)+$)x|.",
+        r"(a+)\1\1",
+        r"[\])]+([a-z]+)*",
+        r"a{0,99}a{0,99}a{0,99}$",
+        r"x|a?a?a?a?a?a?a?aaaaaaa",
+        r"a{0,9}a{0,9}a{0,9}a{0,9}a{0,9}a{0,9}a{0,9}$",
+    ],
+)
+def test_a_pattern_that_may_take_minutes_is_refused(regex: str, make: Callable[..., Path]) -> None:
+    with pytest.raises(ConfigError, match=r"tokenizer\.json: pre_tokenizer: .* would take minutes"):
+        load_tokenizer(make(_pattern(regex)))
+
+
+@pytest.mark.parametrize(
+    "regex",
+    [
+        # GPT-2, Qwen2 (in every other test), Llama 3 and DeepSeek, o200k
+        r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+        r"|\s*[\r\n]+|\s+(?!\S)|\s+",
+        r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+",
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}]*[\p{Ll}\p{Lm}]+(?i:'s|'t|'re)?|\p{N}{1,3}"
+        r"| ?[^\s\p{L}\p{N}]+[\r\n/]*",
+    ],
+)
+def test_patterns_in_use_are_taken(regex: str, make: Callable[..., Path]) -> None:
+    tokenizer = opened(make(_pattern(regex)))
+    assert tokenizer.decode(tokenizer.encode("It's 1234 words!\n\n")) == "It's 1234 words!\n\n"
 
 
 @pytest.mark.parametrize("normalizer", [None, {"type": "Sequence", "normalizers": []}, {"type": "NFKC"}])
