@@ -63,6 +63,10 @@ def load_engine(
     logger, messages = _logger(trt)
     runtime = trt.Runtime(logger)
     runtime.engine_host_code_allowed = built.version_compatible
+    if not path.stat().st_size:  # which cannot be mapped
+        raise PackageError(
+            f"{path}: expected an engine, found an empty file; rebuild with: {rebuild_command}"
+        )
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         engine = runtime.deserialize_cuda_engine(data)
     if engine is None:

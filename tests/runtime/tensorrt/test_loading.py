@@ -191,3 +191,11 @@ def test_profiles_that_do_not_keep_the_manifest_promise_are_refused(
 
 def test_the_module_is_imported_without_cuda() -> None:
     assert cuda_module.__name__ == "q2export.runtime.backends.tensorrt.cuda"
+
+
+def test_an_empty_engine_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty.engine").touch()
+    with pytest.raises(
+        PackageError, match=r"empty\.engine: expected an engine, found an empty file; rebuild"
+    ):
+        load_engine(tmp_path / "empty.engine", engine_info(), trt_returning(None), BUILT, FOUND, REBUILD)
