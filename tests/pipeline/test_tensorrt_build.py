@@ -106,7 +106,7 @@ def test_full_size_parses_and_is_refused_before_any_work(
     from q2export.plugins.tensorrt.loader import import_tensorrt
 
     model = write_sparse_checkpoint(tmp_path / "model", FULL_SIZE[name])
-    exported = api.export(model, tmp_path / "out", target="tensorrt")
+    exported = api.export(model, tmp_path / "out", target="tensorrt", weights="link")
     network = Network(import_tensorrt("rtx"), exported.onnx)
     assert network.definition.num_inputs == 4 + 2 * (80 if name == "72B" else 28)
     with pytest.raises(ProfileError, match=r"A100 has 80\.0 GiB, but batch 8 .* not even one sequence fits"):
