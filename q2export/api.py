@@ -224,6 +224,7 @@ def load(
 
     Raises:
         PackageError: not a package, damaged, or made for something else.
+        OptionError: ``threads`` or ``prepack`` is given for a TensorRT engine.
     """
     from q2export import runtime
 
