@@ -91,7 +91,7 @@ def compare(
         again = reference.run(tokens, names, ties)
         if ties.followed:
             run = again
-            found = _measure(probe, cases, run.logits, thresholds, decode or _no_text)
+            found = _measure(probe, cases, run.logits, thresholds, decode or _no_text, ties)
     origin = localise(reference, probe, run, found.sequences, tokens, found.verdict, ties)
     return ParityReport(
         info=info,
@@ -121,19 +121,21 @@ def _measure(
     reference: Sequence[Float32Array],
     thresholds: ParityThresholds,
     decode: Decode,
+    ties: RouterTies | None = None,
 ) -> _Measured:
     """Score every case with the engine, and judge."""
     for case, logits in zip(cases, reference, strict=True):
         require_finite(logits, f"{case.name}: reference logits")
     scale = logit_scale(reference)
     limits = scaled_limits(thresholds, scale)
-    sequences = tuple(
-        _compare_case(probe, case, logits, 2 * limits.max_abs_logit_error, decode)
-        for case, logits in zip(cases, reference, strict=True)
-    )
+    sequences = []
+    for index, (case, logits) in enumerate(zip(cases, reference, strict=True)):
+        tie_from = ties.first_token(index) if ties else None
+        margin = 2 * limits.max_abs_logit_error
+        sequences.append(_compare_case(probe, case, logits, margin, decode, tie_from))
     measured = [sequence.metrics for sequence in sequences if sequence.metrics is not None]
     total = merge_metrics(measured) if len(measured) == len(sequences) else None
-    return _Measured(sequences, total, scale, judge(sequences, total, limits))
+    return _Measured(tuple(sequences), total, scale, judge(sequences, total, limits))
 
 
 def _no_text(tokens: Sequence[int]) -> str:
@@ -159,7 +161,12 @@ def _cases(
 
 
 def _compare_case(
-    probe: EngineProbe, case: _Case, reference: Float32Array, tie_margin: float, decode: Decode
+    probe: EngineProbe,
+    case: _Case,
+    reference: Float32Array,
+    tie_margin: float,
+    decode: Decode,
+    experts_tie_from: int | None,
 ) -> SequenceResult:
     tokens, prompt_tokens = case.tokens, case.prompt_tokens
     engine = probe.score(tokens)
@@ -168,7 +175,15 @@ def _compare_case(
     finite = non_finite is None
     greedy = None
     if not case.is_text:
-        greedy = check_greedy(tokens, prompt_tokens, reference, engine, tie_margin, decode)
+        greedy = check_greedy(
+            tokens,
+            prompt_tokens,
+            reference,
+            engine,
+            tie_margin,
+            decode,
+            experts_tie_from=experts_tie_from,
+        )
     return SequenceResult(
         name=case.name,
         prompt_tokens=prompt_tokens,

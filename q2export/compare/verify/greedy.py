@@ -5,8 +5,9 @@ reference's argmax before every generated token is that token, both would have g
 a difference the comparison goes on along the engine's text, so every generated token is judged.
 
 A difference is a *tie* if the reference prefers its own choice by at most twice the allowed logit error: an
-engine within that limit may raise one logit and lower the other by it, and so swap them. Ties are counted and
-reported, and do not fail the check; an engine beyond the limit fails by its logits.
+engine within that limit may raise one logit and lower the other by it, and so swap them. Behind a token
+whose experts tie, a difference is a tie, too, if the engine's own scoring agrees with the reference. Ties are
+counted and reported, and do not fail the check; an engine beyond the limit fails by its logits.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ def check_greedy(
     engine: Float32Array,
     tie_margin: float,
     decode: Decode,
+    *,
+    experts_tie_from: int | None = None,
 ) -> GreedyResult:
     """Judge every generated token.
 
@@ -39,6 +42,8 @@ def check_greedy(
         engine: the engine's own scoring of ``tokens``, ``[tokens, vocab]``; may hold NaN.
         tie_margin: largest reference logit gap that is a tie.
         decode: from token ids to text.
+        experts_tie_from: index of the first token whose experts tie (:mod:`.router_ties`). Scoring settled
+            them one way; a decode step may settle them another. None where there is none.
 
     Raises:
         ParityError: if a generated token is outside the vocabulary.
@@ -56,6 +61,8 @@ def check_greedy(
         if token == choice:
             continue
         margin = float(expected[choice]) - float(expected[token])
+        prefill_agrees = bool(np.isfinite(scored).all()) and int(scored.argmax()) == choice
+        behind_tie = experts_tie_from is not None and prompt_tokens - 1 + step >= experts_tie_from
         differences.append(
             GreedyDifference(
                 step=step,
@@ -64,16 +71,11 @@ def check_greedy(
                 reference_text=decode([choice]),
                 engine_text=decode([token]),
                 margin=margin,
-                tie=margin <= tie_margin,
-                prefill_agrees=bool(np.isfinite(scored).all()) and int(scored.argmax()) == choice,
+                tie=margin <= tie_margin or (behind_tie and prefill_agrees),
+                prefill_agrees=prefill_agrees,
             )
         )
-    wrong = [difference for difference in differences if not difference.tie]
-    ties = [difference for difference in differences if difference.tie]
+    wrong, ties = ([one for one in differences if one.tie is tie] for tie in (False, True))
     return GreedyResult(
-        generated=len(generated),
-        differences=len(wrong),
-        ties=len(ties),
-        first_difference=wrong[0] if wrong else None,
-        first_tie=ties[0] if ties else None,
+        len(generated), len(wrong), len(ties), next(iter(wrong), None), next(iter(ties), None)
     )

@@ -85,7 +85,7 @@ class GreedyDifference:
         step: index among the generated tokens.
         reference_token: the reference's choice, ``engine_token`` the engine's; with their texts, if known.
         margin: reference logit of its own choice minus that of the engine's choice, never negative.
-        tie: whether the margin is within twice the allowed logit error, so that rounding explains it.
+        tie: whether rounding explains it: the margin is within twice the allowed logit error, or experts tie.
         prefill_agrees: the engine's own scoring of the same tokens makes the reference's choice, so the
             fault lies in decoding through the KV cache.
     """

@@ -45,6 +45,11 @@ class RouterTies:
         self._engine = engine
         self._top_k = top_k
         self.followed = 0
+        self._first: dict[int, int] = {}
+
+    def first_token(self, sequence: int) -> int | None:
+        """The first token of a sequence that was followed, in any layer; None where none was."""
+        return self._first.get(sequence)
 
     def only(self, sequence: int) -> RouterTies:
         """The same for one of the sequences alone."""
@@ -64,6 +69,7 @@ class RouterTies:
             if set(_chosen(ordered, self._top_k)) == set(wanted):  # else the engine's choice is no tie
                 changed[row] = ordered
                 self.followed += 1
+                self._first[sequence] = min(int(row), self._first.get(sequence, int(row)))
         return changed
 
 

@@ -107,6 +107,12 @@ def test_the_tie_rule_is_twice_the_allowed_error() -> None:
     assert result.first is result.first_tie
     exact = check_greedy([0, 2, 2, 0], 1, reference, reference, tie_margin=0.25, decode=words)
     assert (exact.differences, exact.ties) == (0, 2)
+    behind = check_greedy([0, 2, 2, 0], 1, reference, reference, 0.2, words, experts_tie_from=1)
+    assert (behind.differences, behind.ties) == (0, 2), "its own scoring agrees with the reference"
+    before = check_greedy([0, 2, 2, 0], 1, reference, reference, 0.2, words, experts_tie_from=2)
+    assert (before.differences, before.ties) == (1, 1)
+    fault = check_greedy([0, 2, 2, 0], 1, reference, -reference, 0.2, words, experts_tie_from=0)
+    assert (fault.differences, fault.ties) == (1, 1)
     assert result.first_difference.reference_text == " w1" and result.first_difference.engine_text == " w2"
 
 
