@@ -15,7 +15,7 @@ NAME.weight_input_order  I32   [in]                        seldom there, see :cl
 The bytes of the codes are those of an ONNX UINT4 (or UINT8) tensor ``[out, in]`` and of the operand ``B`` of
 ``com.microsoft.MatMulNBits``, so both are mapped in place. Weights that a kernel wants as one matrix (the
 three projections of the attention, gate and up) lie next to each other in the file, first their codes, then
-their scales, then their zero points, so that the joined matrix is in place, too.
+their scales, then their zero points, so that the fused matrix is in place, too.
 
 Gate and up of a routed expert, where both are quantized, are one tensor whose rows alternate (gate 0, up 0,
 gate 1, ...), for ``com.microsoft.QMoE`` takes no other order on the CPU: ``experts.N.gate_up_proj.weight``
@@ -46,7 +46,7 @@ class PackedWeight:
         input_order: name of the int32 tensor ``[in]`` with the order of its columns; None where they are in
             order. Packed column ``j`` multiplies element ``order[j]`` of the input: the graph gathers the
             last axis of the activations with it. All weights that read the same input have the same order,
-            which the first of them holds, so one ``Gather`` serves a joined matrix and all experts.
+            which the first of them holds, so one ``Gather`` serves a fused matrix and all experts.
     """
 
     name: str

@@ -2,7 +2,7 @@
 
 Weights that a kernel may want as one matrix are one group: q, k and v, gate and up, the gates and ups of all
 experts, the downs of all experts. Of a group come first all codes, then all scales, then all zero points,
-each without a gap, so that the joined matrix is mapped in place: q, k and v as ``[q + k + v, in]``, the
+each without a gap, so that the fused matrix is mapped in place: q, k and v as ``[q + k + v, in]``, the
 experts of a layer as ``[experts, 2 * intermediate, in]``. Each such run starts on a cache line. The format
 allows no holes, so where sizes leave one (in no published model), a tensor ``__padding__.N`` of zeros fills
 it.

@@ -18,7 +18,7 @@ INV_FREQ = "model.rotary_emb.inv_freq"
 
 
 def emit(config: ModelConfig, dtype: str) -> ir.Model:
-    """Trace ``config`` and return its canonical graph; see DESIGN "Canonical graph" for inputs and outputs.
+    """Trace ``config`` and return its canonical graph; :mod:`q2export.contracts.step` has inputs and outputs.
 
     Args:
         config: the model.

@@ -2,8 +2,8 @@
 
 A decoder repeats a few kinds of layer (dense or sparse, with or without a window). One of each kind is
 traced, with the embedding and the head, and the emitter stamps the layers out; tracing 80 layers would give
-the same graph and take ten times as long. ``tests/exporter/test_emit.py`` holds the stamped graph against the
-whole model.
+the same graph and take ten times as long. ``tests/exporter/graph/test_emit.py`` holds the stamped graph
+against the whole model.
 """
 
 from __future__ import annotations

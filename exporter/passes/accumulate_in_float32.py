@@ -1,4 +1,4 @@
-"""Let TensorRT accumulate float16 matrix products in float32.
+"""Let TensorRT accumulate float16 matmuls in float32.
 
 In a strongly typed network TensorRT chooses the type in which a float16 matmul is summed up, which may be
 float16: too narrow for rows of 18,944 elements. It promises float32 where the matmul is written as

@@ -81,7 +81,7 @@ def hooked(model: PreTrainedModel, names: Sequence[str], sequence: Sequence[int]
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_captures(tmp_path: Path, name: str) -> None:
-    """Every point of the parity contract (``runtime/verify/contracts.py``)."""
+    """Every point of the parity contract (``q2export/compare/verify/activations.py``)."""
     config = tiny_config(**CONFIGS[name])
     folder = write_checkpoint(tmp_path / "c", config)
     source = load_source(folder)

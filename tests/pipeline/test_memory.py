@@ -54,7 +54,7 @@ def test_cache_and_weights_in_closed_form() -> None:
 def test_activations_in_closed_form() -> None:
     tokens = 3 * 512
     partials = 1024 * (64 * (128 + 2) * 4 + 4)
-    attention = tokens * (28 + 4) * 128 * 4 + partials + 4096  # as in plugins/python/workspace.py
+    attention = tokens * (28 + 4) * 128 * 4 + partials + 4096  # as in plugins/tensorrt/workspace.py
     dense = MemoryBudget(SEVEN_B, "float16", 0, chunk=512, logits=1)
     assert dense.activations(3, 512) == tokens * (3 * 3584 + 3 * 18944) * 2 + attention
     moe = MemoryBudget(MOE_57B, "float16", 0, chunk=512, logits=1)

@@ -69,7 +69,7 @@ class DecoderLayer(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return hidden ``[batch, sequence, hidden_size]`` and the two updated caches.
 
-        Inside, tokens are one axis (``[batch * sequence, hidden_size]``): every matrix product is then a
+        Inside, tokens are one axis (``[batch * sequence, hidden_size]``): every matmul is then a
         plain two-dimensional one over weights in Hugging Face's [out, in] layout.
         """
         batch, sequence = position_ids.shape

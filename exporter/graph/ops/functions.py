@@ -41,9 +41,8 @@ def function_for(spec: opspec.OpSpec, num_experts: int = 0) -> onnx.FunctionProt
 
     Args:
         spec: the op.
-        num_experts: for ``Q2MoE``, whose function has one triple of inputs per expert (functions have no
-            variadic
-            inputs).
+        num_experts: for ``Q2MoE``, whose function has three inputs per expert; functions have no
+            variadic ones.
     """
     bodies = {
         opspec.ROTARY.name: rotary.BODY,

@@ -16,7 +16,7 @@ from q2export.exporter.quantization.round_to_nearest import nearest_codes
 from q2export.exporter.quantization.search import BlockParameters, search_parameters
 
 PANEL = 128
-"""Columns whose errors reach those after the panel in one matrix product; a multiple of all block sizes."""
+"""Columns whose errors reach those after the panel in one matmul; a multiple of all block sizes."""
 
 
 def gptq(rows: Float32Array, factor: Float32Array, scheme: Scheme) -> QuantizedRows:

@@ -31,7 +31,7 @@ class Calibrated:
     so few say little about it. So is an embedding, which reads nothing, unless it is the head as well.
 
     One layer is in memory, in float32, with the activations of all sequences and the second moments of one
-    input. Matrix products round as their library does: the same bytes come out on the same machine with the
+    input. Matmuls round as their library does: the same bytes come out on the same machine with the
     same number of cores.
     """
 
@@ -62,7 +62,7 @@ class Calibrated:
 
     def quantize(self, weight: PackedWeight, first_row: int, rows: Float32Array) -> QuantizedRows:
         """Quantize some rows and let the weights after it read what they have become."""
-        with self._lock:  # matrix products use all cores already
+        with self._lock:  # matmuls use all cores already
             factor = self._factor_of(weight)
             if factor is None:
                 self._rounded.add(weight.name)

@@ -1,7 +1,7 @@
 // The few parts of ONNX Runtime's C ABI that a library of custom ops needs. ONNX Runtime promises that the members of
 // OrtApi keep their places and that new ones come last, so they are declared here by place; its own header, which no
 // Python package carries, is taken instead where Q2EXPORT_ORT_INCLUDE is defined (option ORT_INCLUDE of the build).
-// tests/plugins/test_onnxruntime_abi.py holds the places against that header and against the library at hand.
+// tests/plugins/cpu/test_onnxruntime_abi.py holds the places against that header and against the library at hand.
 #pragma once
 
 #if defined(Q2EXPORT_ORT_INCLUDE)
