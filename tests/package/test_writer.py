@@ -114,7 +114,7 @@ def test_incomplete_packages_are_refused(
 
 def test_existing_output(tmp_path: Path) -> None:
     write_package(tmp_path / "out", text="first")
-    with pytest.raises(PackageError, match=r"/out exists already; .*--overwrite"):
+    with pytest.raises(PackageError, match=r"/out exists already; choose another output, or overwrite it"):
         write_package(tmp_path / "out", text="second")
     assert read_package(tmp_path / "out").path("model.onnx").read_text() == graph_text("first")
     write_package(tmp_path / "out", text="second", overwrite=True)

@@ -77,7 +77,7 @@ def test_a_linked_folder_takes_no_space_and_not_all_tools_open_it(
 ) -> None:
     """The day these read hard links, linking can be the default."""
     result = q2export.export(checkpoint, tmp_path / "out", weights="link")
-    placed = sorted((result.folder / "weights").iterdir())
+    placed = sorted((result.package / "weights").iterdir())
     assert [os.path.samefile(path, checkpoint / path.name) for path in placed] == [True, True]
     with pytest.raises(Exception, match="multiple hard links"):
         READERS[reader](result.onnx)

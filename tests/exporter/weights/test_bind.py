@@ -24,6 +24,7 @@ from q2export.exporter.weights.attach import places_of
 from q2export.exporter.weights.bind import BindingPlan, plan_binding
 from q2export.exporter.weights.convert import converted_header, write_converted
 from q2export.exporter.weights.place import scan_shard
+from tests.exporter.weights.plans import IR_TYPES, Tensors, bits, graph_of, mixed_tensors, plan_of
 from tests.helpers.checkpoints import (
     header_bytes,
     make_header,
@@ -32,46 +33,6 @@ from tests.helpers.checkpoints import (
     write_checkpoint,
     write_json,
 )
-
-Tensors = dict[str, torch.Tensor]
-
-IR_TYPES = {
-    torch.float32: ir.DataType.FLOAT,
-    torch.float16: ir.DataType.FLOAT16,
-    torch.bfloat16: ir.DataType.BFLOAT16,
-}
-
-
-def graph_of(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> ir.Model:
-    """A graph that has nothing but unbound initializers of one type."""
-    graph = ir.Graph((), (), nodes=(), opset_imports={"": 23}, name="g")
-    for name, tensor in tensors.items():
-        shape = ir.Shape(list(tensor.shape))
-        graph.initializers.add(ir.Value(name=name, type=ir.TensorType(IR_TYPES[dtype]), shape=shape))
-    return ir.Model(graph, ir_version=11)
-
-
-def plan_of(folder: Path, tensors: Tensors, dtype: torch.dtype) -> BindingPlan:
-    save_file(tensors, folder / SINGLE_FILE)
-    checkpoint = open_checkpoint(folder)
-    return plan_binding(graph_of(tensors, dtype), checkpoint, tensors)
-
-
-def mixed_tensors() -> Tensors:
-    """Matrices in bfloat16, norms in float32, one tensor in float16; odd sizes."""
-    generator = torch.Generator().manual_seed(0)
-    return {
-        "a.weight": torch.randn(5, 7, generator=generator).bfloat16(),
-        "a.norm": torch.randn(13, generator=generator),
-        "b.weight": torch.randn(3, 1, generator=generator).half(),
-        "b.norm": torch.randn(1, generator=generator),
-        "c.weight": torch.randn(11, 3, generator=generator).bfloat16(),
-    }
-
-
-def bits(tensor: torch.Tensor) -> bytes:
-    return tensor.contiguous().view(torch.uint8).numpy().tobytes()
-
 
 # Planning
 
@@ -182,44 +143,6 @@ def test_scan_while_converting(
     assert torch.equal(
         load(sink.getvalue())[name].isfinite().logical_not().nonzero(), torch.tensor([list(index)])
     )
-
-
-def tiny_values(lost: int) -> torch.Tensor:
-    """A matrix ``[100, 100]`` with some zeros, ``lost`` of whose values round to zero in float16."""
-    values = torch.full((10_000,), 2**-12)
-    values[:lost] = torch.tensor([2**-25, -(2**-25), 2**-26, 2**-60, 2**-120] * 2000)[:lost]
-    values[9_000:] = 0
-    return values.view(100, 100).bfloat16()
-
-
-@pytest.mark.parametrize("lost", [4_501, 9_000])
-def test_a_tensor_that_float16_would_lose_is_refused(tmp_path: Path, lost: int) -> None:
-    plan = plan_of(tmp_path, {"a.weight": tiny_values(lost)}, torch.float16)
-    message = (
-        rf"'a\.weight': {lost} of 9000 values become zero in F16, whose smallest is 6e-8: the tensor would be"
-    )
-    with pytest.raises(CheckpointError, match=message):
-        write_converted(plan, io.BytesIO(), scan=True)
-    write_converted(plan, io.BytesIO(), scan=False)
-
-
-@pytest.mark.parametrize(("lost", "warned"), [(9, False), (10, True), (4_500, True)])
-def test_values_that_become_zero_are_warned_about(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, lost: int, warned: bool
-) -> None:
-    plan = plan_of(tmp_path, {"a.weight": tiny_values(lost)}, torch.float16)
-    write_converted(plan, io.BytesIO(), scan=True)
-    assert (f"'a.weight': {lost} of 9000 values become zero in F16" in caplog.text) == warned
-    assert bool(caplog.text) == warned
-
-
-def test_smallest_values_that_stay(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """2**-24 is the smallest number of float16; what is above half of it rounds to it."""
-    tensors = {"a.weight": torch.tensor([[2**-24, -(2**-24), 1.001 * 2**-25]])}
-    write_converted(plan_of(tmp_path, tensors, torch.float16), io.BytesIO(), scan=True)
-    wide = {"a.weight": torch.tensor([[2**-120, 2**-130]])}
-    write_converted(plan_of(tmp_path, wide, torch.bfloat16), io.BytesIO(), scan=True)
-    assert caplog.text == ""
 
 
 def sparse_plan(folder: Path, megabytes: int) -> BindingPlan:
