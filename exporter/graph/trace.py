@@ -8,7 +8,8 @@ against the whole model.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import nn
@@ -52,7 +53,16 @@ def _export(
 
 
 def trace(config: ModelConfig, dtype: str) -> TracedDecoder:
-    """Trace the parts of ``config`` with parameters and activations of ``dtype``, such as ``bfloat16``."""
+    """Trace the parts of ``config`` with parameters and activations of ``dtype``, such as ``bfloat16``.
+
+    The last few are kept, not to be changed: one model is often built for several targets and quantizations,
+    which its trace knows nothing of.
+    """
+    return _trace(replace(config, quantization=None, warnings=()), dtype)
+
+
+@lru_cache(maxsize=16)
+def _trace(config: ModelConfig, dtype: str) -> TracedDecoder:
     float_type: torch.dtype = getattr(torch, dtype)
     _, attention_factor = inverse_frequencies(config.rope, config.head_dim)
     dims = {name: Dim(name) for name in step.DYNAMIC}

@@ -12,6 +12,7 @@ import pytest
 
 from q2export.cli.main import main
 from q2export.errors import ParityError
+from tests.helpers.checkpoints import tiny_config, write_checkpoint
 
 
 @pytest.fixture
@@ -136,10 +137,12 @@ def test_a_failed_check_exits_with_1_and_leaves_nothing(
 
 
 def test_verbose_tells_stages_and_their_seconds_and_bars_show_progress(
-    checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    command = ["export", "--model", checkpoint, "-o", str(tmp_path / "out")]
+    # of a size that no other test has: a model that has been traced is not traced again
+    checkpoint = write_checkpoint(tmp_path / "model", tiny_config(head_dim=16, vocab_size=277))
+    command = ["export", "--model", str(checkpoint), "-o", str(tmp_path / "out")]
     assert main(["--verbose", *command]) == 0
     err = capsys.readouterr().err
     for stage in ("load", "trace and lower", "weights in place", "onnx"):

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pytest
 import torch
 
 from q2export import api
 from q2export.contracts.quantization import Quantization
-from q2export.exporter.checkpoint.config import ModelConfig
 from q2export.exporter.checkpoint.source import Source, load_source
-from q2export.exporter.graph.trace import TracedDecoder, trace
 from q2export.exporter.quantization.folder import quantize_checkpoint
 from q2export.exporter.reference import CheckpointReference
 from q2export.pipeline.results import BuildResult
@@ -53,22 +48,6 @@ def write_packed(folder: Path, model: str, quantization: Quantization, dtype: st
     original = load_source(write_checkpoint(folder / "original", config, dtype=dtype))
     quantize_checkpoint(original, folder / "stored", quantization, threads=1)
     return load_source(folder / "stored")
-
-
-@contextmanager
-def tracing_once() -> Iterator[None]:
-    """While the block runs, every model is traced once for each type, whatever its quantization."""
-    traced: dict[tuple[ModelConfig, object], TracedDecoder] = {}
-
-    def cached(config: ModelConfig, dtype: torch.dtype) -> TracedDecoder:
-        key = dataclasses.replace(config, quantization=None), dtype
-        if key not in traced:
-            traced[key] = trace(config, dtype)
-        return traced[key]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("q2export.exporter.graph.emit.trace", cached)
-        yield
 
 
 def reference(source: Source, tokens: Sequence[int] = TOKENS) -> Float32Array:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,17 +19,11 @@ from q2export.exporter.checkpoint.source import load_source
 from q2export.package.manifest import SCHEMA_VERSION
 from q2export.package.reader import read_package
 from tests.helpers.checkpoints import CHECKPOINTS, PUBLISHED, split_file, tiny_config, write_checkpoint
-from tests.helpers.quantized import MODELS, TOKENS, tracing_once, write_packed
+from tests.helpers.quantized import MODELS, TOKENS, write_packed
 from tests.helpers.transformers_models import MODELS as TRANSFORMERS
 from tests.helpers.transformers_models import load_model, reference_logits
 
 SETTINGS = {"threads": 1, "prefill_chunk": 7, "capacity.max": 64}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def traced() -> Iterator[None]:
-    with tracing_once():
-        yield
 
 
 def original(folder: Path, model: str) -> Path:

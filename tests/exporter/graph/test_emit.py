@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -25,11 +25,11 @@ from q2export.exporter.checkpoint.rope import inverse_frequencies
 from q2export.exporter.export import canonical_graph
 from q2export.exporter.graph.builder import GraphBuilder
 from q2export.exporter.graph.check import check_structure
-from q2export.exporter.graph.emit import INV_FREQ, assemble
+from q2export.exporter.graph.emit import INV_FREQ, emit
 from q2export.exporter.graph.model.decoder import DecoderLayer, Embedding, Head
 from q2export.exporter.graph.ops.functions import IR_VERSION, ONNX_OPSET
 from q2export.exporter.graph.stamp import stamp
-from q2export.exporter.graph.trace import TracedDecoder, trace
+from q2export.exporter.graph.trace import trace
 from q2export.exporter.passes.base import run_passes
 from q2export.exporter.passes.clean import clean
 from q2export.exporter.passes.merge_reshapes import MergeReshapes
@@ -61,14 +61,9 @@ def config_of(name: str) -> ModelConfig:
     return parse_config(tiny_config(**CONFIGS[name]), name)
 
 
-@functools.cache
-def traced(name: str, dtype: str) -> TracedDecoder:
-    return trace(config_of(name), dtype)
-
-
 def canonical(name: str, dtype: str = "float32") -> ir.Model:
-    """What ``canonical_graph`` returns; the slow half, tracing, is done once per configuration."""
-    return clean(assemble(config_of(name), traced(name, dtype), dtype))
+    """What ``canonical_graph`` returns."""
+    return clean(emit(config_of(name), dtype))
 
 
 # The reference: the same modules as one model, traced and emitted in one piece.
@@ -201,7 +196,7 @@ def test_stamped_layers_are_the_whole_model(name: str) -> None:
     ],
 )
 def test_each_kind_of_layer_is_traced_once(name: str, kinds: list[tuple[bool, int]]) -> None:
-    parts = traced(name, "float32")
+    parts = trace(config_of(name), "float32")
     assert list(parts.layers) == kinds
     programs = (parts.embedding, *parts.layers.values(), parts.head)
     assert all(p.device.type == "meta" for program in programs for p in program.parameters())
@@ -361,6 +356,13 @@ def test_builder_refuses_an_undefined_dimension_and_numbers_names() -> None:
         "a/Neg_1",
         "a/Neg_2",
     ]
+
+
+def test_a_model_is_traced_once_for_each_type() -> None:
+    config = config_of("dense-yarn")
+    assert trace(config, "float32") is trace(replace(config, warnings=("careful",)), "float32")
+    assert trace(config, "float32") is not trace(config, "bfloat16")
+    assert trace(replace(config, vocab_size=132), "float32") is not trace(config, "float32")
 
 
 LARGE = """

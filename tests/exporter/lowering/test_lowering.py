@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections import Counter
 
 import numpy as np
@@ -13,8 +12,7 @@ from q2export.contracts import opspec
 from q2export.errors import ExportError
 from q2export.exporter.checkpoint.config import ModelConfig, parse_config
 from q2export.exporter.graph.check import check_structure
-from q2export.exporter.graph.emit import assemble
-from q2export.exporter.graph.trace import TracedDecoder, trace
+from q2export.exporter.graph.emit import emit
 from q2export.exporter.lowering import onnxruntime as onnxruntime_lowering
 from q2export.exporter.lowering import tensorrt as tensorrt_lowering
 from q2export.exporter.passes.base import nodes_of, run_passes
@@ -31,16 +29,11 @@ CONFIGS: dict[str, dict[str, object]] = {
 }
 
 
-@functools.cache
-def traced(name: str) -> TracedDecoder:
-    return trace(parse_config(tiny_config(**CONFIGS[name]), name), "float32")
-
-
 def tiny(name: str) -> tuple[ModelConfig, ir.Model]:
     """The canonical graph with its weights inside."""
     data = tiny_config(**CONFIGS[name])
     config = parse_config(data, name)
-    return config, fill(clean(assemble(config, traced(name), "float32")), random_weights(data))
+    return config, fill(clean(emit(config, "float32")), random_weights(data))
 
 
 def step(config: ModelConfig, past: int = 0) -> dict[str, Array]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ from q2export.exporter.weights.plan import as_it_is
 from q2export.exporter.weights.sizes import planned_bytes
 from q2export.exporter.weights.stack import Form
 from q2export.runtime.backends.onnxruntime import step_inputs
-from tests.helpers.quantized import TOKENS, export, reference, run_export, tracing_once, write_packed
+from tests.helpers.quantized import TOKENS, export, reference, run_export, write_packed
 
 # float32 arithmetic on both sides; logits reach 7
 MAX_ERROR = 2e-5
@@ -43,12 +42,6 @@ KEPT = {
     "experts": ("*.experts.1.*", "model.layers.1.mlp.experts.2.up_proj.weight"),
     "embedding": ("model.embed_tokens.weight", "*.o_proj.weight"),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def traced() -> Iterator[None]:
-    with tracing_once():
-        yield
 
 
 @pytest.fixture(scope="module", params=CASES, ids="-".join)
