@@ -50,10 +50,11 @@ def load(
     """
     from q2export.package.reader import read_package
     from q2export.runtime.engine import Engine
-    from q2export.runtime.text import open_text
+    from q2export.runtime.text import open_text, warn_of_unsupported
 
     opened = read_package(package, check)
     text = open_text(opened.folder, opened.manifest.engine.vocab_size)
+    warn_of_unsupported(opened.folder, text.defaults)
     return Engine(
         _open_backend(opened, threads, prepack),
         tokenizer=text.tokenizer,

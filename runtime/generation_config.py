@@ -9,7 +9,7 @@ from typing import Any
 
 from q2export.errors import ConfigError, GenerationError
 from q2export.runtime.options import GenerationOptions
-from q2export.strict.json import read_object
+from q2export.strict.json import read_object, shown
 
 _MAX_BYTES = 1 << 20  # of either file; they are a few hundred bytes
 
@@ -83,7 +83,7 @@ def parse_generation_config(config: Mapping[str, object], where: Path) -> Genera
         options=options,
         eos_token_ids=_eos_token_ids(given.get("eos_token_id"), where),
         unsupported=tuple(
-            f"{name}={given[name]!r}"
+            f"{name}={shown(given[name])}"
             for name, idle in _UNSUPPORTED.items()
             if name in given and given[name] not in idle
         ),

@@ -48,7 +48,11 @@ def open_text(folder: Path, vocab_size: int) -> TextSide:
             f"has {vocab_size}; the tokenizer belongs to another model"
         )
     defaults = read_generation_defaults(folder, vocab_size)
-    for name in defaults.unsupported:
-        _log.warning("%s: %s is not supported and has no effect", folder / defaults.file, name)
     special_tokens = {} if tokenizer is None else tokenizer.special_tokens
     return TextSide(tokenizer, defaults, load_chat_template(folder, special_tokens))
+
+
+def warn_of_unsupported(folder: Path, defaults: GenerationDefaults) -> None:
+    """Log each field of the folder's generation configuration that would change the text, and does not."""
+    for name in defaults.unsupported:
+        _log.warning("%s: %s is not supported and has no effect", folder / defaults.file, name)

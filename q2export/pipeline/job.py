@@ -132,6 +132,7 @@ def resolve_job(model: str | Path, options: BuildOptions) -> Job:
         Q2ExportError: what ``build`` would refuse.
     """
     from q2export.exporter.weights.sizes import planned_bytes
+    from q2export.runtime.text import open_text, warn_of_unsupported
 
     resolved = load_profile(options.profile, options.overrides)
     if resolved.target == "portable":
@@ -139,6 +140,9 @@ def resolve_job(model: str | Path, options: BuildOptions) -> Job:
     trt = engine_build.select_builder(resolved) if resolved.target == "tensorrt" else None
     found = resolve_model(model, options.revision)
     job = resolve_graph(found, resolved.target, resolved, resolved.graph_dtype)
+    # The package will hold the same files: what `load` refuses of them is refused before the work.
+    text = open_text(job.weights.folder, job.weights.config.vocab_size)
+    warn_of_unsupported(job.weights.folder, text.defaults)
     if trt is not None:
         weights = planned_bytes(job.weights, "tensorrt", job.dtype).total
         plan = engine_build.plan_engine(trt, job.weights.config, weights, job.profile, job.dtype)
