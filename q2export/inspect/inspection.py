@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -85,13 +86,13 @@ def inspect(path: Path) -> Inspection:
     Raises:
         Q2ExportError: it is none of them, or damaged.
     """
-    if path.is_file():
+    if os.path.isfile(path):
         return _onnx_file(path)
-    if (path / MANIFEST_NAME).is_file():
+    if os.path.isfile(path / MANIFEST_NAME):
         return _package(path)
-    if (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
+    if os.path.isfile(path / "config.json") or os.path.isfile(path / "adapter_config.json"):
         return _checkpoint(path)
-    problem = "a folder with neither manifest.json nor config.json" if path.is_dir() else "nothing"
+    problem = "a folder with neither manifest.json nor config.json" if os.path.isdir(path) else "nothing"
     raise Q2ExportError(f"{path}: expected a package, an ONNX file or a checkpoint folder, found {problem}")
 
 

@@ -80,7 +80,7 @@ def read_package(folder: str | Path, check: Check = "fast") -> Package:
     folder = Path(folder).absolute()
     path = folder / MANIFEST_NAME
     if not os.path.lexists(path):
-        problem = "holds no manifest.json" if folder.is_dir() else "is not a folder"
+        problem = "holds no manifest.json" if os.path.isdir(folder) else "is not a folder"
         raise PackageError(f"{folder} is not an engine package: it {problem}; make one with q2export build")
     try:
         real = path.resolve()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,12 +39,12 @@ def resolve_model(model: str | Path, revision: str | None = None) -> ModelSource
         MissingDependencyError: the hub client is not installed.
     """
     path = Path(model).expanduser()
-    if path.is_dir():
+    if os.path.isdir(path):  # False, too, for what cannot be a path
         if revision is not None:
             raise CheckpointError(f"{path}: a local folder has no revisions; leave out {revision!r}")
         return ModelSource(path, path.resolve().name, None)
     name = str(model)
-    if isinstance(model, Path) or not _HUB_ID.fullmatch(name) or path.exists():
+    if isinstance(model, Path) or not _HUB_ID.fullmatch(name) or os.path.exists(path):
         raise CheckpointError(
             f"{model}: expected a checkpoint folder or a hub id such as Qwen/Qwen2-0.5B-Instruct"
         )

@@ -59,6 +59,9 @@ def test_what_is_no_package(tmp_path: Path) -> None:
     with pytest.raises(PackageError, match=r"/nothing is not an engine package: it is not a folder"):
         read_package(tmp_path / "nothing")
     (tmp_path / "file").touch()
+    for too_long in (tmp_path / ("d" * 300), tmp_path / "/".join(["d" * 200] * 21)):
+        with pytest.raises(PackageError, match=r"d+ is not an engine package: it is not a folder"):
+            read_package(too_long)
     with pytest.raises(PackageError, match=r"/file is not an engine package: it is not a folder"):
         read_package(tmp_path / "file")
     with pytest.raises(PackageError, match=r"it holds no manifest\.json; make one with q2export build"):

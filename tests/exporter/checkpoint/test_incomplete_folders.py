@@ -47,6 +47,12 @@ def test_every_command_refuses_a_pruned_cache(tmp_path: Path, command: str) -> N
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+@pytest.mark.parametrize("name", ["d" * 300, "/".join(["d" * 200] * 21), "nothing\0"])
+def test_what_cannot_be_a_path_is_no_model(tmp_path: Path, name: str) -> None:
+    with pytest.raises(CheckpointError, match="expected a checkpoint folder or a hub id"):
+        q2export.plan(tmp_path / name)
+
+
 def test_a_link_to_weights_that_are_gone_is_named(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "model", tiny_config())
     (folder / "model.safetensors").unlink()
