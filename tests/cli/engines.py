@@ -10,7 +10,7 @@ from q2export.errors import GenerationError
 from q2export.runtime.results import GenerationResult, Timings, TokenEvent
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
+    from typing import Unpack
 
     from q2export.runtime.options import OptionKeywords
 
