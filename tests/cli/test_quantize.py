@@ -113,7 +113,8 @@ def test_a_report_compares_with_the_original(tmp_path: Path, capsys: pytest.Capt
     code, printed, err = run(capsys, *options)
     assert code == 0, err
     quality = json.loads(printed)["quality"]
-    assert quality["form"] == {"bits": 4, "block_size": 32, "method": "round-to-nearest", "symmetric": True}
+    found = quality["quantization"]
+    assert (found["bits"], found["block_size"], found["symmetric"]) == (4, 32, True)
     assert quality["text"]["name"] == "text.txt" and quality["text"]["tokens"] > 500
     increase = quality["text"]["quantized_perplexity"] / quality["text"]["reference_perplexity"] - 1
     assert -0.05 < increase < 0.05 and increase != 0

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from q2export.compare.quality.logits import TextComparison
-from q2export.compare.quality.results import QualityReport, QuantizedForm, WeightQuality
+from q2export.compare.quality.results import QualityReport, WeightQuality
 from q2export.compare.quality.text import QualityText
-from q2export.contracts.quantization import QualityThresholds
+from q2export.contracts.quantization import PackedQuantization, QualityThresholds
 from q2export.errors import ParityError
 from q2export.package.manifest import installed_versions
 
@@ -63,7 +63,7 @@ def measure_quality(
     from q2export.exporter.quantization.quantize import source_bytes
     from q2export.exporter.reference import CheckpointReference
 
-    form = _form(original, quantized)
+    quantization = _quantization(original, quantized)
     comparison = TextComparison()
 
     def compare(
@@ -78,7 +78,7 @@ def measure_quality(
         model=labels.model,
         quantized=labels.quantized,
         measured="pytorch" if score is None else "engine",
-        form=form,
+        quantization=quantization,
         thresholds=thresholds,
         text=comparison.result(text.name),
         layers=errors.layers,
@@ -93,14 +93,12 @@ def measure_quality(
     )
 
 
-def _form(original: Source, quantized: Source) -> QuantizedForm:
+def _quantization(original: Source, quantized: Source) -> PackedQuantization:
     """How the second is quantized.
 
     Raises:
         ParityError: it is not, or is another model than the first.
     """
-    from q2export.contracts.quantization import PackedQuantization
-
     packed = quantized.config.quantization
     if not isinstance(packed, PackedQuantization):
         raise ParityError(f"{quantized.folder}: is not a quantized checkpoint in the packed form")
@@ -111,4 +109,4 @@ def _form(original: Source, quantized: Source) -> QuantizedForm:
                 f"{quantized.folder}: not a quantized form of {original.folder}: {name} is {theirs}, "
                 f"there {ours}"
             )
-    return QuantizedForm(packed.bits, packed.block_size, packed.symmetric, packed.method)
+    return packed

@@ -34,7 +34,7 @@ def _sections(report: QualityReport) -> Iterator[Section]:
     text = report.text
     windows = f"{text.windows} window{'' if text.windows == 1 else 's'}"
     facts = [
-        ("Weights", str(report.form)),
+        ("Weights", report.quantization.title),
         ("Logits of", report.logits_of),
         ("Text", f"{text.name}, {text.tokens:,} tokens in {windows}"),
         *report.environment.items(),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from q2export.compare.report.stored import StoredReport
-from q2export.contracts.quantization import QualityThresholds
+from q2export.contracts.quantization import PackedQuantization, QualityThresholds
 from q2export.package.sections import Measured
 
 
@@ -72,20 +72,6 @@ class TextQuality:
 
 
 @dataclass(frozen=True)
-class QuantizedForm:
-    """How the weights are quantized; ``method`` says where their codes come from."""
-
-    bits: int
-    block_size: int
-    symmetric: bool
-    method: str
-
-    def __str__(self) -> str:
-        symmetry = "symmetric" if self.symmetric else "asymmetric"
-        return f"int{self.bits}, blocks of {self.block_size}, {symmetry}, {self.method}"
-
-
-@dataclass(frozen=True)
 class QualityReport(StoredReport):
     """The outcome.
 
@@ -93,20 +79,20 @@ class QualityReport(StoredReport):
         model: the unquantized model. quantized: what is compared with it.
         measured: whose logits: those of the ``engine``, or those that ``pytorch`` computes from the quantized
             weights.
-        form: how it is quantized.
+        quantization: how it is quantized.
         thresholds: what is allowed; None judges nothing.
         text: logits on a text. layers, weights: in order.
         reference_bytes, quantized_bytes: of all weights.
         command: repeats the comparison; empty where none does. environment: versions of what took part.
     """
 
-    SCHEMA_VERSION: ClassVar[int] = 2
+    SCHEMA_VERSION: ClassVar[int] = 3
     LABEL: ClassVar[str] = "quality report"
 
     model: str
     quantized: str
     measured: Measured
-    form: QuantizedForm
+    quantization: PackedQuantization
     thresholds: QualityThresholds | None
     text: TextQuality
     layers: tuple[LayerQuality, ...]

@@ -52,7 +52,7 @@ def test_a_build_measures_and_records_quality(package: Path) -> None:
     report = QualityReport.from_json((package / "quality.json").read_text(encoding="utf-8"))
     assert report.passed and report.text.mean_kl == found.mean_kl > 0
     assert "quality.json" in manifest.files
-    assert report.form.bits == 4 and len(report.layers) == 5
+    assert report.quantization.bits == 4 and len(report.layers) == 5
 
 
 def test_reports_of_a_build_do_not_depend_on_where_it_was_made(

@@ -16,13 +16,12 @@ from q2export.compare.quality.page import layer_figure, quality_page
 from q2export.compare.quality.results import (
     LayerQuality,
     QualityReport,
-    QuantizedForm,
     TextQuality,
     WeightQuality,
 )
 from q2export.compare.quality.summary import quality_lines
 from q2export.compare.quality.text import windows_of
-from q2export.contracts.quantization import QualityThresholds
+from q2export.contracts.quantization import PackedQuantization, QualityThresholds
 from q2export.errors import ParityError, ProfileError
 
 LIMITS = QualityThresholds(max_perplexity_increase=0.05, max_mean_kl=0.02, min_top1_agreement=0.9)
@@ -31,7 +30,7 @@ REPORT = QualityReport(
     model="m",
     quantized="m <int4>",
     measured="engine",
-    form=QuantizedForm(4, 32, True, "round-to-nearest"),
+    quantization=PackedQuantization(4, 32, True),
     thresholds=LIMITS,
     text=TEXT,
     layers=(LayerQuality("model.layers.0", 0.03, 0.02), LayerQuality("model.layers.1", 0.05, 0.04)),
@@ -116,9 +115,9 @@ def test_an_increase_that_is_not_a_number_fails() -> None:
 def test_json_round_trip() -> None:
     again = QualityReport.from_json(REPORT.to_json())
     assert again == REPORT
-    with pytest.raises(ParityError, match=r"quality\.json: expected schema_version 2, found 7"):
+    with pytest.raises(ParityError, match=r"quality\.json: expected schema_version 3, found 7"):
         QualityReport.from_json(
-            REPORT.to_json().replace('"schema_version": 2', '"schema_version": 7'), "quality.json"
+            REPORT.to_json().replace('"schema_version": 3', '"schema_version": 7'), "quality.json"
         )
     with pytest.raises(ParityError, match="not JSON"):
         QualityReport.from_json("{")
