@@ -166,7 +166,7 @@ def test_everything_is_freed_with_the_backend() -> None:
 
 def test_a_cache_beyond_the_engine_is_refused() -> None:
     backend, _, _ = make()
-    with pytest.raises(GenerationError, match=r"batch 5 is out of range.*1 to 4.*--set batch.max=5"):
+    with pytest.raises(GenerationError, match=r"batch 5 is out of range.*1 to 4.*batch.max=5"):
         backend.new_cache(5, 8)
     with pytest.raises(GenerationError, match=r"capacity 65 is out of range.*1 to 64"):
         backend.new_cache(1, 65)
