@@ -181,8 +181,15 @@ def staged(folder: Path) -> Iterator[Path]:
     return (path for path in folder.glob(".package.tmp-*/*") if path.is_file())
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("moment", ["model.onnx", "rank0.engine"])
+@pytest.mark.parametrize(
+    ("number", "moment"),
+    [
+        (signal.SIGKILL, "rank0.engine"),
+        (signal.SIGTERM, "model.onnx"),  # in Python
+        (signal.SIGTERM, "rank0.engine"),  # in TensorRT
+        (signal.SIGINT, "rank0.engine"),
+    ],
+)
 def test_killed_builds_leave_no_package(tmp_path: Path, number: signal.Signals, moment: str) -> None:
     process = building(DENSE, tmp_path / "package")
     while not any(path.name == moment for path in staged(tmp_path)) and process.poll() is None:
