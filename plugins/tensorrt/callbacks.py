@@ -14,6 +14,10 @@ from typing import Any, Protocol
 from q2export.contracts.progress import Advance
 
 _log = logging.getLogger("q2export.tensorrt")
+_loggers: list[Any] = []
+"""Kept until the process ends: builders, networks and runtimes write to their logger while they are
+destroyed, and where they are part of a reference cycle, Python may destroy the logger first."""
+
 PROGRESS_STEPS = 1000
 """What a whole build advances the progress bar by."""
 
@@ -44,7 +48,13 @@ def make_logger(trt: ModuleType, errors: list[str]) -> Any:
             elif level in (severity.WARNING, severity.INFO):
                 _log.debug("%s", message)
 
-    return Log()
+    return keep_logger(Log())
+
+
+def keep_logger(logger: Any) -> Any:
+    """Keep an ``ILogger`` alive until the process ends, and return it."""
+    _loggers.append(logger)
+    return logger
 
 
 @dataclass

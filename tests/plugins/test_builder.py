@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import math
 import os
 import signal
+import weakref
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -202,6 +204,15 @@ def test_parse_errors_name_node_and_reason(
     with pytest.raises(ExportError, match=rf"{expected}.*{reason}") as caught:
         Network(trt, path)
     assert "\n" not in str(caught.value) and "cudaError" not in str(caught.value)
+
+
+def test_the_logger_outlives_the_network(trt: ModuleType, tmp_path: Path) -> None:
+    """Objects of a reference cycle die in any order, and TensorRT's write to the log as they do."""
+    network = Network(trt, one_op(tmp_path, "Relu"))
+    logger = weakref.ref(network._logger)
+    del network
+    gc.collect()
+    assert logger() is not None
 
 
 def test_an_input_without_a_profile_is_refused(trt: ModuleType, tmp_path: Path) -> None:

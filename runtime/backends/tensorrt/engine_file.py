@@ -14,6 +14,7 @@ from q2export.contracts.dtypes import BY_TENSORRT
 from q2export.contracts.step import cache_names
 from q2export.errors import PackageError
 from q2export.package.manifest import EngineInfo, TensorRTInfo
+from q2export.plugins.tensorrt.callbacks import keep_logger
 from q2export.runtime.backends.tensorrt.compatibility import Found, mismatch
 from q2export.runtime.backends.tensorrt.profiles import Shape, StepProfile, read_profile
 
@@ -203,4 +204,4 @@ def _logger(trt: ModuleType) -> tuple[Any, list[str]]:
             else:
                 _log.debug("%s", message)
 
-    return Logger(), messages
+    return keep_logger(Logger()), messages
