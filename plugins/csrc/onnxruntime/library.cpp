@@ -1,6 +1,7 @@
 // How ONNX Runtime finds the ops: SessionOptions.register_custom_ops_library calls RegisterCustomOps.
 #include <mutex>
 #include <string>
+#include <vector>
 
 #include "ops.h"
 
@@ -10,6 +11,16 @@ namespace
 {
 
 constexpr char kDomain[] = "q2export";
+
+std::vector<OrtCustomOp const*> all_ops()
+{
+    std::vector<OrtCustomOp const*> ops{&linear_op(), &quantized_linear_op()};
+    for (auto const& of_types : {rotary_attention_ops(), group_query_attention_ops()})
+    {
+        ops.insert(ops.end(), of_types.begin(), of_types.end());
+    }
+    return ops;
+}
 
 // The domain of all ops, made at the first call and kept until the process ends: sessions refer to it.
 OrtStatus* domain_of_ops(OrtApi const& api, OrtCustomOpDomain** out)
@@ -21,7 +32,7 @@ OrtStatus* domain_of_ops(OrtApi const& api, OrtCustomOpDomain** out)
     {
         OrtCustomOpDomain* domain = nullptr;
         OrtStatus* status = api.CreateCustomOpDomain(kDomain, &domain);
-        for (OrtCustomOp const* op : {&linear_op(), &quantized_linear_op()})
+        for (OrtCustomOp const* op : all_ops())
         {
             status = status == nullptr ? api.CustomOpDomain_Add(domain, op) : status;
         }

@@ -2,8 +2,9 @@
 #pragma once
 
 #include <exception>
-#include <memory>
+#include <iterator>
 #include <string>
+#include <type_traits>
 
 #include "node.h"
 
@@ -31,6 +32,17 @@ struct Signature
     char const* name;
     Table<Operand> inputs;
     Table<Operand> outputs;
+};
+
+// Whether a kernel has the table kInPlace: pairs of an input and the output that may take its memory.
+template <typename Kernel, typename = void>
+struct HasInPlace : std::false_type
+{
+};
+
+template <typename Kernel>
+struct HasInPlace<Kernel, std::void_t<decltype(Kernel::kInPlace)>> : std::true_type
+{
 };
 
 // A Kernel has: static Signature const kSignature; Kernel(Attributes const&); void run(Call const&) const.
@@ -61,6 +73,24 @@ public:
         GetEndVersion = [](OrtCustomOp const*) { return 1; };
         CreateKernelV2 = create;
         KernelComputeV2 = compute;
+        if constexpr (HasInPlace<Kernel>::value)
+        {
+            GetMayInplace = [](int** inputs, int** outputs) -> size_t {
+                constexpr size_t kCount = std::size(Kernel::kInPlace);
+                *inputs = new int[kCount];
+                *outputs = new int[kCount];
+                for (size_t i = 0; i < kCount; ++i)
+                {
+                    (*inputs)[i] = Kernel::kInPlace[i][0];
+                    (*outputs)[i] = Kernel::kInPlace[i][1];
+                }
+                return kCount;
+            };
+            ReleaseMayInplace = [](int* inputs, int* outputs) {
+                delete[] inputs;
+                delete[] outputs;
+            };
+        }
         KernelDestroy = [](void* state) { delete static_cast<State*>(state); };
     }
 

@@ -1,6 +1,8 @@
 // Every op of the library, one per source.
 #pragma once
 
+#include <array>
+
 #include "op.h"
 
 namespace q2export::onnxruntime
@@ -8,5 +10,9 @@ namespace q2export::onnxruntime
 
 OrtCustomOp const& linear_op();
 OrtCustomOp const& quantized_linear_op();
+
+// For caches of float32, float16 and bfloat16.
+std::array<OrtCustomOp const*, 3> rotary_attention_ops();
+std::array<OrtCustomOp const*, 3> group_query_attention_ops();
 
 } // namespace q2export::onnxruntime

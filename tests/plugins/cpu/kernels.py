@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
-from ctypes import byref, c_int32, c_int64, c_void_p
+from collections.abc import Mapping, Sequence
+from ctypes import byref, c_float, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +44,23 @@ class QuantizedLinearDesc(ctypes.Structure):
         ("scale_dtype", c_int32),
         ("bias_dtype", c_int32),
         ("activations", c_int32),
+    )
+
+
+class AttentionDesc(ctypes.Structure):
+    """``q2export_cpu_attention_desc``."""
+
+    _fields_ = (
+        ("batch", c_int64),
+        ("sequence", c_int64),
+        ("capacity", c_int64),
+        ("num_heads", c_int32),
+        ("num_kv_heads", c_int32),
+        ("head_dim", c_int32),
+        ("sliding_window", c_int32),
+        ("cache_dtype", c_int32),
+        ("scale", c_float),
+        ("attention_factor", c_float),
     )
 
 
@@ -136,6 +153,23 @@ def _packed(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     return packed
 
 
+@dataclass(frozen=True)
+class Step:
+    """Inputs of attention; shapes as in ``opspec.ROTARY_ATTENTION``, caches as :func:`stored` has them."""
+
+    query: Floats
+    key: Floats
+    value: Floats
+    key_cache: NDArray[np.generic]
+    value_cache: NDArray[np.generic]
+    past_lengths: Sequence[int]
+    query_lengths: Sequence[int]
+    inv_freq: Floats | None
+    sliding_window: int = 0
+    cache_dtype: int = FLOAT32
+    attention_factor: float = 1.0
+
+
 class CpuKernels:
     """The functions of ``cpu.h``; each returns new arrays and leaves its arguments alone."""
 
@@ -182,6 +216,20 @@ class CpuKernels:
         pointers = map(address, held)
         self.check(self.library.q2export_cpu_quantized_linear(byref(desc), *pointers, None))
         return output
+
+    def attention(self, step: Step) -> tuple[Floats, NDArray[np.generic], NDArray[np.generic]]:
+        """Output, key cache and value cache after a step."""
+        batch, sequence, heads, dim = step.query.shape
+        kv_heads, capacity = step.key_cache.shape[1:3]
+        key_cache, value_cache = step.key_cache.copy(), step.value_cache.copy()
+        output = np.full_like(step.query, np.nan)
+        sizes = (batch, sequence, capacity, heads, kv_heads, dim, step.sliding_window, step.cache_dtype)
+        desc = AttentionDesc(*sizes, dim**-0.5, step.attention_factor)
+        lengths = [np.array(each, np.int64) for each in (step.past_lengths, step.query_lengths)]
+        new = [np.ascontiguousarray(each) for each in (step.query, step.key, step.value)]
+        held = (*new, *lengths, step.inv_freq, key_cache, value_cache, output)
+        self.check(self.library.q2export_cpu_attention(byref(desc), *map(address, held), None))
+        return output, key_cache, value_cache
 
     def linear_into(self, output: Floats, x: Floats, weight: Floats, run: ctypes._FuncPointer) -> None:
         """:meth:`linear` of float32, its tasks given to ``run``."""

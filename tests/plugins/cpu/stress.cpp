@@ -182,6 +182,45 @@ void quantized_linears()
     }
 }
 
+// Caches without a position to spare, of which the last one stays empty in the second row.
+void attention(q2export_dtype dtype, int64_t sequence, int32_t window)
+{
+    int64_t const capacity = 260 + sequence;
+    q2export_cpu_attention_desc const desc{2, sequence, capacity, 6, 2, 10, window, dtype, 0.3f, 1.0f};
+    int64_t const past[] = {260, 3};
+    int64_t const lengths[] = {sequence, sequence - 1};
+    std::vector<float> const query = numbers(2 * sequence * 6 * 10);
+    std::vector<float> const key = numbers(2 * sequence * 2 * 10);
+    std::vector<float> const value = numbers(2 * sequence * 2 * 10);
+    std::vector<float> const inv_freq = numbers(5);
+    std::vector<float> outputs[2];
+    for (int together = 0; together < 2; ++together)
+    {
+        size_t const bytes = static_cast<size_t>(2 * 2 * capacity * 10) * (dtype == Q2EXPORT_FLOAT32 ? 4 : 2);
+        std::vector<unsigned char> key_cache(bytes);
+        std::vector<unsigned char> value_cache(bytes);
+        outputs[together].resize(query.size());
+        if (q2export_cpu_attention(&desc, query.data(), key.data(), value.data(), past, lengths, inv_freq.data(),
+                key_cache.data(), value_cache.data(), outputs[together].data(), together == 1 ? &kPool : nullptr)
+            != Q2EXPORT_SUCCESS)
+        {
+            fail("attention");
+        }
+    }
+    expect_same("attention", outputs[0], outputs[1]);
+}
+
+void attentions()
+{
+    for (q2export_dtype const dtype : {Q2EXPORT_FLOAT32, Q2EXPORT_FLOAT16, Q2EXPORT_BFLOAT16})
+    {
+        attention(dtype, 1, 0);
+        attention(dtype, 2, 5);
+        attention(dtype, 23, 0);
+        attention(dtype, 23, 9);
+    }
+}
+
 } // namespace
 
 int main()
@@ -195,6 +234,7 @@ int main()
         }
         linears();
         quantized_linears();
+        attentions();
     }
     return 0;
 }

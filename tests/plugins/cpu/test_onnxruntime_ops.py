@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import ctypes
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx.parser
 import pytest
 
-from tests.plugins.cpu.kernels import BFLOAT16, FLOAT16, FLOAT32, CpuKernels, Packed, stored, widened
+from q2export.contracts import opspec
+from tests.plugins.cpu.kernels import BFLOAT16, FLOAT16, FLOAT32, CpuKernels, Packed, Step, stored, widened
 from tests.plugins.cpu.sessions import ELEMENT_TYPES, Node, initializer
+from tests.plugins.cpu.test_attention import step_of
 
 F, F16, U8 = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.UINT8
 RNG = np.random.default_rng(11)
@@ -127,6 +132,69 @@ def test_quantized_linear_refuses(onnxruntime_library: Path) -> None:
         node(**{**good, "bits": 3}).session(onnxruntime_library)
     with pytest.raises(Exception, match="int8_activations"):
         node(bits=4, block_size=32).session(onnxruntime_library)
+
+
+def attention_node(spec: opspec.OpSpec, dtype: int) -> Node:
+    """A node of the specification, its cache of an element type."""
+    kinds = {"T": F, "F": F, "L": onnx.TensorProto.INT64}
+    inputs = {each.name: kinds[each.element_type] for each in spec.inputs}
+    inputs |= dict.fromkeys(("past_key", "past_value"), ELEMENT_TYPES[dtype])
+    outputs = dict(zip(spec.output_names(), (F, *[ELEMENT_TYPES[dtype]] * 2), strict=True))
+    values = {
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "scale": 0.25,
+        "sliding_window": 20,
+        "attention_factor": 1.25,
+    }
+    attributes = {name: values[name] for name in spec.attribute_names()}
+    return Node(spec.name, list(inputs), [], inputs, outputs, attributes)
+
+
+def feeds_of(spec: opspec.OpSpec, step: Step) -> dict[str, Any]:
+    """The inputs of a node by name."""
+    lengths = [np.array(each, np.int64) for each in (step.past_lengths, step.query_lengths)]
+    arrays = (step.query, step.key, step.value, step.key_cache, step.value_cache, *lengths, step.inv_freq)
+    return dict(zip(spec.input_names(), arrays, strict=False))
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+@pytest.mark.parametrize("dtype", [FLOAT32, FLOAT16, BFLOAT16])
+@pytest.mark.parametrize("spec", [opspec.ROTARY_ATTENTION, opspec.ATTENTION], ids=lambda spec: spec.name)
+def test_attention_is_the_kernel(
+    onnxruntime_library: Path, spec: opspec.OpSpec, dtype: int, in_place: bool
+) -> None:
+    """In place where one buffer is bound to past and present; else past stays as it is."""
+    import onnxruntime
+
+    step = step_of((4, 2, 16), 50, 5, [7, 40], [5, 2], 20, dtype)
+    if spec is opspec.ATTENTION:
+        step = replace(step, inv_freq=None)
+    feeds, node = feeds_of(spec, step), attention_node(spec, dtype)
+    session = node.session(onnxruntime_library)
+    binding = session.io_binding()
+    make = onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type
+    held = {name: make(array.copy(), node.graph_inputs[name]) for name, array in feeds.items()}
+    for name, value in held.items():
+        binding.bind_ortvalue_input(name, value)
+    aliases = dict(spec.aliases) if in_place else {}
+    for name in spec.output_names():
+        if name in aliases:
+            binding.bind_ortvalue_output(name, held[aliases[name]])
+        else:
+            binding.bind_output(name)
+    session.run_with_iobinding(binding)
+    output, *presents = binding.get_outputs()
+    expected = CpuKernels(onnxruntime_library).attention(step)
+    np.testing.assert_array_equal(output.numpy(), expected[0])
+    for present, past, wanted in zip(presents, ("past_key", "past_value"), expected[1:], strict=True):
+        assert memory(present, wanted.nbytes) == wanted.tobytes()
+        assert memory(held[past], wanted.nbytes) == (wanted if in_place else feeds[past]).tobytes()
+
+
+def memory(value: Any, size: int) -> bytes:
+    """The contents of an OrtValue, also of types that numpy does not have."""
+    return ctypes.string_at(value.data_ptr(), size)
 
 
 def test_several_sessions_share_the_ops(onnxruntime_library: Path) -> None:

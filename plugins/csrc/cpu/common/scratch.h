@@ -11,6 +11,9 @@ enum class Scratch
 {
     kWeights,     // of a tile, widened or unpacked
     kActivations, // of a call, rounded to int8
+    kQueries,     // of a call, rotated; and what its tasks leave for each other
+    kParts,       // of a task: what a block of keys gave, and all blocks before it
+    kKeys,        // of a task's block of keys, and its scores
     kCount
 };
 

@@ -86,6 +86,44 @@ struct Simd
         return _mm256_fnmadd_ps(a, b, from);
     }
 
+    static Vector add(Vector a, Vector b)
+    {
+        return _mm256_add_ps(a, b);
+    }
+
+    static Vector subtract(Vector a, Vector b)
+    {
+        return _mm256_sub_ps(a, b);
+    }
+
+    static Vector maximum(Vector a, Vector b)
+    {
+        return _mm256_max_ps(a, b);
+    }
+
+    static Vector divide(Vector a, Vector b)
+    {
+        return _mm256_div_ps(a, b);
+    }
+
+    static Vector round(Vector value)
+    {
+        return _mm256_round_ps(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    }
+
+    // value * 2^power, of a whole power that a float's exponent holds.
+    static Vector times_power_of_two(Vector value, Vector power)
+    {
+        __m256i const exponent = _mm256_add_epi32(_mm256_cvtps_epi32(power), _mm256_set1_epi32(127));
+        return _mm256_mul_ps(value, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
+    }
+
+    // value where x >= limit, else zero.
+    static Vector where_at_least(Vector x, Vector limit, Vector value)
+    {
+        return _mm256_and_ps(_mm256_cmp_ps(x, limit, _CMP_GE_OQ), value);
+    }
+
     // The sums of four vectors' elements, each in the same order.
     static void sum4(Vector const (&v)[4], float (&sums)[4])
     {

@@ -92,6 +92,43 @@ struct Simd
         return _mm512_fnmadd_ps(a, b, from);
     }
 
+    static Vector add(Vector a, Vector b)
+    {
+        return _mm512_add_ps(a, b);
+    }
+
+    static Vector subtract(Vector a, Vector b)
+    {
+        return _mm512_sub_ps(a, b);
+    }
+
+    static Vector maximum(Vector a, Vector b)
+    {
+        return _mm512_max_ps(a, b);
+    }
+
+    static Vector divide(Vector a, Vector b)
+    {
+        return _mm512_div_ps(a, b);
+    }
+
+    static Vector round(Vector value)
+    {
+        return _mm512_roundscale_ps(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    }
+
+    // value * 2^power, of a whole power.
+    static Vector times_power_of_two(Vector value, Vector power)
+    {
+        return _mm512_scalef_ps(value, power);
+    }
+
+    // value where x >= limit, else zero.
+    static Vector where_at_least(Vector x, Vector limit, Vector value)
+    {
+        return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, limit, _CMP_GE_OQ), value);
+    }
+
     // The sums of four vectors' elements, each in the same order.
     static void sum4(Vector const (&v)[4], float (&sums)[4])
     {

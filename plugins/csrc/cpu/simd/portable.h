@@ -83,6 +83,47 @@ struct Simd
         return make([&](int lane) { return from.lanes[lane] - a.lanes[lane] * b.lanes[lane]; });
     }
 
+    static Vector add(Vector const& a, Vector const& b)
+    {
+        return make([&](int lane) { return a.lanes[lane] + b.lanes[lane]; });
+    }
+
+    static Vector subtract(Vector const& a, Vector const& b)
+    {
+        return make([&](int lane) { return a.lanes[lane] - b.lanes[lane]; });
+    }
+
+    static Vector maximum(Vector const& a, Vector const& b)
+    {
+        return make([&](int lane) { return a.lanes[lane] > b.lanes[lane] ? a.lanes[lane] : b.lanes[lane]; });
+    }
+
+    static Vector divide(Vector const& a, Vector const& b)
+    {
+        return make([&](int lane) { return a.lanes[lane] / b.lanes[lane]; });
+    }
+
+    // Of magnitudes below 2^22.
+    static Vector round(Vector const& value)
+    {
+        return make([&](int lane) { return value.lanes[lane] + 12582912.0f - 12582912.0f; });
+    }
+
+    // value * 2^power, of a whole power that a float's exponent holds.
+    static Vector times_power_of_two(Vector const& value, Vector const& power)
+    {
+        return make([&](int lane) {
+            uint32_t const exponent = static_cast<uint32_t>(static_cast<int32_t>(power.lanes[lane]) + 127);
+            return value.lanes[lane] * float_from_bits(exponent << 23);
+        });
+    }
+
+    // value where x >= limit, else zero.
+    static Vector where_at_least(Vector const& x, Vector const& limit, Vector const& value)
+    {
+        return make([&](int lane) { return x.lanes[lane] >= limit.lanes[lane] ? value.lanes[lane] : 0.0f; });
+    }
+
     // The sums of four vectors' elements, each in the same order.
     static void sum4(Vector const (&v)[4], float (&sums)[4])
     {

@@ -111,6 +111,38 @@ Q2EXPORT_API q2export_status q2export_cpu_quantized_linear(q2export_cpu_quantize
     float const* input, void const* codes, void const* scales, void const* zero_points, void const* bias, float* output,
     q2export_cpu_parallel_for const* parallel_for);
 
+/* ------------------------------------------------------------------ attention on the KV cache */
+
+typedef struct q2export_cpu_attention_desc {
+    int64_t batch;
+    int64_t sequence; /* new tokens of the longest row */
+    int64_t capacity;
+    int32_t num_heads;
+    int32_t num_kv_heads; /* divides num_heads */
+    int32_t head_dim;     /* even, at most 256 */
+    int32_t sliding_window; /* newest keys that a query sees, itself included; 0: all */
+    q2export_dtype cache_dtype;
+    float scale;            /* on the scores before the softmax */
+    float attention_factor; /* on cos and sin; only with inv_freq */
+} q2export_cpu_attention_desc;
+
+/*
+ * Rotates queries and keys, appends keys and values to the cache, attends: Q2RotaryAttention, or Q2GroupQueryAttention
+ * without inv_freq. Row b holds past_lengths[b] tokens and gets query_lengths[b] more; tokens of the batch beyond that are
+ * padding, whose output is zero. Positions of the cache beyond both are neither read nor written.
+ *
+ * query         float [batch, sequence, num_heads, head_dim]
+ * key, value    float [batch, sequence, num_kv_heads, head_dim]
+ * past_lengths, query_lengths  int64 [batch]; their sum is at most capacity
+ * inv_freq      float [head_dim / 2], radians per position; NULL: nothing is rotated
+ * key_cache, value_cache  cache_dtype [batch, num_kv_heads, capacity, head_dim], updated in place
+ * output        float [batch, sequence, num_heads, head_dim]; no input
+ */
+Q2EXPORT_API q2export_status q2export_cpu_attention(q2export_cpu_attention_desc const* desc, float const* query,
+    float const* key, float const* value, int64_t const* past_lengths, int64_t const* query_lengths,
+    float const* inv_freq, void* key_cache, void* value_cache, float* output,
+    q2export_cpu_parallel_for const* parallel_for);
+
 #ifdef __cplusplus
 }
 #endif

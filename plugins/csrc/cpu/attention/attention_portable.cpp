@@ -1,0 +1,10 @@
+#include "simd/portable.h"
+
+#include "attention/attention_kernel.h"
+
+namespace q2export::cpu
+{
+
+AttentionKernels const kAttentionPortable = kKernels;
+
+} // namespace q2export::cpu
