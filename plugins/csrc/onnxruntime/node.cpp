@@ -17,6 +17,14 @@ float Attributes::real(char const* name) const
     return value;
 }
 
+Tensor Attributes::constant_input(size_t index, char const* name) const
+{
+    int is_constant = 0;
+    OrtValue const* value = nullptr;
+    onnxruntime::check(api_.KernelInfoGetConstantInput_tensor(info_, index, &is_constant, &value));
+    return is_constant != 0 ? read_tensor(api_, value, name) : Tensor{};
+}
+
 std::string Attributes::node_name() const
 {
     size_t size = 0; // with the zero at the end

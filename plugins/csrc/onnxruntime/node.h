@@ -23,6 +23,9 @@ public:
     int64_t integer(char const* name) const;
     float real(char const* name) const;
 
+    // An input that is an initializer, which stays where it is as long as the session lives; else not present().
+    Tensor constant_input(size_t index, char const* name) const;
+
     // The node's name; empty where it has none.
     std::string node_name() const;
 

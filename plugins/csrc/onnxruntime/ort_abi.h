@@ -94,7 +94,10 @@ struct OrtApi
     void (*ReleaseCustomOpDomain)(OrtCustomOpDomain* domain);                                                    // 101
     void* before_244[142];
     OrtStatus* (*KernelInfo_GetNodeName)(OrtKernelInfo const* info, char* out, size_t* size);                    // 244
-    void* before_274[29];
+    void* before_249[4];
+    OrtStatus* (*KernelInfoGetConstantInput_tensor)(OrtKernelInfo const* info, size_t index, int* is_constant,
+        OrtValue const** out);                                                                                   // 249
+    void* before_274[24];
     OrtStatus* (*KernelContext_ParallelFor)(OrtKernelContext const* context, void (*body)(void*, size_t),
         size_t total, size_t batches, void* data);                                                               // 274
 };
@@ -113,6 +116,7 @@ Q2EXPORT_AT(ReleaseStatus, 93);
 Q2EXPORT_AT(ReleaseTensorTypeAndShapeInfo, 99);
 Q2EXPORT_AT(ReleaseCustomOpDomain, 101);
 Q2EXPORT_AT(KernelInfo_GetNodeName, 244);
+Q2EXPORT_AT(KernelInfoGetConstantInput_tensor, 249);
 Q2EXPORT_AT(KernelContext_ParallelFor, 274);
 #undef Q2EXPORT_AT
 

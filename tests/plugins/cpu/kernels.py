@@ -64,6 +64,20 @@ class AttentionDesc(ctypes.Structure):
     )
 
 
+class MoeDesc(ctypes.Structure):
+    """``q2export_cpu_moe_desc``."""
+
+    _fields_ = (
+        ("num_tokens", c_int64),
+        ("hidden_size", c_int64),
+        ("intermediate_size", c_int64),
+        ("num_experts", c_int32),
+        ("top_k", c_int32),
+        ("norm_topk_prob", c_int32),
+        ("weight_dtype", c_int32),
+    )
+
+
 class ParallelFor(ctypes.Structure):
     """``q2export_cpu_parallel_for``."""
 
@@ -154,6 +168,16 @@ def _packed(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
 
 
 @dataclass(frozen=True)
+class Experts:
+    """Weights per expert, as :func:`stored`: gate and up ``[inner, hidden]``, down ``[hidden, inner]``."""
+
+    gate: Sequence[NDArray[np.generic]]
+    up: Sequence[NDArray[np.generic]]
+    down: Sequence[NDArray[np.generic]]
+    dtype: int
+
+
+@dataclass(frozen=True)
 class Step:
     """Inputs of attention; shapes as in ``opspec.ROTARY_ATTENTION``, caches as :func:`stored` has them."""
 
@@ -230,6 +254,18 @@ class CpuKernels:
         held = (*new, *lengths, step.inv_freq, key_cache, value_cache, output)
         self.check(self.library.q2export_cpu_attention(byref(desc), *map(address, held), None))
         return output, key_cache, value_cache
+
+    def moe(self, hidden: Floats, logits: Floats, experts: Experts, top_k: int, norm: bool) -> Floats:
+        """``hidden [tokens, hidden]`` through the experts that ``logits [tokens, experts]`` choose."""
+        hidden, logits = np.ascontiguousarray(hidden), np.ascontiguousarray(logits)
+        output = np.full_like(hidden, np.nan)
+        inner, count = experts.gate[0].shape[0], len(experts.gate)
+        desc = MoeDesc(*hidden.shape, inner, count, top_k, norm, experts.dtype)
+        of_matrix = (experts.gate, experts.up, experts.down)
+        tables = [(c_void_p * count)(*(each.ctypes.data for each in matrix)) for matrix in of_matrix]
+        held = map(address, (hidden, logits))
+        self.check(self.library.q2export_cpu_moe(byref(desc), *held, *tables, address(output), None))
+        return output
 
     def linear_into(self, output: Floats, x: Floats, weight: Floats, run: ctypes._FuncPointer) -> None:
         """:meth:`linear` of float32, its tasks given to ``run``."""

@@ -221,6 +221,44 @@ void attentions()
     }
 }
 
+void moe(q2export_dtype dtype, int64_t tokens)
+{
+    q2export_cpu_moe_desc const desc{tokens, 33, 21, 5, 2, 1, dtype};
+    std::vector<float> const hidden = numbers(tokens * 33);
+    std::vector<float> const logits = numbers(tokens * 5);
+    std::vector<Stored> held;
+    std::vector<void const*> matrices[3];
+    for (int matrix = 0; matrix < 3; ++matrix)
+    {
+        for (int expert = 0; expert < 5; ++expert)
+        {
+            held.emplace_back(33 * 21, dtype);
+            matrices[matrix].push_back(held.back().data());
+        }
+    }
+    std::vector<float> outputs[2];
+    for (int together = 0; together < 2; ++together)
+    {
+        outputs[together].resize(hidden.size());
+        if (q2export_cpu_moe(&desc, hidden.data(), logits.data(), matrices[0].data(), matrices[1].data(),
+                matrices[2].data(), outputs[together].data(), together == 1 ? &kPool : nullptr)
+            != Q2EXPORT_SUCCESS)
+        {
+            fail("moe");
+        }
+    }
+    expect_same("moe", outputs[0], outputs[1]);
+}
+
+void moes()
+{
+    for (q2export_dtype const dtype : {Q2EXPORT_FLOAT32, Q2EXPORT_FLOAT16, Q2EXPORT_BFLOAT16})
+    {
+        moe(dtype, 1);
+        moe(dtype, 30);
+    }
+}
+
 } // namespace
 
 int main()
@@ -235,6 +273,7 @@ int main()
         linears();
         quantized_linears();
         attentions();
+        moes();
     }
     return 0;
 }

@@ -17,6 +17,7 @@ from q2export.contracts import opspec
 from tests.plugins.cpu.kernels import BFLOAT16, FLOAT16, FLOAT32, CpuKernels, Packed, Step, stored, widened
 from tests.plugins.cpu.sessions import ELEMENT_TYPES, Node, initializer
 from tests.plugins.cpu.test_attention import step_of
+from tests.plugins.cpu.test_moe import experts_of
 
 F, F16, U8 = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.UINT8
 RNG = np.random.default_rng(11)
@@ -149,6 +150,30 @@ def attention_node(spec: opspec.OpSpec, dtype: int) -> Node:
     }
     attributes = {name: values[name] for name in spec.attribute_names()}
     return Node(spec.name, list(inputs), [], inputs, outputs, attributes)
+
+
+@pytest.mark.parametrize("constant", [True, False])
+def test_moe_is_the_kernel(onnxruntime_library: Path, constant: bool) -> None:
+    """Weights that are initializers, and weights that are fed."""
+    experts = experts_of(6, 20, 12, FLOAT16)
+    matrices = [
+        each for expert in zip(experts.gate, experts.up, experts.down, strict=True) for each in expert
+    ]
+    names = opspec.MOE.input_names(6)
+    x, logits = (RNG.standard_normal(shape, np.float32) for shape in ((30, 20), (30, 6)))
+    feeds: dict[str, Any] = {"hidden": x, "router_logits": logits}
+    tensors = [initializer(name, each, F16) for name, each in zip(names[2:], matrices, strict=True)]
+    fed = {"hidden": F, "router_logits": F}
+    if not constant:
+        feeds |= dict(zip(names[2:], matrices, strict=True))
+        fed |= dict.fromkeys(names[2:], F16)
+        tensors = []
+    attributes = {"num_experts": 6, "top_k": 2, "norm_topk_prob": 1}
+    session = Node("Q2MoE", names, tensors, fed, {"output": F}, attributes).session(onnxruntime_library)
+    expected = CpuKernels(onnxruntime_library).moe(x, logits, experts, 2, True)
+    np.testing.assert_array_equal(session.run(None, feeds)[0], expected)
+    with pytest.raises(Exception, match=r"router_logits has shape \[30, 5\], expected \[30, 6\]"):
+        session.run(None, {**feeds, "router_logits": logits[:, :5]})
 
 
 def feeds_of(spec: opspec.OpSpec, step: Step) -> dict[str, Any]:

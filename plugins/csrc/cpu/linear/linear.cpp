@@ -28,6 +28,25 @@ int64_t ceil_div(int64_t value, int64_t divisor)
     return (value + divisor - 1) / divisor;
 }
 
+// How a call is cut: few rows stream their weights, more share tiles of them.
+struct Cut
+{
+    explicit Cut(Linear const& linear)
+        : direct(linear.rows <= chosen(kTables).direct_rows)
+    {
+        int64_t const weight_bytes = linear.weight_dtype == Q2EXPORT_FLOAT32 ? 4 : 2;
+        int64_t const streamed = ceil_div(kTaskBytes, linear.in_features * weight_bytes * 4) * 4;
+        outs = direct ? streamed : kTaskOuts;
+        out_tasks = ceil_div(linear.out_features, outs);
+        row_tasks = direct ? 1 : ceil_div(linear.rows, kTaskRows);
+    }
+
+    bool direct;
+    int64_t outs;
+    int64_t out_tasks;
+    int64_t row_tasks;
+};
+
 q2export_status check(q2export_cpu_linear_desc const* desc, float const* input, void const* weight, void const* bias,
     float const* output)
 {
@@ -54,23 +73,26 @@ q2export_status check(q2export_cpu_linear_desc const* desc, float const* input, 
 
 } // namespace
 
+int64_t linear_tasks(Linear const& linear)
+{
+    Cut const cut(linear);
+    return cut.out_tasks * cut.row_tasks;
+}
+
+void run_linear_task(Linear const& linear, int64_t index)
+{
+    Cut const cut(linear);
+    int64_t const row_task = index / cut.out_tasks;
+    int64_t const first_out = index % cut.out_tasks * cut.outs;
+    LinearKernels const& kernels = chosen(kTables);
+    (cut.direct ? kernels.direct : kernels.packed)(linear,
+        {row_task * linear.rows / cut.row_tasks, (row_task + 1) * linear.rows / cut.row_tasks, first_out,
+            std::min(first_out + cut.outs, linear.out_features)});
+}
+
 void run_linear(Linear const& linear, q2export_cpu_parallel_for const* pool)
 {
-    LinearKernels const& kernels = chosen(kTables);
-    bool const direct = linear.rows <= kernels.direct_rows;
-    int64_t const weight_bytes = linear.weight_dtype == Q2EXPORT_FLOAT32 ? 4 : 2;
-    int64_t const streamed = ceil_div(kTaskBytes, linear.in_features * weight_bytes * 4) * 4;
-    int64_t const outs = direct ? streamed : kTaskOuts;
-    int64_t const out_tasks = ceil_div(linear.out_features, outs);
-    int64_t const row_tasks = direct ? 1 : ceil_div(linear.rows, kTaskRows);
-    auto const run = direct ? kernels.direct : kernels.packed;
-    parallel_for(pool, out_tasks * row_tasks, [&](int64_t index) {
-        int64_t const row_task = index / out_tasks;
-        int64_t const first_out = index % out_tasks * outs;
-        run(linear,
-            {row_task * linear.rows / row_tasks, (row_task + 1) * linear.rows / row_tasks, first_out,
-                std::min(first_out + outs, linear.out_features)});
-    });
+    parallel_for(pool, linear_tasks(linear), [&](int64_t index) { run_linear_task(linear, index); });
 }
 
 } // namespace q2export::cpu

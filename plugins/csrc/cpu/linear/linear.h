@@ -48,4 +48,8 @@ extern LinearKernels const kLinearAvx512;
 // Runs a call whose arguments have been checked.
 void run_linear(Linear const& linear, q2export_cpu_parallel_for const* pool);
 
+// The same call as tasks, for callers that run several at once.
+int64_t linear_tasks(Linear const& linear);
+void run_linear_task(Linear const& linear, int64_t index);
+
 } // namespace q2export::cpu

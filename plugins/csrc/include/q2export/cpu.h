@@ -143,6 +143,32 @@ Q2EXPORT_API q2export_status q2export_cpu_attention(q2export_cpu_attention_desc 
     float const* inv_freq, void* key_cache, void* value_cache, float* output,
     q2export_cpu_parallel_for const* parallel_for);
 
+/* ------------------------------------------------------------------ mixture of experts */
+
+typedef struct q2export_cpu_moe_desc {
+    int64_t num_tokens;
+    int64_t hidden_size;
+    int64_t intermediate_size;
+    int32_t num_experts;
+    int32_t top_k;
+    int32_t norm_topk_prob; /* 1: the chosen probabilities are divided by their sum */
+    q2export_dtype weight_dtype;
+} q2export_cpu_moe_desc;
+
+/*
+ * Mixture of SwiGLU experts, Q2MoE: softmax over all router logits, top-k, the chosen experts alone, weighted sum. Of equal
+ * probabilities the lower expert's is taken.
+ *
+ * hidden         float [num_tokens, hidden_size]
+ * router_logits  float [num_tokens, num_experts]
+ * gate, up       weight_dtype [intermediate_size, hidden_size], one pointer per expert
+ * down           weight_dtype [hidden_size, intermediate_size], one pointer per expert
+ * output         float [num_tokens, hidden_size]; no input
+ */
+Q2EXPORT_API q2export_status q2export_cpu_moe(q2export_cpu_moe_desc const* desc, float const* hidden,
+    float const* router_logits, void const* const* gate, void const* const* up, void const* const* down, float* output,
+    q2export_cpu_parallel_for const* parallel_for);
+
 #ifdef __cplusplus
 }
 #endif

@@ -1,0 +1,38 @@
+// SwiGLU, for the vectors of one instruction set; included by one source per set.
+#pragma once
+
+#include <algorithm>
+
+#include "moe/moe.h"
+#include "simd/exponential.h"
+
+namespace q2export::cpu
+{
+namespace
+{
+
+inline Simd::Vector swiglu_vector(Simd::Vector const& gate, Simd::Vector const& up)
+{
+    // exp(88) is the largest power that a float holds; a gate below -88 gives zero but for the last bits.
+    Simd::Vector const limit = Simd::broadcast(88.0f);
+    Simd::Vector const negated = Simd::subtract(Simd::zero(), Simd::maximum(gate, Simd::subtract(Simd::zero(), limit)));
+    Simd::Vector const denominator = Simd::add(Simd::broadcast(1.0f), exponential(negated));
+    return Simd::multiply(Simd::divide(gate, denominator), up);
+}
+
+void swiglu(float* gate, float const* up, int64_t count)
+{
+    for (int64_t i = 0; i < count; i += Simd::kWidth)
+    {
+        int const lanes = static_cast<int>(std::min<int64_t>(Simd::kWidth, count - i));
+        bool const whole = lanes == Simd::kWidth;
+        Simd::Vector const a = whole ? Simd::load(gate + i) : Simd::load_first(gate + i, lanes);
+        Simd::Vector const b = whole ? Simd::load(up + i) : Simd::load_first(up + i, lanes);
+        Simd::store_first(gate + i, swiglu_vector(a, b), lanes);
+    }
+}
+
+constexpr MoeKernels kKernels{swiglu};
+
+} // namespace
+} // namespace q2export::cpu

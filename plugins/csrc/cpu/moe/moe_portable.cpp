@@ -1,0 +1,10 @@
+#include "simd/portable.h"
+
+#include "moe/moe_kernel.h"
+
+namespace q2export::cpu
+{
+
+MoeKernels const kMoePortable = kKernels;
+
+} // namespace q2export::cpu
