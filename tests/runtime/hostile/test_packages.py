@@ -220,7 +220,9 @@ def giant(model: onnx.ModelProto) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [chain(3000, 1), chain(24, 2), nest, unlisted, many, heads(1 << 40), heads(0), giant], ids=str
+    "change",
+    [chain(3000, 1), chain(24, 2), nest, unlisted, many, heads(1 << 40), heads(0), giant],
+    ids=["chain", "doubling chain", "nest", "unlisted", "many", "2^40 heads", "no heads", "giant"],
 )
 def test_graphs_of_attackers(opener: Opener, change: Change) -> None:
     model = onnx.load_model_from_string(opener.graph)
