@@ -51,7 +51,7 @@ def test_a_row_does_not_depend_on_its_neighbours(
     """Of a prompt of 250 tokens, rows computed alone and in batches have the same bits."""
     x, weight = random(250, inputs), stored(random(outputs, inputs), dtype)
     whole = kernels.linear(x, weight, outputs, dtype)
-    for rows in (1, 2, 3, 4, 5, 6, 7, 8, 13, 16, 64):
+    for rows in (1, 2, 3, 4, 5, 6, 7, 8, 13, 16, 24, 25, 64):
         found = kernels.linear(x[100 : 100 + rows], weight, outputs, dtype)
         np.testing.assert_array_equal(found, whole[100 : 100 + rows], err_msg=f"{rows} rows")
 

@@ -1,6 +1,7 @@
 // Tasks, on the caller's threads.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
@@ -8,6 +9,16 @@
 
 namespace q2export::cpu
 {
+
+// Bytes of weights that a task reads where few rows stream them, `total` in all: long runs, which memory likes, but tasks
+// enough that no thread waits for another in the end.
+inline int64_t streamed_bytes(int64_t total)
+{
+    constexpr int64_t kTasks = 16;
+    constexpr int64_t kLeast = 64 * 1024;
+    constexpr int64_t kMost = 1024 * 1024;
+    return std::clamp(total / kTasks, kLeast, kMost);
+}
 
 // Calls body(i) once for each i < count. `body` must not throw.
 template <typename Body>

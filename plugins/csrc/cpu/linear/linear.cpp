@@ -13,7 +13,6 @@ namespace
 {
 
 constexpr char kOp[] = "linear";
-constexpr int64_t kTaskBytes = 64 * 1024; // of weights that a task reads: much work for little waiting at the end
 constexpr int64_t kTaskRows = 240;        // of input that share a packed tile of weights
 constexpr int64_t kTaskOuts = 64;
 
@@ -35,7 +34,8 @@ struct Cut
         : direct(linear.rows <= chosen(kTables).direct_rows)
     {
         int64_t const weight_bytes = linear.weight_dtype == Q2EXPORT_FLOAT32 ? 4 : 2;
-        int64_t const streamed = ceil_div(kTaskBytes, linear.in_features * weight_bytes * 4) * 4;
+        int64_t const row_bytes = linear.in_features * weight_bytes;
+        int64_t const streamed = ceil_div(streamed_bytes(linear.out_features * row_bytes), row_bytes * 4) * 4;
         outs = direct ? streamed : kTaskOuts;
         out_tasks = ceil_div(linear.out_features, outs);
         row_tasks = direct ? 1 : ceil_div(linear.rows, kTaskRows);

@@ -8,23 +8,32 @@ namespace q2export::cpu
 namespace
 {
 
+// Rows for which widening a weight once per register tile costs less than keeping it widened.
+constexpr int64_t kDirectRows = 4 * Simd::kTileRows;
+
 template <typename Weight>
 void direct(Linear const& linear, LinearTask const& task)
 {
     int64_t const block = block_length(linear.in_features);
     int64_t const stride = linear.in_features * Weight::kBytes;
     int64_t const rows = task.last_row - task.first_row;
+    int64_t const groups = (rows + Simd::kTileRows - 1) / Simd::kTileRows; // of nearly equal size
     auto const all_blocks = [&](int64_t out, int64_t out_stride, int64_t columns) {
         for (int64_t start = 0; start < linear.in_features; start += block)
         {
             int64_t const length = std::min(block, linear.in_features - start);
             Bytes const weight = linear.weight + out * stride + start * Weight::kBytes;
-            multiply<Weight, true>(linear, task.first_row, rows,
-                {out, out_stride, columns, start, length, weight, out_stride * stride});
+            for (int64_t group = 0; group < groups; ++group)
+            {
+                int64_t const row = task.first_row + group * rows / groups;
+                multiply<Weight>(linear, row, task.first_row + (group + 1) * rows / groups - row,
+                    {out, out_stride, columns, start, length, weight, out_stride * stride});
+            }
         }
     };
-    // The four columns of a tile run through a quarter of the weights each: four streams far apart are as fast as one,
-    // and keep enough additions going, where four neighbouring rows in one page are half as fast.
+    // The four columns of a tile run through a quarter of the task's weights each: four streams far apart are as fast as
+    // one, and keep enough additions going, where four neighbouring rows in one page are half as fast. The processor
+    // fetches ahead by itself; doing so here made it slower.
     int64_t const quarter = (task.last_out - task.first_out) / kOuts;
     for (int64_t out = task.first_out; out < task.first_out + quarter; ++out)
     {
@@ -47,7 +56,6 @@ inline void widen_rows(Bytes weight, int64_t weight_stride, int64_t outs, int64_
         int64_t k = 0;
         for (; k + Simd::kWidth <= length; k += Simd::kWidth)
         {
-            prefetch(source + k * Weight::kBytes + kPrefetchBytes);
             Simd::store(target + k, Simd::widen(Weight{}, source + k * Weight::kBytes));
         }
         if (k < length)
@@ -98,7 +106,7 @@ struct Packed
     }
 };
 
-constexpr LinearKernels kKernels{Simd::kTileRows, by_weight<Direct>, by_weight<Packed>};
+constexpr LinearKernels kKernels{kDirectRows, by_weight<Direct>, by_weight<Packed>};
 
 } // namespace
 } // namespace q2export::cpu

@@ -7,7 +7,6 @@
 
 #include <algorithm>
 
-#include "common/prefetch.h"
 #include "common/scratch.h"
 #include "linear/linear.h"
 
@@ -19,7 +18,6 @@ namespace
 constexpr int64_t kMaxBlock = 1024;     // elements of in_features summed at a time: rows of both sides fit the L1 cache
 constexpr int64_t kPackedOuts = 64;     // outputs whose weights are widened at a time, at most kMaxBlock long: 256 KB
 constexpr int kOuts = 4;                // columns of a register tile
-constexpr int64_t kPrefetchBytes = 2048; // ahead of the weights that are being read
 
 // Length of all blocks but the last: equal shares, in whole cache lines.
 inline int64_t block_length(int64_t in_features)
@@ -45,7 +43,7 @@ inline float read_bias(Linear const& linear, int64_t out)
 
 // Rows of input times columns of weights, over one block. Weights of `kColumns` outputs lie `weight_stride` bytes apart;
 // columns of `sums` beyond them are zero.
-template <typename Weight, int kRows, int kColumns, bool kPrefetch>
+template <typename Weight, int kRows, int kColumns>
 inline void multiply_tile(float const* input, int64_t input_stride, Bytes weight, int64_t weight_stride, int64_t length,
     float (&sums)[kRows][kOuts])
 {
@@ -64,12 +62,7 @@ inline void multiply_tile(float const* input, int64_t input_stride, Bytes weight
         Vector w[kColumns];
         for (int column = 0; column < kColumns; ++column)
         {
-            Bytes const source = weight + column * weight_stride + k * Weight::kBytes;
-            if (kPrefetch)
-            {
-                prefetch(source + kPrefetchBytes);
-            }
-            w[column] = Simd::widen(Weight{}, source);
+            w[column] = Simd::widen(Weight{}, weight + column * weight_stride + k * Weight::kBytes);
         }
         for (int row = 0; row < kRows; ++row)
         {
@@ -134,19 +127,19 @@ struct Tile
     int64_t weight_stride;
 };
 
-template <typename Weight, bool kPrefetch, int kRows>
+template <typename Weight, int kRows>
 inline void multiply_rows(Linear const& linear, int64_t row, Tile const& tile)
 {
     float sums[kRows][kOuts];
     float const* const input = linear.input + row * linear.in_features + tile.start;
     if (tile.columns == kOuts)
     {
-        multiply_tile<Weight, kRows, kOuts, kPrefetch>(
+        multiply_tile<Weight, kRows, kOuts>(
             input, linear.in_features, tile.weight, tile.weight_stride, tile.length, sums);
     }
     else
     {
-        multiply_tile<Weight, kRows, 1, kPrefetch>(
+        multiply_tile<Weight, kRows, 1>(
             input, linear.in_features, tile.weight, tile.weight_stride, tile.length, sums);
     }
     add_sums(linear, row, tile.out, tile.out_stride, static_cast<int>(tile.columns), tile.start == 0,
@@ -154,18 +147,18 @@ inline void multiply_rows(Linear const& linear, int64_t row, Tile const& tile)
 }
 
 // multiply_rows for `rows` of 1 .. kTileRows.
-template <typename Weight, bool kPrefetch, int kRows = Simd::kTileRows>
+template <typename Weight, int kRows = Simd::kTileRows>
 inline void multiply(Linear const& linear, int64_t row, int64_t rows, Tile const& tile)
 {
     if constexpr (kRows > 1)
     {
         if (rows < kRows)
         {
-            multiply<Weight, kPrefetch, kRows - 1>(linear, row, rows, tile);
+            multiply<Weight, kRows - 1>(linear, row, rows, tile);
             return;
         }
     }
-    multiply_rows<Weight, kPrefetch, kRows>(linear, row, tile);
+    multiply_rows<Weight, kRows>(linear, row, tile);
 }
 
 // Multiplies all rows of a task with one tile of widened weights after the other. `widen(out, outs, start, length, target,
@@ -194,7 +187,7 @@ void multiply_packed(Linear const& linear, LinearTask const& task, Widen const& 
                 {
                     int64_t const columns = outs - out >= kOuts ? kOuts : 1;
                     Bytes const weight = reinterpret_cast<Bytes>(packed + out * stride);
-                    multiply<Float32, false>(linear, row, count,
+                    multiply<Float32>(linear, row, count,
                         {first + out, 1, columns, start, length, weight, stride * Float32::kBytes});
                     out += columns;
                 }

@@ -14,7 +14,6 @@ namespace
 {
 
 constexpr char kOp[] = "quantized_linear";
-constexpr int64_t kTaskBytes = 64 * 1024; // of codes that a task of few rows reads
 constexpr int64_t kTaskRows = 256;        // of input that share a tile of weights
 constexpr int64_t kTaskOuts = 64;
 constexpr int64_t kFewRows = 4;
@@ -85,7 +84,8 @@ void run(Linear const& linear, PackedWeight const& weight, q2export_cpu_activati
         = [&](int64_t row) { kernels.round_row(weight, linear.input + row * linear.in_features, rounded, row); };
     // One row is rounded in less time than threads take to begin.
     parallel_for(linear.rows < kFewRows ? nullptr : pool, linear.rows, round);
-    int64_t const streamed = ceil_div(kTaskBytes, weight.code_stride() * 4) * 4;
+    int64_t const row_bytes = weight.code_stride();
+    int64_t const streamed = ceil_div(streamed_bytes(weight.out_features * row_bytes), row_bytes * 4) * 4;
     for_tasks(pool, linear, kTaskRows, linear.rows <= kFewRows ? streamed : kTaskOuts,
         [&](LinearTask const& task) { kernels.multiply_rounded(linear, weight, rounded, task); });
 }

@@ -203,10 +203,6 @@ inline void rounded_tile(
         for (int c = 0; c < kColumns; ++c)
         {
             codes[c] = columns.codes + c * columns.code_stride + chunk * code_bytes;
-            if (!kUnpacked)
-            {
-                prefetch(codes[c] + kPrefetchBytes);
-            }
         }
         add_chunk(chunk, codes, layout.scales_per_chunk, whole_spread);
     }
