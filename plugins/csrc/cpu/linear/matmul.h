@@ -15,7 +15,7 @@ namespace q2export::cpu
 namespace
 {
 
-constexpr int64_t kMaxBlock = 1024;     // elements of in_features summed at a time: rows of both sides fit the L1 cache
+constexpr int64_t kMaxBlock = 896;      // elements of in_features summed at a time: rows of both sides fit the L1 cache
 constexpr int64_t kPackedOuts = 64;     // outputs whose weights are widened at a time, at most kMaxBlock long: 256 KB
 constexpr int kOuts = 4;                // columns of a register tile
 

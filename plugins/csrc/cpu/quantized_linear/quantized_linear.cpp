@@ -86,7 +86,7 @@ void run(Linear const& linear, PackedWeight const& weight, q2export_cpu_activati
     parallel_for(linear.rows < kFewRows ? nullptr : pool, linear.rows, round);
     int64_t const row_bytes = weight.code_stride();
     int64_t const streamed = ceil_div(streamed_bytes(weight.out_features * row_bytes), row_bytes * 4) * 4;
-    for_tasks(pool, linear, kTaskRows, linear.rows <= kFewRows ? streamed : kTaskOuts,
+    for_tasks(pool, linear, kTaskRows, linear.rows <= kernels.direct_rows ? streamed : kTaskOuts,
         [&](LinearTask const& task) { kernels.multiply_rounded(linear, weight, rounded, task); });
 }
 

@@ -71,6 +71,7 @@ struct RoundedRows
 
 struct QuantizedLinearKernels
 {
+    int64_t direct_rows; // up to which codes are streamed, and tasks are better long
     // Bytes that RoundedRows of a call take.
     size_t (*rounded_bytes)(PackedWeight const& weight, int64_t rows);
     RoundedRows (*place)(PackedWeight const& weight, int64_t rows, void* memory);

@@ -17,6 +17,7 @@ namespace
 {
 
 constexpr int kRoundedRows = Simd::kTileRows < 4 ? Simd::kTileRows : 4; // of a register tile, by four columns
+constexpr int64_t kDirectRoundedRows = 4 * kRoundedRows; // for which codes are unpacked once per register tile
 constexpr int kMaxChunk = 8 * Simd::kWidth;
 
 inline int64_t chunk_length(PackedWeight const& weight)
@@ -259,9 +260,15 @@ void rounded_direct(
 {
     int64_t const stride = weight.code_stride();
     int64_t const rows = task.last_row - task.first_row;
+    int64_t const groups = (rows + kRoundedRows - 1) / kRoundedRows; // of nearly equal size
     auto const run = [&](int64_t out, int64_t out_stride, int64_t count) {
-        rounded_rows<Scale, kBits, kZeroPoints, false>(linear, weight, rounded, task.first_row, rows,
-            {out, out_stride, count, weight.codes + out * stride, out_stride * stride});
+        for (int64_t group = 0; group < groups; ++group)
+        {
+            int64_t const row = task.first_row + group * rows / groups;
+            int64_t const last = task.first_row + (group + 1) * rows / groups;
+            rounded_rows<Scale, kBits, kZeroPoints, false>(linear, weight, rounded, row, last - row,
+                {out, out_stride, count, weight.codes + out * stride, out_stride * stride});
+        }
     };
     int64_t const quarter = (task.last_out - task.first_out) / kOuts;
     for (int64_t out = task.first_out; out < task.first_out + quarter; ++out)
@@ -325,7 +332,7 @@ void rounded_packed(
 template <typename Scale, int kBits, bool kZeroPoints>
 void by_rows(Linear const& linear, PackedWeight const& weight, RoundedRows const& rounded, LinearTask const& task)
 {
-    auto const run = task.last_row - task.first_row <= kRoundedRows ? rounded_direct<Scale, kBits, kZeroPoints>
+    auto const run = linear.rows <= kDirectRoundedRows ? rounded_direct<Scale, kBits, kZeroPoints>
                                                                      : rounded_packed<Scale, kBits, kZeroPoints>;
     run(linear, weight, rounded, task);
 }
@@ -380,7 +387,7 @@ void multiply_exact(Linear const& linear, PackedWeight const& weight, LinearTask
         });
 }
 
-constexpr QuantizedLinearKernels kKernels{rounded_bytes, place, round_row, multiply_rounded, multiply_exact};
+constexpr QuantizedLinearKernels kKernels{kDirectRoundedRows, rounded_bytes, place, round_row, multiply_rounded, multiply_exact};
 
 } // namespace
 } // namespace q2export::cpu
