@@ -167,7 +167,8 @@ def test_an_editable_installation_finds_the_kernels(source: Source, mode: str, t
     find = "import q2export.plugins as p, pathlib; print(pathlib.Path(p.__file__).with_name('lib'))"
     # As a site directory, so that the hooks of editable installations run; without other installations (-S).
     script = f"import site; site.addsitedir({str(installed)!r}); {find}"
-    done = subprocess.run([sys.executable, "-S", "-c", script], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-S", "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
     library = Path(done.stdout.strip()) / Path(LIBRARY).name
     assert library.is_file()
     assert (source.folder / "plugins" / "lib" / library.name).is_file()

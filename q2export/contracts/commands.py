@@ -30,10 +30,11 @@ def install_command(extra: str) -> str:
     """
     from importlib import metadata  # 20 ms that only a message pays
 
-    try:
-        distribution = metadata.distribution(TOOL)
-    except metadata.PackageNotFoundError:  # run from a source tree
+    found = list(metadata.distributions(name=TOOL))
+    if not found:  # run from a source tree
         return f"pip install {shlex.quote(f'{_source_tree()}[{extra}]')}"
+    # What is built in a source tree leaves metadata there that do not say where they are from.
+    distribution = next((each for each in found if each.read_text("direct_url.json")), found[0])
     origin = json.loads(distribution.read_text("direct_url.json") or "{}")
     folder = Path(unquote(urlsplit(origin.get("url", "")).path))
     if "dir_info" in origin and folder.is_dir():

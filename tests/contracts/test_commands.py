@@ -22,10 +22,11 @@ REQUIRES = [
 
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, str | None]:
-    """A distribution whose ``direct_url.json`` the test writes."""
+    """A distribution whose ``direct_url.json`` the test writes, behind what a build left in the tree."""
     files: dict[str, str | None] = {"direct_url.json": None}
     distribution = SimpleNamespace(read_text=files.get, requires=REQUIRES)
-    monkeypatch.setattr(metadata, "distribution", lambda name: distribution)
+    left = SimpleNamespace(read_text={}.get, requires=REQUIRES)
+    monkeypatch.setattr(metadata, "distributions", lambda name: [left, distribution])
     return files
 
 
@@ -62,8 +63,5 @@ def test_an_extra_of_what_came_from_elsewhere(installed: dict[str, str | None], 
 
 
 def test_a_tree_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, repository: Path) -> None:
-    def missing(name: str) -> None:
-        raise metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr(metadata, "distribution", missing)
+    monkeypatch.setattr(metadata, "distributions", lambda name: [])
     assert shlex.split(install_command("export")) == ["pip", "install", f"{repository}[export]"]

@@ -57,7 +57,8 @@ def test_what_running_tensorrt_engines_needs(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setattr(environment, "gpus", tuple)
     install(monkeypatch, onnxruntime="1.31.1")
     assert ability().missing == (
-        f"an NVIDIA GPU; TensorRT and cuda-bindings: {install_command('rtx')}; the CUDA kernels: not built"
+        f"an NVIDIA GPU; TensorRT and cuda-bindings: {install_command('rtx')}; the CUDA kernels: "
+        + kernel_build.recorded()
     )
     library.touch()
     install(monkeypatch, tensorrt="10.13.0", cuda_bindings="13.0.3")
