@@ -142,4 +142,5 @@ def _lowering(
         stack_experts=dtype != source.dtype,
         packed=source.packed,
         activations=activations,
+        dtypes=source.float_dtypes,
     )

@@ -18,7 +18,7 @@ from q2export.exporter.checkpoint.packed import PackedWeight
 from q2export.exporter.checkpoint.packed_layout import PADDING_PREFIX
 from q2export.exporter.checkpoint.parameters import TensorSpec, check_parameters, expected_parameters
 from q2export.exporter.checkpoint.published_config import PublishedQuantization
-from q2export.exporter.checkpoint.safetensors_header import QUANTIZED_DTYPES
+from q2export.exporter.checkpoint.safetensors_header import FLOAT_DTYPES, QUANTIZED_DTYPES
 from q2export.exporter.checkpoint.selection import select_weights
 
 
@@ -55,6 +55,12 @@ class Source:
         held = {name for weight in self.packed.values() for name, _ in _tensors_of(weight)}
         plain = [self.checkpoint.tensors[name] for name in self.tensor_names if name not in held]
         return plain_dtype(self.config, plain)
+
+    @cached_property
+    def float_dtypes(self) -> dict[str, str]:
+        """Types of the tensors that hold floating-point values, by name."""
+        tensors = {name: self.checkpoint.tensors[name].dtype for name in self.tensor_names}
+        return {name: BY_SAFETENSORS[dtype].name for name, dtype in tensors.items() if dtype in FLOAT_DTYPES}
 
     @cached_property
     def tensor_names(self) -> tuple[str, ...]:

@@ -8,6 +8,8 @@ are multiplied without dequantizing them, experts by ``com.microsoft.QMoE``.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from q2export.contracts.quantization import Activations
 from q2export.exporter.passes.base import Pass
 from q2export.exporter.passes.drop_logits import DropLogits
@@ -17,6 +19,7 @@ from q2export.exporter.passes.merge_reshapes import MergeReshapes
 from q2export.exporter.passes.onnxruntime.fuse_silu import FuseSilu
 from q2export.exporter.passes.onnxruntime.fuse_skip_norm import FuseSkipNorm
 from q2export.exporter.passes.onnxruntime.lower_attention import LowerAttention
+from q2export.exporter.passes.onnxruntime.lower_linear import LowerLinear
 from q2export.exporter.passes.onnxruntime.lower_quantized_experts import LowerQuantizedExperts
 from q2export.exporter.passes.onnxruntime.lower_quantized_gather import LowerQuantizedGather
 from q2export.exporter.passes.onnxruntime.lower_quantized_matmuls import LowerQuantizedMatMuls
@@ -42,6 +45,7 @@ def passes(
     stack_experts: bool = False,
     packed: PackedWeights | None = None,
     activations: Activations = "float32",
+    dtypes: Mapping[str, str] | None = None,
 ) -> list[Pass]:
     """Return the passes, in order.
 
@@ -50,6 +54,7 @@ def passes(
         stack_experts: the experts' weights are written anew in any case, so their layout is free.
         packed: the quantized weights, by Hugging Face name.
         activations: the type they have in matmuls with quantized weights.
+        dtypes: of the weights on disk that are not quantized, by Hugging Face name: they are read in place.
     """
     weights, level = packed or {}, _ACCURACY_LEVELS[activations]
     matmul = NBitsMatMul(level)
@@ -64,6 +69,7 @@ def passes(
         FuseSilu(),
         *([LowerQuantizedGather(weights), LowerQuantizedMatMuls(weights, matmul)] if weights else []),
         *([FuseSkipNorm()] if weights else []),
+        LowerLinear(dtypes or {}),
         RemoveUnused(),
         RefuseMoeTraps(),
     ]

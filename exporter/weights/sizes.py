@@ -46,7 +46,9 @@ def planned_bytes(plan: WeightPlan, target: str, dtype: str) -> PlannedBytes:
         if name in plan.packed:
             continue
         ref = plan.tensors[name]
-        if BY_SAFETENSORS[ref.dtype].name == dtype:
+        if BY_SAFETENSORS[ref.dtype].name == dtype or (
+            target == "onnxruntime" and _is_linear(name, ref.shape)
+        ):
             in_place += ref.nbytes
         else:
             converted += math.prod(ref.shape) * BY_NAME[dtype].itemsize
@@ -56,6 +58,11 @@ def planned_bytes(plan: WeightPlan, target: str, dtype: str) -> PlannedBytes:
     orders = {weight.input_order: weight.shape[1] * 4 for weight in weights if weight.input_order}
     quantized = placed + written + sum(orders.values())
     return PlannedBytes(in_place + placed + sum(orders.values()), converted + written, quantized)
+
+
+def _is_linear(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether ONNX Runtime reads a weight in place whatever its type, see ``LowerLinear``."""
+    return len(shape) == 2 and ".mlp.experts." not in name
 
 
 def _quantized(weight: PackedWeight, target: str, dtype: str, tied: bool) -> tuple[int, int]:

@@ -5,8 +5,8 @@ table are all derived from the :class:`OpSpec` here; none of them is written dow
 
 Symbols in shapes: ``B`` batch, ``S`` sequence (new tokens of this step), ``T`` = ``B * S``, ``C`` capacity of
 the KV cache, ``Hq``/``Hkv`` query and key/value heads, ``D`` head_dim, ``H`` hidden_size, ``E`` experts,
-``I`` moe_intermediate_size. Element types: ``T`` the graph's floating-point type, ``F`` always float32, ``L``
-int64.
+``I`` moe_intermediate_size, ``K``/``N`` inputs and outputs of a linear layer. Element types: ``T`` the
+graph's floating-point type, ``F`` always float32, ``W`` a weight's own floating-point type, ``L`` int64.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ CONTRACT_VERSION = 1
 PLUGIN_VERSION = "1"
 PLUGIN_NAMESPACE = "q2export"
 
-ElementType = Literal["T", "F", "L"]
+ElementType = Literal["T", "F", "W", "L"]
 AttributeType = Literal["int", "float"]
 
 ELEMENT_TYPES: Mapping[ElementType, tuple[str, ...]] = MappingProxyType(
-    {"T": FLOAT_NAMES, "F": ("float32",), "L": ("int64",)}
+    {"T": FLOAT_NAMES, "F": ("float32",), "W": FLOAT_NAMES, "L": ("int64",)}
 )
 """What an element type may be, by the names of :mod:`q2export.contracts.dtypes`."""
 
@@ -64,6 +64,7 @@ class OpSpec:
         torch_name: name in the ``q2export`` torch library namespace.
         inputs: fixed inputs, in order.
         repeated: inputs that follow the fixed ones once per expert, in order; empty for most ops.
+        optional: inputs that follow the fixed ones or are left out.
         outputs: outputs, in order.
         attributes: required attributes, in order.
         aliases: output name -> input name it updates in place. ONNX and torch see a functional op; an engine
@@ -76,12 +77,13 @@ class OpSpec:
     outputs: tuple[TensorSpec, ...]
     attributes: tuple[AttributeSpec, ...]
     repeated: tuple[TensorSpec, ...] = ()
+    optional: tuple[TensorSpec, ...] = ()
     aliases: tuple[tuple[str, str], ...] = ()
 
     def input_names(self, repeats: int = 0) -> tuple[str, ...]:
         """Names of all inputs, with the repeated ones numbered: ``gate_0, up_0, down_0, gate_1, ...``."""
         numbered = tuple(f"{spec.name}_{index}" for index in range(repeats) for spec in self.repeated)
-        return tuple(spec.name for spec in self.inputs) + numbered
+        return tuple(spec.name for spec in (*self.inputs, *self.optional)) + numbered
 
     def output_names(self) -> tuple[str, ...]:
         """Names of all outputs."""
@@ -178,5 +180,22 @@ The chosen experts are those of the largest logits; of equal ones, those of the 
 Expert weights stay in Hugging Face's [out, in] layout, one input each, as on disk.
 """
 
+LINEAR = OpSpec(
+    name="Q2Linear",
+    torch_name="linear",
+    inputs=(TensorSpec("input", "F", ("T", "K")), TensorSpec("weight", "W", ("N", "K"))),
+    optional=(TensorSpec("bias", "F", ("N",)),),
+    outputs=(TensorSpec("output", "F", ("T", "N")),),
+    attributes=(),
+)
+"""``input @ weight.T + bias`` in float32 over a weight of 16 or 32 bits where it lies, widened exactly.
+
+Made by a pass for the CPU, where ONNX Runtime multiplies weights of its own types only.
+"""
+
 ALL: tuple[OpSpec, ...] = (ROTARY, ATTENTION, ROTARY_ATTENTION, MOE)
-BY_NAME: dict[str, OpSpec] = {spec.name: spec for spec in ALL}
+"""The ops that are TensorRT plugins, too."""
+
+CPU_ONLY: tuple[OpSpec, ...] = (LINEAR,)
+
+BY_NAME: dict[str, OpSpec] = {spec.name: spec for spec in (*ALL, *CPU_ONLY)}

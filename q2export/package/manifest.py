@@ -253,10 +253,10 @@ class Manifest:
 def prepacks(weights: WeightsInfo, quantization: QuantizationInfo | None) -> bool:
     """Whether ONNX Runtime should keep its own copy of the matrices where nobody says.
 
-    It costs nothing that is not paid already where weights were converted. With quantized weights, its
-    kernels work on that copy alone; without it they dequantize whole matrices at every step.
+    With quantized weights, its kernels work on that copy alone; without it they dequantize whole matrices at
+    every step. Packages whose matrices were converted to float32 have left the checkpoint's pages anyway.
     """
-    return weights.converted_bytes > 0 or quantization is not None
+    return weights.converted_bytes > weights.in_place_bytes or quantization is not None
 
 
 def _check_schema(data: Mapping[str, object], source: Source) -> None:

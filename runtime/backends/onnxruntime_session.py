@@ -12,6 +12,7 @@ from q2export.contracts.step import LOGITS, LOGITS_INDICES, STEP_INPUTS, cache_n
 from q2export.errors import PackageError
 from q2export.package.manifest import EngineInfo
 from q2export.runtime.backends.base import Float32Array, Int64Array
+from q2export.runtime.backends.onnxruntime_ops import register_ops
 from q2export.runtime.cpu import processors
 from q2export.runtime.onnxruntime_import import import_onnxruntime
 from q2export.strict.json import shown
@@ -70,6 +71,7 @@ def open_session(
         )
     source = model if isinstance(model, bytes) else str(model)
     try:
+        register_ops(options, model)
         return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ORT's exceptions share no base class
         name = "the model" if isinstance(model, bytes) else str(model)

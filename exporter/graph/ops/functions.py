@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx
 
 from q2export.contracts import opspec
-from q2export.exporter.graph.ops import attention, moe, rotary
+from q2export.exporter.graph.ops import attention, linear, moe, rotary
 
 ONNX_OPSET = 23
 """Opset of the graph and of all function bodies (the first with RMSNormalization)."""
@@ -48,13 +48,15 @@ def function_for(spec: opspec.OpSpec, num_experts: int = 0) -> onnx.FunctionProt
         opspec.ROTARY.name: rotary.BODY,
         opspec.ATTENTION.name: attention.BODY,
         opspec.ROTARY_ATTENTION.name: _FUSED,
+        opspec.LINEAR.name: linear.BODY,
     }
     body = moe.body(num_experts) if spec.name == opspec.MOE.name else bodies[spec.name]
-    attributes = ", ".join((*spec.attribute_names(), "plugin_version", "plugin_namespace"))
+    of_plugins = ("plugin_version", "plugin_namespace") if spec in opspec.ALL else ()
+    attributes = ", ".join((*spec.attribute_names(), *of_plugins))
     inputs = ", ".join(spec.input_names(num_experts))
     outputs = ", ".join(spec.output_names())
     imports = f'["" : {ONNX_OPSET}, "{opspec.DOMAIN}" : {opspec.DOMAIN_VERSION}]'
     return onnx.parser.parse_function(
         f'<domain: "{opspec.DOMAIN}", opset_import: {imports}>\n'
-        f"{spec.name} <{attributes}> ({inputs}) => ({outputs})\n{{{body}}}"
+        f"{spec.name} {f'<{attributes}>' if attributes else ''} ({inputs}) => ({outputs})\n{{{body}}}"
     )

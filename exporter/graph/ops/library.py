@@ -20,6 +20,7 @@ _ATTRIBUTE_TYPES = {"int": "int", "float": "float"}
 def torch_schema(spec: OpSpec) -> str:
     """Return the torch schema of ``spec``; repeated inputs become tensor lists, e.g. ``Tensor[] gate``."""
     arguments = [f"Tensor {tensor.name}" for tensor in spec.inputs]
+    arguments += [f"Tensor? {tensor.name}" for tensor in spec.optional]
     arguments += [f"Tensor[] {tensor.name}" for tensor in spec.repeated]
     arguments += [f"{_ATTRIBUTE_TYPES[attribute.type]} {attribute.name}" for attribute in spec.attributes]
     results = ", ".join(["Tensor"] * len(spec.outputs))
@@ -50,10 +51,11 @@ def _fake(spec: OpSpec) -> Callable[..., Any]:
         for each, tensor in zip(spec.inputs, tensors, strict=True):
             for symbol, size in zip(each.shape, tensor.shape, strict=True):
                 sizes.setdefault(symbol, size)
-        graph_type = next(
-            tensor for each, tensor in zip(spec.inputs, tensors, strict=True) if each.element_type == "T"
+        dtypes = {each.element_type: tensor.dtype for each, tensor in zip(spec.inputs, tensors, strict=True)}
+        outputs = tuple(
+            tensors[0].new_empty([sizes[each] for each in out.shape], dtype=dtypes[out.element_type])
+            for out in spec.outputs
         )
-        outputs = tuple(graph_type.new_empty([sizes[each] for each in out.shape]) for out in spec.outputs)
         return outputs if len(outputs) > 1 else outputs[0]
 
     return run

@@ -88,7 +88,7 @@ def test_activations(built: Built) -> None:
     ops = {point.name: point.op for point in found}
     assert ops["model.embed_tokens"] == "Gather"
     assert ops["model.layers.1.input_layernorm"] == "RMSNormalization"
-    assert ops["model.layers.1.self_attn.q_proj"] == ops["model.layers.1.mlp"] == ops["lm_head"] == "Gemm"
+    assert ops["model.layers.1.self_attn.q_proj"] == ops["model.layers.1.mlp"] == ops["lm_head"] == "Q2Linear"
     attention = "MatMul" if built.name == "function-body" else "GroupQueryAttention"
     assert ops["model.layers.2.self_attn.attention"] == attention
 
@@ -200,7 +200,7 @@ def other_epsilon(graph: onnx.GraphProto) -> None:
 
 def swapped_projections(graph: onnx.GraphProto) -> None:
     nodes = {node.name: node for node in graph.node}
-    key, value = (nodes[f"model.layers.1.self_attn.{name}/Gemm"] for name in ("k_proj", "v_proj"))
+    key, value = (nodes[f"model.layers.1.self_attn.{name}/Q2Linear"] for name in ("k_proj", "v_proj"))
     key.input[1], value.input[1] = value.input[1], key.input[1]
 
 
@@ -218,24 +218,26 @@ class Fault:
 
 FAULTS = {
     "one weight of q_proj": Fault(
-        "dense", 0, "self_attn.q_proj", "Gemm", ("model.layers.0.self_attn.q_proj.weight", 700, 0.3)
+        "dense", 0, "self_attn.q_proj", "Q2Linear", ("model.layers.0.self_attn.q_proj.weight", 700, 0.3)
     ),
     "one bias of v_proj": Fault(
-        "dense", 3, "self_attn.v_proj", "Gemm", ("model.layers.3.self_attn.v_proj.bias", 31, 0.05)
+        "dense", 3, "self_attn.v_proj", "Q2Linear", ("model.layers.3.self_attn.v_proj.bias", 31, 0.05)
     ),
     "one weight of down_proj": Fault(
-        "dense", 2, "mlp", "Gemm", ("model.layers.2.mlp.down_proj.weight", 9, 0.3)
+        "dense", 2, "mlp", "Q2Linear", ("model.layers.2.mlp.down_proj.weight", 9, 0.3)
     ),
     "one weight of the final norm": Fault(
         "dense", None, "model.norm", "RMSNormalization", ("model.norm.weight", 55, 0.05)
     ),
-    "one weight of the head": Fault("dense", None, "lm_head", "Gemm", ("lm_head.weight", 56 * 130 + 3, 0.05)),
+    "one weight of the head": Fault(
+        "dense", None, "lm_head", "Q2Linear", ("lm_head.weight", 56 * 130 + 3, 0.05)
+    ),
     "rope of one layer": Fault("dense", 2, "self_attn.attention", "GroupQueryAttention", edit=other_rope),
     "window of one layer": Fault("dense", 1, "self_attn.attention", "GroupQueryAttention", edit=short_window),
     "epsilon of one norm": Fault("dense", 3, "input_layernorm", "RMSNormalization", edit=other_epsilon),
-    "keys and values swapped": Fault("dense", 1, "self_attn.k_proj", "Gemm", edit=swapped_projections),
+    "keys and values swapped": Fault("dense", 1, "self_attn.k_proj", "Q2Linear", edit=swapped_projections),
     "one weight of a router": Fault(
-        "moe", 2, "mlp.gate", "Gemm", ("model.layers.2.mlp.gate.weight", 60, 0.2)
+        "moe", 2, "mlp.gate", "Q2Linear", ("model.layers.2.mlp.gate.weight", 60, 0.2)
     ),
     "one weight of an expert": Fault(
         "moe", 3, "mlp", "Add", ("model.layers.3.mlp.experts.4.up_proj.weight", 21, 1.0)
@@ -244,7 +246,7 @@ FAULTS = {
         "moe", 0, "mlp", "Add", ("model.layers.0.mlp.shared_expert_gate.weight", 8, 0.3)
     ),
     "one weight of k_proj, inlined attention": Fault(
-        "function-body", 1, "self_attn.k_proj", "Gemm", ("model.layers.1.self_attn.k_proj.weight", 5, 0.5)
+        "function-body", 1, "self_attn.k_proj", "Q2Linear", ("model.layers.1.self_attn.k_proj.weight", 5, 0.5)
     ),
 }
 

@@ -274,6 +274,11 @@ class CpuKernels:
         pointers = map(address, (x, weight, None, output))
         self.check(self.library.q2export_cpu_linear(byref(desc), *pointers, byref(pool)))
 
+    def linear_without_rows(self, weight: Floats) -> None:
+        """:meth:`linear` of nothing."""
+        desc = LinearDesc(0, weight.shape[1], weight.shape[0], FLOAT32, FLOAT32)
+        self.check(self.library.q2export_cpu_linear(byref(desc), None, address(weight), None, None, None))
+
     def refused_linear(self, change: Mapping[str, int | None]) -> None:
         """:meth:`linear` of a few ones, but for one argument."""
         ones = np.ones(64, np.float32)

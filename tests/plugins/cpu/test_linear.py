@@ -69,7 +69,8 @@ def test_every_weight_is_widened_exactly(kernels: CpuKernels, dtype: int) -> Non
 
 
 def test_no_rows(kernels: CpuKernels) -> None:
-    assert kernels.linear(np.ones((0, 4), np.float32), random(3, 4), 3, FLOAT32).shape == (0, 3)
+    """Of an empty tensor there is no address: a step that only fills the cache asks for no logits."""
+    kernels.linear_without_rows(random(300, 200))
 
 
 def test_tasks_may_run_in_any_order(kernels: CpuKernels) -> None:

@@ -102,6 +102,10 @@ extern "C" q2export_status q2export_cpu_linear(q2export_cpu_linear_desc const* d
 {
     using namespace q2export::cpu;
     Q2EXPORT_TRY(check(desc, input, weight, bias, output));
+    if (desc->rows == 0)
+    {
+        return Q2EXPORT_SUCCESS; // a step that only fills the cache asks for no logits
+    }
     run_linear({desc->rows, desc->in_features, desc->out_features, input, static_cast<Bytes>(weight),
                    static_cast<Bytes>(bias), output, desc->weight_dtype, desc->bias_dtype},
         parallel_for);
