@@ -24,10 +24,10 @@ import q2export
 from q2export.contracts import opspec
 from q2export.contracts.ranges import Range, StepRanges
 from q2export.plugins.tensorrt.builder import BuildOptions, Network
-from q2export.plugins.tensorrt.layers import list_layers
 from q2export.plugins.tensorrt.loader import import_tensorrt
 from tests.helpers.checkpoints import tiny_config, write_checkpoint
 from tests.helpers.low_precision import rounded_at_every_node
+from tests.helpers.tensorrt_layers import list_layers
 from tests.helpers.transformers_models import Float32Array, load_model, reference_logits
 
 Array = npt.NDArray[Any]

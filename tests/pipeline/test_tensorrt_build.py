@@ -74,8 +74,8 @@ def reduced_57b() -> dict[str, object]:
 
 def test_layout_of_57b_builds(tmp_path: Path) -> None:
     from q2export.plugins.tensorrt.builder import Network
-    from q2export.plugins.tensorrt.layers import list_layers
     from q2export.plugins.tensorrt.loader import import_tensorrt
+    from tests.helpers.tensorrt_layers import list_layers
 
     model = write_checkpoint(tmp_path / "model", reduced_57b(), dtype="BF16")
     result = build(model, tmp_path / "package")

@@ -20,9 +20,9 @@ from q2export.contracts.ranges import Range, StepRanges
 from q2export.errors import ExportError
 from q2export.plugins.tensorrt.builder import BuildOptions, Network
 from q2export.plugins.tensorrt.callbacks import PROGRESS_STEPS, BuildProgress
-from q2export.plugins.tensorrt.layers import Layer, list_layers
 from q2export.plugins.tensorrt.targets import check_target, rtx_targets
 from tests.helpers.checkpoints import CHECKPOINTS
+from tests.helpers.tensorrt_layers import Layer, list_layers
 from tests.plugins.networks import load_rtx
 
 ONE = Range(1, 1, 1)

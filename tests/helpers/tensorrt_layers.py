@@ -1,4 +1,4 @@
-"""What TensorRT made of an ONNX file, layer by layer, before it builds: for ``inspect``, logs and tests."""
+"""What TensorRT made of an ONNX file, layer by layer, before it builds."""
 
 from __future__ import annotations
 
