@@ -60,13 +60,14 @@ def test_the_texts_of_a_tensorrt_package_are_read_without_its_gpu(
 ) -> None:
     """The engine file is never opened: here it is none."""
     folder = tmp_path / "package"
-    folder.mkdir()
+    (folder / "weights").mkdir(parents=True)
     for name in (
         "config.json",
         "tokenizer.json",
         "tokenizer_config.json",
         "model.onnx",
         "weights.safetensors",
+        "weights/model.safetensors",
     ):
         (folder / name).hardlink_to(qwen2_tiny_package / name)
     tensorrt = {

@@ -34,7 +34,7 @@ def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             engine=SimpleNamespace(tensorrt=record["tensorrt"], vocab_size=300),
             threads=3,
             profile=SimpleNamespace(prepack=record["prepack"]),
-            weights=SimpleNamespace(converted_bytes=record["converted_bytes"]),
+            weights=SimpleNamespace(in_place_bytes=2, converted_bytes=record["converted_bytes"]),
             quantization=record["quantization"],
         )
         manifest.prepacks = Manifest.prepacks.fget(manifest)  # type: ignore[attr-defined]
