@@ -217,9 +217,9 @@ def load(
     Args:
         package: folder made by :func:`build`.
         threads: CPU threads; None is what the profile says (0: one per core).
-        prepack: keep a copy of the matrices in the layout of the kernels: decodes faster, loads slower, takes
-            the memory once more. None is what the profile says (``auto``: only if the weights had to be
-            converted).
+        prepack: keep a copy of the matrices that ONNX Runtime's own kernels multiply (quantized ones, stacked
+            experts) in their layout: decodes faster, loads slower, takes their memory once more. None is what
+            the profile says (``auto``: if weights are quantized, or most of them were converted).
         check: how much of the package is checked first, see :func:`q2export.package.reader.read_package`.
 
     Raises:

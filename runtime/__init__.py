@@ -36,9 +36,9 @@ def load(
         package: the folder that ``q2export build`` wrote.
         threads: CPU threads of an ONNX Runtime engine, at most the processors of the machine; 0 is one per
             core, None is what the package's profile says.
-        prepack: keep a copy of the matrices in memory in the kernels' own layout, which decodes faster and
-            loads slower; None is what the package's profile says (``auto``: only if the weights had to be
-            converted).
+        prepack: keep a copy of the matrices that ONNX Runtime's own kernels multiply (quantized ones, stacked
+            experts) in their layout, which decodes faster and loads slower; None is what the package's
+            profile says (``auto``: if weights are quantized, or most of them were converted).
         check: how much of the package is checked first, see :func:`q2export.package.reader.read_package`.
 
     Raises:

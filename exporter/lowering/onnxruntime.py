@@ -1,9 +1,10 @@
 """The ONNX Runtime lowering (CPU): contrib ops where they are right and faster, standard ops where not.
 
-The choices are measured per op: ``benchmarks/results/ort_ops.md``. Mixture-of-experts layers run as their
-function body (tokens sorted by expert, one Gemm per expert and matrix) where the experts can be read in
-place; where they are converted anyway they are written stacked, for ``com.microsoft.MoE``. Quantized weights
-are multiplied without dequantizing them, experts by ``com.microsoft.QMoE``.
+The choices are measured per op: ``benchmarks/results/ort_ops.md``. Linear layers run as ``Q2Linear``, our own
+kernel over weights of 16 or 32 bits in place. Mixture-of-experts layers run as their function body (tokens
+sorted by expert, one linear layer per expert and matrix) where the experts are float32; of 16 bits they are
+converted and written stacked, for ``com.microsoft.MoE``. Quantized weights are multiplied without
+dequantizing them, experts by ``com.microsoft.QMoE``.
 """
 
 from __future__ import annotations

@@ -25,7 +25,8 @@ json_output = click.option("--json", "as_json", is_flag=True, help="Print the re
 prepack = click.option(
     "--prepack/--no-prepack",
     default=None,
-    help="Keep a copy of the weight matrices in the layout of the kernels: faster, for twice their memory."
+    help="Keep a copy of quantized or stacked matrices in the layout of ONNX Runtime's kernels: faster, for "
+    "twice their memory."
     "  [default: the profile's]",
 )
 threads = click.option(

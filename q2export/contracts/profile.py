@@ -94,8 +94,9 @@ class Profile:
         quantization: of the weights. Of a checkpoint that is quantized already only ``activations`` matter.
         workspace_mib: scratch memory the engine builder may use, in MiB; None is the builder's default.
         threads: CPU threads, at most one per core of the machine that runs the engine; 0 is one per core.
-        prepack: whether ONNX Runtime keeps its own, faster copy of the matrices in memory. ``auto``: where
-            the weights were converted anyway; those of an fp32 checkpoint stay mapped.
+        prepack: whether ONNX Runtime keeps its own, faster copy of the matrices that its own kernels
+            multiply: quantized ones, and stacked experts. ``auto``: where weights are quantized, or most of
+            them were converted. What ``Q2Linear`` reads is never copied.
         origin: where each value (by dotted key) came from, ``override`` being the command line or the
             argument ``overrides``; not part of the profile's identity.
     """

@@ -39,9 +39,9 @@ def open_session(
     Args:
         model: path of the file, or its bytes.
         threads: CPU threads, of which no more than processors are used; 0 is one per core.
-        prepack: copy every matrix into memory in the layout the kernels like best. Decoding is then about a
-            fifth faster (docs/performance.md), loading takes a second per 2 GB, and the copy takes as much
-            memory as the weights; without it they are read where they are mapped.
+        prepack: let ONNX Runtime's own kernels copy the matrices they multiply into the layout they like
+            best. Quantized matmuls need it; loading takes a second per 2 GB, and the copy takes as much
+            memory as those weights. Our kernels read weights where they are mapped, either way.
         weights_folder: for bytes, the folder that external data are relative to.
         stop_spinning: let the threads sleep after each call instead of waiting for the next one busily: for a
             session that takes turns with another.
