@@ -120,17 +120,21 @@ def build(
         allow_quality_loss=allow_quality_loss,
         overwrite=overwrite,
     )
+    return _build(model, Path(output), options)
+
+
+def _build(model: str | Path, output: Path, options: BuildOptions) -> BuildResult:
     watch = Stopwatch()
-    check_output(Path(output).absolute(), overwrite, written_files)
+    check_output(output.absolute(), options.overwrite, written_files)
     with watch.stage("load"):
         job = resolve_job(model, options)
     job.announce()
-    with PackageWriter.open(Path(output), overwrite, weights) as writer:
-        made = stages.assemble(job, writer, scan="all" if value_scan else "none", watch=watch)
+    with PackageWriter.open(output, options.overwrite, options.weights) as writer:
+        made = stages.assemble(job, writer, scan="all" if options.value_scan else "none", watch=watch)
         engine = made.engine
         if job.engine is not None:
             with watch.stage("engine"):
-                engine = build_engine(writer, job.engine, engine, job.profile, timing_cache)
+                engine = build_engine(writer, job.engine, engine, job.profile, options.timing_cache)
         found = build_checks.check_build(job, options, writer, made, engine, watch)
         manifest = stages.describe(
             job,

@@ -81,6 +81,7 @@ class _Check:
         self._bodies: dict[bytes, Counter[bytes]] = {}  # function -> op types of its nodes
 
     def model(self) -> None:
+        """Check the whole file."""
         nodes: Counter[bytes] = Counter()
         for key, first, last in fields(self._data, 0, len(self._data), _IN_MODEL):
             if key == _FUNCTION:

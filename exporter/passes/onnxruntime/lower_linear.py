@@ -47,7 +47,7 @@ class LowerLinear(Pass):
         for name in narrowed:
             weight = graph.initializers[name]
             weight.type = ir.TensorType(self._type(weight))
-        if any(node.op_type == opspec.LINEAR.name for node in graph):
+        if nodes_of(graph, opspec.LINEAR.name, opspec.DOMAIN):
             function = ir.serde.deserialize_function(function_for(opspec.LINEAR))
             model.functions[function.identifier()] = function
 
@@ -62,23 +62,20 @@ class LowerLinear(Pass):
 
 def _reads_in_place(node: ir.Node, index: int) -> bool:
     """Whether the node reads its input ``index`` as a matrix ``[out, in]`` or as rows to gather."""
-    if node.op_type == "Gather" and not node.domain:
-        axis = node.attributes.get("axis")
-        return index == 0 and (axis is None or axis.as_int() == 0)
-    plain = {name: attribute.value for name, attribute in node.attributes.items()}
-    return (
-        node.op_type == "Gemm"
-        and index == 1
-        and plain.pop("transB", 0) == 1
-        and all(plain[name] == (0 if name == "transA" else 1) for name in plain)
-    )
+    attributes = {name: attribute.value for name, attribute in node.attributes.items()}
+    if (node.domain, node.op_type) == ("", "Gather"):
+        return index == 0 and attributes.get("axis", 0) == 0
+    defaults = {"alpha": 1, "beta": 1, "transA": 0}
+    return (node.domain, node.op_type, index) == ("", "Gemm", 1) and {
+        **defaults,
+        **attributes,
+    } == defaults | {"transB": 1}
 
 
 def _widen_rows(graph: ir.Graph, gather: ir.Node, dtype: ir.DataType) -> None:
     """Gather rows of the type on disk; what reads them gets float32."""
     if dtype == ir.DataType.FLOAT:
         return
-    emit, old = Inserter(graph, gather), gather.outputs[0]
-    attributes = {"axis": 0}
-    rows = emit.op("Gather", gather.inputs, "rows", attributes=attributes, dtype=dtype, shape=old.shape)
+    emit, shape = Inserter(graph, gather), gather.outputs[0].shape
+    rows = emit.op("Gather", gather.inputs, "rows", attributes={"axis": 0}, dtype=dtype, shape=shape)
     replace(graph, gather, [emit.cast(rows, ir.DataType.FLOAT, "widened")])
