@@ -84,7 +84,7 @@ def dense(case: Case, threads: int) -> tuple[dict[str, Any], Array]:
     values = rng.standard_normal((case.out_features, case.in_features), np.float32) / 32
     stored = (values.view(np.uint32) >> 16).astype(np.uint16)
     wide = (stored.astype(np.uint32) << 16).view(np.float32)
-    own = helper.make_node("Q2Linear", ["x", "w"], ["y"], domain="q2export")
+    own = helper.make_node("Q2Linear", ["x", "w"], ["y"], domain="q2export", bfloat16_activations=0)
     gemm = helper.make_node("Gemm", ["x", "w"], ["y"], transB=1)
     return {
         OURS: session(own, {"w": (stored, TensorProto.BFLOAT16)}, threads),

@@ -186,9 +186,14 @@ LINEAR = OpSpec(
     inputs=(TensorSpec("input", "F", ("T", "K")), TensorSpec("weight", "W", ("N", "K"))),
     optional=(TensorSpec("bias", "F", ("N",)),),
     outputs=(TensorSpec("output", "F", ("T", "N")),),
-    attributes=(),
+    attributes=(
+        AttributeSpec("bfloat16_activations", "int", "1: the input is rounded to bfloat16, as the weight is"),
+    ),
 )
 """``input @ weight.T + bias`` in float32 over a weight of 16 or 32 bits where it lies, widened exactly.
+
+With ``bfloat16_activations`` the input is rounded to bfloat16 first, to nearest, ties to even; products are
+exact and sums float32 all the same. Only over a weight of bfloat16.
 
 Made by a pass for the CPU, where ONNX Runtime multiplies weights of its own types only.
 """

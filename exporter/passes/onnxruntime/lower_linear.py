@@ -37,7 +37,10 @@ class LowerLinear(Pass):
                     narrowed.add(value.name or "")
         for gemm in nodes_of(graph, "Gemm"):
             if input_of(gemm, 1).name in narrowed:
-                new = Inserter(graph, gemm).op(opspec.LINEAR.name, gemm.inputs, domain=opspec.DOMAIN)
+                attributes = {"bfloat16_activations": 0}
+                new = Inserter(graph, gemm).op(
+                    opspec.LINEAR.name, gemm.inputs, domain=opspec.DOMAIN, attributes=attributes
+                )
                 replace(graph, gemm, [new])
                 result.matched += 1
         for gather in nodes_of(graph, "Gather"):

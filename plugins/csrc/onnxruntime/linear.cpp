@@ -15,11 +15,16 @@ constexpr Operand kOutputs[] = {
     {"output", ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT}, // [..., out]
 };
 
-struct Linear
+class Linear
 {
+public:
     static constexpr Signature kSignature{"Q2Linear", {kInputs, 3}, {kOutputs, 1}};
 
-    explicit Linear(Attributes const&) {}
+    explicit Linear(Attributes const& attributes)
+        : activations_(attributes.flag("bfloat16_activations") ? Q2EXPORT_CPU_ACTIVATIONS_BFLOAT16
+                                                               : Q2EXPORT_CPU_ACTIVATIONS_FLOAT32)
+    {
+    }
 
     void run(Call const& call) const
     {
@@ -31,6 +36,7 @@ struct Linear
             throw Refusal("input is a scalar, expected [..., in]");
         }
         q2export_cpu_linear_desc desc{};
+        desc.activations = activations_;
         desc.weight_dtype = float_dtype(weight, "weight");
         expect_shape(weight, "weight", {-1, input.shape.last()});
         desc.rows = input.shape.rows();
@@ -46,6 +52,9 @@ struct Linear
         Call::check(q2export_cpu_linear(&desc, static_cast<float const*>(input.data), weight.data,
             bias.present() ? bias.data : nullptr, static_cast<float*>(call.output(0, output)), call.threads()));
     }
+
+private:
+    q2export_cpu_activations activations_;
 };
 
 } // namespace

@@ -17,6 +17,16 @@ float Attributes::real(char const* name) const
     return value;
 }
 
+bool Attributes::flag(char const* name) const
+{
+    int64_t const value = integer(name);
+    if (value != 0 && value != 1)
+    {
+        throw Refusal(std::string(name) + " is " + std::to_string(value) + ", expected 0 or 1");
+    }
+    return value == 1;
+}
+
 Tensor Attributes::constant_input(size_t index, char const* name) const
 {
     int is_constant = 0;

@@ -23,6 +23,9 @@ public:
     int64_t integer(char const* name) const;
     float real(char const* name) const;
 
+    // An integer that is 0 or 1; throws Refusal for any other.
+    bool flag(char const* name) const;
+
     // An input that is an initializer, which stays where it is as long as the session lives; else not present().
     Tensor constant_input(size_t index, char const* name) const;
 

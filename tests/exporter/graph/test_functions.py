@@ -22,6 +22,7 @@ import q2export
 from q2export.contracts import opspec
 from q2export.exporter.graph.ops.attention import group_query_attention
 from q2export.exporter.graph.ops.functions import IR_VERSION, ONNX_OPSET, function_for
+from q2export.exporter.graph.ops.linear import linear
 from q2export.exporter.graph.ops.moe import moe
 from q2export.exporter.graph.ops.rotary import rotary_embedding
 from tests.helpers.checkpoints import tiny_config, write_checkpoint
@@ -170,6 +171,23 @@ def test_attention_bodies(
             assert np.abs(actual[name][valid] - reference.numpy()[valid]).max() <= tolerance(dtype)
             if name != "output":
                 assert np.isnan(actual[name][row, :, past + new :]).all()  # padding writes nothing
+
+
+@pytest.mark.parametrize("rounded", [0, 1])
+def test_linear_body(runner: Callable[[onnx.ModelProto], Run], rounded: int) -> None:
+    """With the input rounded and as it is: what PyTorch makes of the same weight of bfloat16."""
+    rng = np.random.default_rng(rounded)
+    tensors = {name: torch.from_numpy(normal(rng, *shape)) for name, shape in LINEAR_SHAPES.items()}
+    narrow = tensors["weight"].to(torch.bfloat16)
+    feed = {name: tensor.numpy() for name, tensor in tensors.items()} | {"weight": narrow.float().numpy()}
+    actual = runner(single_op(opspec.LINEAR, feed, {"bfloat16_activations": rounded}))(feed)["output"]
+    expected = linear(tensors["input"], narrow, tensors["bias"], rounded)
+    assert np.abs(actual - expected.numpy()).max() <= 2e-6
+    as_it_is = linear(tensors["input"], narrow, tensors["bias"], 0)
+    assert torch.equal(expected, as_it_is) == (not rounded)
+
+
+LINEAR_SHAPES = {"input": (5, 24), "weight": (7, 24), "bias": (7,)}
 
 
 def moe_feed(tokens: int, count: int, dtype: str) -> dict[str, Array]:

@@ -14,6 +14,7 @@ from q2export.contracts import opspec
 from q2export.exporter.graph.ops.attention import group_query_attention
 from q2export.exporter.graph.ops.functions import ONNX_OPSET, function_for
 from q2export.exporter.graph.ops.library import torch_schema
+from q2export.exporter.graph.ops.linear import linear
 from q2export.exporter.graph.ops.moe import moe
 from q2export.exporter.graph.ops.rotary import rotary_embedding
 
@@ -248,6 +249,18 @@ def test_moe_never_reads_an_idle_expert() -> None:
     gate, up, down = experts(rng, 3)
     gate[1][:] = torch.nan
     assert torch.equal(moe(normal(rng, 2, 5), logits, gate, up, down, 3, 2, 0), expected)
+
+
+# Linear
+
+
+def test_linear_rounds_its_input_over_bfloat16_alone() -> None:
+    """1 + 2**-8 lies between two numbers of bfloat16, and goes to the even one."""
+    x, weight = torch.tensor([[1 + 2**-8]]), torch.ones(1, 1)
+    assert linear(x, weight.to(torch.bfloat16), None, 1).item() == 1
+    assert linear(x, weight.to(torch.bfloat16), None, 0).item() == 1 + 2**-8
+    with pytest.raises(ValueError, match=r"bfloat16_activations is 1, but the weight is torch\.float16"):
+        linear(x, weight.to(torch.float16), None, 1)
 
 
 # Specification

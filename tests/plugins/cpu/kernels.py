@@ -29,6 +29,7 @@ class LinearDesc(ctypes.Structure):
         ("out_features", c_int64),
         ("weight_dtype", c_int32),
         ("bias_dtype", c_int32),
+        ("activations", c_int32),
     )
 
 
@@ -218,11 +219,12 @@ class CpuKernels:
         dtype: int,
         bias: NDArray[np.generic] | None = None,
         bias_dtype: int = FLOAT32,
+        activations: int = 0,
     ) -> Floats:
         """``x @ weight.T + bias``; x ``[rows, in]``, weight the bytes of ``[out, in]``."""
         x = np.ascontiguousarray(x)
         output = np.full((x.shape[0], out_features), np.nan, np.float32)
-        desc = LinearDesc(*x.shape, out_features, dtype, bias_dtype)
+        desc = LinearDesc(*x.shape, out_features, dtype, bias_dtype, activations)
         pointers = map(address, (x, weight, bias, output))
         self.check(self.library.q2export_cpu_linear(byref(desc), *pointers, None))
         return output
@@ -269,14 +271,14 @@ class CpuKernels:
 
     def linear_into(self, output: Floats, x: Floats, weight: Floats, run: ctypes._FuncPointer) -> None:
         """:meth:`linear` of float32, its tasks given to ``run``."""
-        desc = LinearDesc(*x.shape, weight.shape[0], FLOAT32, FLOAT32)
+        desc = LinearDesc(*x.shape, weight.shape[0], FLOAT32, FLOAT32, 0)
         pool = ParallelFor(ctypes.cast(run, c_void_p), None)
         pointers = map(address, (x, weight, None, output))
         self.check(self.library.q2export_cpu_linear(byref(desc), *pointers, byref(pool)))
 
     def linear_without_rows(self, weight: Floats) -> None:
         """:meth:`linear` of nothing."""
-        desc = LinearDesc(0, weight.shape[1], weight.shape[0], FLOAT32, FLOAT32)
+        desc = LinearDesc(0, weight.shape[1], weight.shape[0], FLOAT32, FLOAT32, 0)
         self.check(self.library.q2export_cpu_linear(byref(desc), None, address(weight), None, None, None))
 
     def refused_linear(self, change: Mapping[str, int | None]) -> None:

@@ -96,9 +96,10 @@ void expect_same(char const* what, std::vector<float> const& a, std::vector<floa
     }
 }
 
-void linear(int64_t rows, int64_t inputs, int64_t outputs, q2export_dtype dtype)
+void linear(int64_t rows, int64_t inputs, int64_t outputs, q2export_dtype dtype,
+    q2export_cpu_activations activations = Q2EXPORT_CPU_ACTIVATIONS_FLOAT32)
 {
-    q2export_cpu_linear_desc const desc{rows, inputs, outputs, dtype, dtype};
+    q2export_cpu_linear_desc const desc{rows, inputs, outputs, dtype, dtype, activations};
     std::vector<float> const x = numbers(rows * inputs);
     Stored const weight(inputs * outputs, dtype);
     Stored const bias(outputs, dtype);
@@ -123,6 +124,12 @@ void linears()
             linear(rows, 33, 70, dtype);
             linear(rows < 250 ? rows : 27, 1030, 131, dtype);
         }
+    }
+    for (int64_t const rows : {1, 5, 26, 250})
+    {
+        linear(rows, 1, 1, Q2EXPORT_BFLOAT16, Q2EXPORT_CPU_ACTIVATIONS_BFLOAT16);
+        linear(rows, 33, 70, Q2EXPORT_BFLOAT16, Q2EXPORT_CPU_ACTIVATIONS_BFLOAT16);
+        linear(rows < 250 ? rows : 27, 1030, 131, Q2EXPORT_BFLOAT16, Q2EXPORT_CPU_ACTIVATIONS_BFLOAT16);
     }
 }
 

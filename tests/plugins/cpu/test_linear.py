@@ -22,6 +22,9 @@ from tests.plugins.cpu.kernels import (
 SHAPES = [(1, 1), (7, 3), (33, 70), (64, 5), (896, 37), (1030, 66), (2500, 130)]
 """in_features and out_features: less than a vector, no multiple of one, of a block, of a tile."""
 
+ROUNDED = 2
+"""``activations`` of the kernels: the input is rounded to bfloat16."""
+
 DTYPES = pytest.mark.parametrize(
     "dtype", [FLOAT32, FLOAT16, BFLOAT16], ids=["float32", "float16", "bfloat16"]
 )
@@ -54,6 +57,40 @@ def test_a_row_does_not_depend_on_its_neighbours(
     for rows in (1, 2, 3, 4, 5, 6, 7, 8, 13, 16, 24, 25, 64):
         found = kernels.linear(x[100 : 100 + rows], weight, outputs, dtype)
         np.testing.assert_array_equal(found, whole[100 : 100 + rows], err_msg=f"{rows} rows")
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), SHAPES)
+def test_rounds_the_input_to_bfloat16(kernels: CpuKernels, inputs: int, outputs: int) -> None:
+    """Against float64 over the rounded input: nothing else is rounded but the sums."""
+    x, weight = random(19, inputs), stored(random(outputs, inputs), BFLOAT16)
+    bias = random(outputs)
+    rounded = widened(stored(x, BFLOAT16), BFLOAT16).astype(np.float64).reshape(x.shape)
+    wide = widened(weight, BFLOAT16).astype(np.float64).reshape(outputs, inputs)
+    expected = rounded @ wide.T + bias
+    for rows in (19, 1):
+        found = kernels.linear(x[:rows], at_odd_address(weight), outputs, BFLOAT16, bias, FLOAT32, ROUNDED)
+        bound = np.abs(rounded[:rows]) @ np.abs(wide.T) + 1
+        assert (np.abs(found - expected[:rows]) <= 2e-6 * bound).all()
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(70, 9), (1030, 66)])
+def test_a_rounded_row_does_not_depend_on_its_neighbours(
+    kernels: CpuKernels, inputs: int, outputs: int
+) -> None:
+    x, weight = random(250, inputs), stored(random(outputs, inputs), BFLOAT16)
+    whole = kernels.linear(x, weight, outputs, BFLOAT16, activations=ROUNDED)
+    for rows in (1, 2, 3, 4, 5, 6, 7, 8, 13, 16, 24, 25, 64):
+        found = kernels.linear(x[100 : 100 + rows], weight, outputs, BFLOAT16, activations=ROUNDED)
+        np.testing.assert_array_equal(found, whole[100 : 100 + rows], err_msg=f"{rows} rows")
+
+
+def test_rounding_is_to_the_nearest_and_ties_to_even(kernels: CpuKernels) -> None:
+    """Between 1 and its successors of 8 bits; what is infinite or no number stays so."""
+    x = np.float32([1 + 1 / 256, 1 + 3 / 256, 1 + 1.01 / 256, -1 - 1 / 256, 3.4e38, np.inf, np.nan])
+    expected = np.float32([1, 1 + 4 / 256, 1 + 2 / 256, -1, np.inf, np.inf, np.nan])
+    one = stored(np.ones((1, 1), np.float32), BFLOAT16)
+    found = kernels.linear(x[:, None], one, 1, BFLOAT16, activations=ROUNDED)
+    np.testing.assert_array_equal(found[:, 0], expected)
 
 
 @pytest.mark.parametrize("dtype", [FLOAT16, BFLOAT16], ids=["float16", "bfloat16"])
@@ -102,6 +139,11 @@ def test_tasks_may_run_in_any_order(kernels: CpuKernels) -> None:
         ({"weight_dtype": 3}, "linear: weight_dtype is 3, expected 0 .. 2"),
         ({"rows": 1 << 30, "in_features": 1 << 30}, "linear: input has 1.15e\\+18 elements"),
         ({"weight": None}, "linear: weight is a null pointer"),
+        ({"activations": 1}, "linear: activations is 1, expected float32 \\(0\\) or bfloat16 \\(2\\)"),
+        (
+            {"activations": 2},
+            "linear: activations of bfloat16 need weights of bfloat16 \\(2\\), weight_dtype is 0",
+        ),
     ],
 )
 def test_refuses(kernels: CpuKernels, change: dict[str, int | None], message: str) -> None:

@@ -23,14 +23,16 @@ F, F16, U8 = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.
 RNG = np.random.default_rng(11)
 
 
-def linear_node(dtype: int, outputs: int = 70, inputs: int = 33, with_bias: bool = True) -> Node:
+def linear_node(
+    dtype: int, outputs: int = 70, inputs: int = 33, with_bias: bool = True, rounded: int = 0
+) -> Node:
     weight = stored(RNG.standard_normal((outputs, inputs), np.float32), dtype)
     tensors = [initializer("weight", weight, ELEMENT_TYPES[dtype])]
     if with_bias:
         bias = stored(RNG.standard_normal(outputs, np.float32), dtype)
         tensors.append(initializer("bias", bias, ELEMENT_TYPES[dtype]))
     names = ["x", *(each.name for each in tensors)]
-    return Node("Q2Linear", names, tensors, {"x": F}, {"y": F})
+    return Node("Q2Linear", names, tensors, {"x": F}, {"y": F}, {"bfloat16_activations": rounded})
 
 
 @pytest.mark.parametrize("dtype", [FLOAT32, FLOAT16, BFLOAT16])
@@ -50,9 +52,18 @@ def test_linear_is_the_kernel(onnxruntime_library: Path, dtype: int, with_bias: 
         np.testing.assert_array_equal(vector, expected[0])
 
 
+def test_linear_rounds_its_input(onnxruntime_library: Path) -> None:
+    node = linear_node(BFLOAT16, with_bias=False, rounded=1)
+    raw = np.frombuffer(node.initializers[0].raw_data, np.uint8)
+    x = RNG.standard_normal((9, 33), np.float32)
+    (found,) = node.session(onnxruntime_library).run(None, {"x": x})
+    expected = CpuKernels(onnxruntime_library).linear(x, raw, 70, BFLOAT16, activations=2)
+    np.testing.assert_array_equal(found, expected)
+
+
 BODY = """
 <opset_import: ["" : 21, "q2export" : 1], domain: "q2export">
-Q2Linear (input, weight, bias) => (output) {
+Q2Linear <bfloat16_activations> (input, weight, bias) => (output) {
     wide = Cast <to = 1> (weight)
     transposed = Transpose <perm = [1, 0]> (wide)
     product = MatMul (input, transposed)
@@ -66,7 +77,7 @@ def test_the_kernel_goes_before_the_function_body(onnxruntime_library: Path) -> 
     """The same file with and without the library: alike, but for the order of the sums."""
     plain = linear_node(FLOAT16, 70, 2000)
     body = onnx.parser.parse_function(BODY)
-    node = Node(plain.op, plain.inputs, plain.initializers, plain.graph_inputs, plain.outputs, {}, [body])
+    node = replace(plain, functions=[body])
     x = RNG.standard_normal((5, 2000), np.float32)
     (by_body,) = node.session(None).run(None, {"x": x})
     (by_kernel,) = node.session(onnxruntime_library).run(None, {"x": x})
@@ -84,9 +95,16 @@ def test_linear_refuses(onnxruntime_library: Path) -> None:
     with pytest.raises(InvalidArgument, match=message):
         session.run(None, {"x": np.ones((2, 32), np.float32)})
     codes = initializer("weight", np.ones((4, 3), np.uint8), onnx.TensorProto.UINT8)
-    node = Node("Q2Linear", ["x", "weight"], [codes], {"x": F}, {"y": F})
+    node = replace(linear_node(BFLOAT16, with_bias=False), initializers=[codes])
     with pytest.raises(InvalidArgument, match="weight has element type 2, expected float32, float16"):
         node.session(onnxruntime_library).run(None, {"x": np.ones((1, 3), np.float32)})
+    session = linear_node(FLOAT16, rounded=1).session(onnxruntime_library)
+    with pytest.raises(InvalidArgument, match="activations of bfloat16 need weights of bfloat16"):
+        session.run(None, {"x": np.ones((2, 33), np.float32)})
+    with pytest.raises(Exception, match="bfloat16_activations is 2, expected 0 or 1"):
+        linear_node(BFLOAT16, rounded=2).session(onnxruntime_library)
+    with pytest.raises(Exception, match="bfloat16_activations"):
+        replace(linear_node(BFLOAT16), attributes={}).session(onnxruntime_library)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])

@@ -6,6 +6,7 @@
 #include "common/error.h"
 #include "common/isa.h"
 #include "common/parallel.h"
+#include "common/scratch.h"
 
 namespace q2export::cpu
 {
@@ -47,6 +48,39 @@ struct Cut
     int64_t row_tasks;
 };
 
+q2export_status check_activations(q2export_cpu_linear_desc const* desc)
+{
+    if (desc->activations == Q2EXPORT_CPU_ACTIVATIONS_FLOAT32)
+    {
+        return Q2EXPORT_SUCCESS;
+    }
+    if (desc->activations != Q2EXPORT_CPU_ACTIVATIONS_BFLOAT16)
+    {
+        return fail(Q2EXPORT_INVALID_ARGUMENT, "%s: activations is %d, expected float32 (0) or bfloat16 (2)", kOp,
+            desc->activations);
+    }
+    return desc->weight_dtype == Q2EXPORT_BFLOAT16
+        ? Q2EXPORT_SUCCESS
+        : fail(Q2EXPORT_UNSUPPORTED, "%s: activations of bfloat16 need weights of bfloat16 (2), weight_dtype is %d",
+              kOp, desc->weight_dtype);
+}
+
+// Rounds the input of a call to bfloat16 and widens it again, in memory that the calling thread keeps.
+float const* rounded_input(Linear const& linear, q2export_cpu_parallel_for const* pool)
+{
+    size_t const bytes = static_cast<size_t>(linear.rows * linear.in_features) * sizeof(float);
+    auto* const rounded = static_cast<float*>(thread_scratch(Scratch::kActivations, bytes));
+    parallel_for(pool, linear.rows, [&](int64_t row) {
+        for (int64_t k = row * linear.in_features; k < (row + 1) * linear.in_features; ++k)
+        {
+            uint16_t narrow;
+            BFloat16::write(&narrow, linear.input[k]);
+            rounded[k] = BFloat16::read(&narrow);
+        }
+    });
+    return rounded;
+}
+
 q2export_status check(q2export_cpu_linear_desc const* desc, float const* input, void const* weight, void const* bias,
     float const* output)
 {
@@ -55,6 +89,7 @@ q2export_status check(q2export_cpu_linear_desc const* desc, float const* input, 
     Q2EXPORT_TRY(check_range(kOp, "in_features", desc->in_features, 1, INT32_MAX));
     Q2EXPORT_TRY(check_range(kOp, "out_features", desc->out_features, 1, INT32_MAX));
     Q2EXPORT_TRY(check_range(kOp, "weight_dtype", desc->weight_dtype, Q2EXPORT_FLOAT32, Q2EXPORT_BFLOAT16));
+    Q2EXPORT_TRY(check_activations(desc));
     Q2EXPORT_TRY(check_elements(kOp, "input", desc->rows, desc->in_features));
     Q2EXPORT_TRY(check_elements(kOp, "weight", desc->out_features, desc->in_features));
     Q2EXPORT_TRY(check_elements(kOp, "output", desc->rows, desc->out_features));
@@ -106,8 +141,12 @@ extern "C" q2export_status q2export_cpu_linear(q2export_cpu_linear_desc const* d
     {
         return Q2EXPORT_SUCCESS; // a step that only fills the cache asks for no logits
     }
-    run_linear({desc->rows, desc->in_features, desc->out_features, input, static_cast<Bytes>(weight),
-                   static_cast<Bytes>(bias), output, desc->weight_dtype, desc->bias_dtype},
-        parallel_for);
+    Linear linear{desc->rows, desc->in_features, desc->out_features, input, static_cast<Bytes>(weight),
+        static_cast<Bytes>(bias), output, desc->weight_dtype, desc->bias_dtype, desc->activations};
+    if (linear.activations == Q2EXPORT_CPU_ACTIVATIONS_BFLOAT16)
+    {
+        linear.input = rounded_input(linear, parallel_for);
+    }
+    run_linear(linear, parallel_for);
     return Q2EXPORT_SUCCESS;
 }

@@ -21,6 +21,7 @@ struct Linear
     float* output;      // [rows, out_features]
     q2export_dtype weight_dtype;
     q2export_dtype bias_dtype;
+    q2export_cpu_activations activations = Q2EXPORT_CPU_ACTIVATIONS_FLOAT32;
 };
 
 // Ranges of a call that one task works on.

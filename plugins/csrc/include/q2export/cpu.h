@@ -55,6 +55,14 @@ Q2EXPORT_API q2export_cpu_isa q2export_cpu_selected_isa(void);
 /* Use another, for tests and comparisons; not while other calls run. Q2EXPORT_UNSUPPORTED: the machine lacks it. */
 Q2EXPORT_API q2export_status q2export_cpu_select_isa(q2export_cpu_isa isa);
 
+/* What the products of a linear layer are made of. */
+typedef int32_t q2export_cpu_activations;
+enum {
+    Q2EXPORT_CPU_ACTIVATIONS_FLOAT32 = 0, /* exact but for rounding */
+    Q2EXPORT_CPU_ACTIVATIONS_INT8 = 1,    /* rounded block by block, scale = largest magnitude / 127; sums are integers */
+    Q2EXPORT_CPU_ACTIVATIONS_BFLOAT16 = 2 /* rounded to nearest, ties to even; products are exact, sums are float32 */
+};
+
 /* ------------------------------------------------------------------ linear */
 
 typedef struct q2export_cpu_linear_desc {
@@ -63,6 +71,7 @@ typedef struct q2export_cpu_linear_desc {
     int64_t out_features;
     q2export_dtype weight_dtype;
     q2export_dtype bias_dtype;
+    q2export_cpu_activations activations; /* float32, or over weights of bfloat16 also bfloat16 */
 } q2export_cpu_linear_desc;
 
 /*
@@ -77,13 +86,6 @@ Q2EXPORT_API q2export_status q2export_cpu_linear(q2export_cpu_linear_desc const*
     void const* weight, void const* bias, float* output, q2export_cpu_parallel_for const* parallel_for);
 
 /* ------------------------------------------------------------------ quantized linear */
-
-/* What the products of a quantized linear layer are made of. */
-typedef int32_t q2export_cpu_activations;
-enum {
-    Q2EXPORT_CPU_ACTIVATIONS_FLOAT32 = 0, /* exact but for rounding */
-    Q2EXPORT_CPU_ACTIVATIONS_INT8 = 1     /* rounded block by block, scale = largest magnitude / 127; sums are integers */
-};
 
 typedef struct q2export_cpu_quantized_linear_desc {
     int64_t rows;
