@@ -14,8 +14,6 @@ from typing import Any
 from benchmarks.case import (
     ORT_OPS,
     GenerationCase,
-    LimitBar,
-    SpeedBar,
     case_names,
     case_path,
     parse_case,
@@ -100,11 +98,9 @@ def run_case(name: str, settings: RunSettings, rounds: int | None = None) -> dic
     from benchmarks.generation import run_generation
 
     case = parse_case(kind, data, source)
-    bars: list[SpeedBar | LimitBar]
-    if isinstance(case, GenerationCase):
-        outcome, bars = run_generation(case, settings), [*case.speed_bars]
-    else:
-        outcome, bars = run_commands(case, settings), [*case.speed_bars, *case.limit_bars]
+    outcome = (
+        run_generation(case, settings) if isinstance(case, GenerationCase) else run_commands(case, settings)
+    )
     return {
         **result,
         "title": case.title,
@@ -112,7 +108,7 @@ def run_case(name: str, settings: RunSettings, rounds: int | None = None) -> dic
         "versions": outcome.versions or result["versions"],
         "skipped": outcome.skipped,
         "max_abs_logit_difference": outcome.checks,
-        "bars": judge(bars, outcome.samples),
+        "bars": judge(case, outcome.samples),
         "records": records(outcome.samples),
     }
 

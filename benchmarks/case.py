@@ -39,6 +39,14 @@ class LimitBar:
 
 
 @dataclass(frozen=True)
+class GainBar:
+    """A batch of ``subject`` is to give ``at_least`` times the tokens/s of its one sequence."""
+
+    subject: str
+    at_least: float
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """The checkpoint a case runs on.
 
@@ -61,10 +69,8 @@ class Contestant:
         worker: module of ``benchmarks.workers``.
         dtype: of weights and activations.
         experts: ``experts_implementation`` of transformers, for mixture-of-experts models.
-        prepack: argument of ``q2export.load``; null is what the package says.
         build: more arguments of the command that builds it: ``q2export build``, the builder of
-            onnxruntime-genai, whose precision is fp32 unless they say otherwise, or ``optimum-cli export
-            openvino``.
+            onnxruntime-genai, ``write_gguf``, or ``optimum-cli export openvino``.
         tolerance: largest accepted difference of its logits from the reference's.
     """
 
@@ -74,22 +80,26 @@ class Contestant:
     ]
     dtype: Literal["float32", "bfloat16"]
     experts: Literal["eager", "grouped_mm"] | None
-    prepack: bool | None
     build: tuple[str, ...]
     tolerance: float
 
 
 @dataclass(frozen=True)
 class GenerationCase:
-    """Load, prefill and decode, batch 1, all contestants interleaved.
+    """Load, prefill and decode, of one sequence and of a batch, all contestants interleaved.
 
     Attributes:
         reference: contestant whose logits the others are compared with.
         prompt_tokens: length of the prefill.
-        decode_past: length of the prompt before decoding starts.
+        decode_past: length of the prompt before decoding starts; where it is ``prompt_tokens``, the prompt is
+            read once per turn.
         decode_tokens: tokens decoded per turn.
+        batch: sequences that are also decoded at once; null for none.
+        read_of: contestant of q2export whose weights are also read by a plain loop in turn with the decoding;
+            null for none.
         rounds, load_rounds: turns of every contestant; a load round starts afresh and also gives the time to
             the first token.
+        warm_up: run one more round first and drop it.
         pause_seconds: before each turn, for the threads of the previous contestant to go to sleep.
     """
 
@@ -101,11 +111,16 @@ class GenerationCase:
     prompt_tokens: int
     decode_past: int
     decode_tokens: int
+    batch: int | None
+    read_of: str | None
     rounds: int
     load_rounds: int
+    warm_up: bool
     pause_seconds: float
     contestants: tuple[Contestant, ...]
     speed_bars: tuple[SpeedBar, ...]
+    limit_bars: tuple[LimitBar, ...]
+    gain_bars: tuple[GainBar, ...]
 
 
 @dataclass(frozen=True)
@@ -142,6 +157,8 @@ KINDS: Mapping[str, type[GenerationCase] | type[CommandsCase]] = {
     "commands": CommandsCase,
 }
 ORT_OPS = "ort-ops"
+PLAIN_READ = "plain read"
+"""How results and bars call the loop that reads the weights of ``read_of``."""
 
 
 def case_names() -> list[str]:
@@ -185,10 +202,16 @@ def parse_case(kind: str, data: Mapping[str, object], source: Source) -> Case:
     case = from_plain(KINDS[kind], data, source)
     if isinstance(case, GenerationCase):
         names = [contestant.name for contestant in case.contestants]
-        mentioned = [case.reference]
+        mentioned = [case.reference, *(bar.subject for bar in case.gain_bars)]
+        if case.read_of is not None:
+            mentioned.append(case.read_of)
+            names.append(PLAIN_READ)
+        if case.gain_bars and case.batch is None:
+            raise CaseError(f"{source.label}: gain_bars need a batch")
     else:
         names = [command.name for command in case.commands]
-        mentioned = [bar.subject for bar in case.limit_bars]
+        mentioned = []
+    mentioned += [bar.subject for bar in case.limit_bars]
     for bar in case.speed_bars:
         mentioned += [bar.subject, *bar.peers]
         if not bar.peers:

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-from benchmarks.case import Contestant, GenerationCase
+from benchmarks.build import build, interpreter
+from benchmarks.case import PLAIN_READ, Contestant, GenerationCase
 from benchmarks.checkpoint import make_checkpoint
-from benchmarks.measure import Samples, interleave
-from benchmarks.process import CommandError, run_measured, tree_rss_bytes
+from benchmarks.measure import Samples, Turn, interleave
+from benchmarks.process import CommandError, reset_peak, tree_rss_bytes
 from benchmarks.result import Outcome, WrongResultError
 from benchmarks.settings import RunSettings
 from benchmarks.worker import Worker, WorkerError
 
 _LOGITS_COMPARED = 4096
 _CHECK_TOKENS = 96
+_FIRST_PROMPT = 64  # tokens of the prompt after loading
 _TOKEN_IDS = 256
 _PROMPT_SEED = 7
 
-DECODE, LOAD, FIRST_TOKEN, MEMORY = "decode", "load", "load and first token", "peak memory"
+DECODE, LOAD, FIRST_TOKEN = "decode", "load", "load and first token"
+MEMORY, DECODE_MEMORY = "peak memory", "memory at decode"
 
 
 def run_generation(case: GenerationCase, settings: RunSettings) -> Outcome:
@@ -36,117 +38,136 @@ def run_generation(case: GenerationCase, settings: RunSettings) -> Outcome:
     """
     checkpoint = make_checkpoint(case.model, settings.work_dir / case.model.config)
     outcome = Outcome()
+    prompts = _prompts(case)
     with ExitStack() as stack:
         workers: dict[str, Worker] = {}
         for contestant in case.contestants:
+            _progress(f"trial of {contestant.name}")
             try:
-                workers[contestant.name] = stack.enter_context(_start(contestant, checkpoint, case, settings))
+                worker = stack.enter_context(_start(contestant, checkpoint, case, settings))
+                _try(worker, case, prompts)
             except (CommandError, WorkerError) as error:
                 if contestant.worker == "q2export_engine":
                     raise
                 outcome.skipped[contestant.name] = str(error)
                 print(f"skipped {contestant.name}: {error}", file=sys.stderr)
                 continue
-            outcome.versions[contestant.name] = workers[contestant.name].versions
-        draw = random.Random(_PROMPT_SEED)
-        prompt = [draw.randrange(_TOKEN_IDS) for _ in range(case.prompt_tokens)]
-        outcome.samples = _measure_loads(case, workers, prompt[: case.decode_past])
+            workers[contestant.name] = worker
+            outcome.versions[contestant.name] = worker.versions
+        reader = stack.enter_context(_start_reader(case, checkpoint, settings)) if case.read_of else None
+        outcome.samples = _measure_loads(case, workers, prompts[0][:_FIRST_PROMPT])
+        outcome.samples[DECODE_MEMORY] = {
+            name: [[_decode_memory(worker, prompts[0][:_FIRST_PROMPT], case.decode_tokens)]]
+            for name, worker in workers.items()
+        }
         vocab_size = int(json.loads((checkpoint / "config.json").read_text())["vocab_size"])
-        outcome.checks = _check_logits(case, workers, prompt[-_CHECK_TOKENS:], vocab_size)
-        outcome.samples |= _measure_steps(case, workers, prompt)
+        outcome.checks = _check_logits(case, workers, prompts[0][-_CHECK_TOKENS:], vocab_size)
+        outcome.samples |= _measure_steps(case, workers, prompts, reader)
         outcome.samples[MEMORY] = {
             name: [[float(tree_rss_bytes(worker.pid))]] for name, worker in workers.items()
         }
     return outcome
 
 
+def _prompts(case: GenerationCase) -> list[list[int]]:
+    """A prompt for the prefill, whose start is also decoded after; then the others of the batch."""
+    draw = random.Random(_PROMPT_SEED)
+    lengths = [case.prompt_tokens, *[case.decode_past] * ((case.batch or 1) - 1)]
+    return [[draw.randrange(_TOKEN_IDS) for _ in range(length)] for length in lengths]
+
+
 def _start(contestant: Contestant, checkpoint: Path, case: GenerationCase, settings: RunSettings) -> Worker:
     """Build what the contestant runs, and start it."""
-    environment = settings.environment(case.threads)
-    name = contestant.name.replace(" ", "-")
-    model = settings.work_dir / f"{checkpoint.name}-{name}"
-    command = _build_command(contestant, checkpoint, model, settings)
-    if command:
-        if model.is_dir():
-            shutil.rmtree(model)
-        run_measured(command, settings.work_dir / "logs" / f"build-{name}.log", environment)
     arguments = {
-        "model": str(model if command else checkpoint),
+        "model": str(build(contestant, checkpoint, case.threads, settings)),
         "threads": case.threads,
         "dtype": contestant.dtype,
         "experts": contestant.experts,
-        "prepack": contestant.prepack,
     }
-    log = settings.work_dir / "logs" / f"worker-{name}.log"
-    return Worker(_python(contestant, settings), contestant.worker, arguments, log, environment)
+    log = settings.work_dir / "logs" / f"worker-{contestant.name.replace(' ', '-')}.log"
+    python = interpreter(contestant, settings)
+    return Worker(python, contestant.worker, arguments, log, settings.environment(case.threads))
 
 
-def _build_command(
-    contestant: Contestant, checkpoint: Path, model: Path, settings: RunSettings
-) -> Sequence[str]:
-    """The command that makes ``model``; none for what runs the checkpoint itself."""
-    python, build = _python(contestant, settings), contestant.build
-    match contestant.worker:
-        case "q2export_engine":
-            start = [settings.q2export, "build", "--model", str(checkpoint), "--output", str(model)]
-            return [*start, "--no-parity", *build]
-        case "genai":
-            start = [
-                python,
-                "-m",
-                "onnxruntime_genai.models.builder",
-                "-i",
-                str(checkpoint),
-                "-o",
-                str(model),
-            ]
-            start += ["-e", "cpu", "-c", str(settings.work_dir / "cache"), *(build or ["-p", "fp32"])]
-            return [*start, "--extra_options", "prune_lm_head=true"]  # logits of the last token only
-        case "llama_cpp_model":
-            return [python, "-m", "benchmarks.workers.write_gguf", str(checkpoint), str(model)]
-        case "openvino_genai_model":
-            exporter = str(Path(python).with_name("optimum-cli"))
-            start = [exporter, "export", "openvino", "--model", str(checkpoint), *build, str(model)]
-            return [*start, "--task", "text-generation-with-past"]
-        case "transformers_model":
-            return []
+def _start_reader(case: GenerationCase, checkpoint: Path, settings: RunSettings) -> Worker:
+    """The plain loop over the weights of one of the packages, which has been built."""
+    (contestant,) = (each for each in case.contestants if each.name == case.read_of)
+    model = settings.work_dir / f"{checkpoint.name}-{contestant.name.replace(' ', '-')}"
+    arguments = {"model": str(model), "threads": case.threads, "dtype": "float32", "experts": None}
+    log = settings.work_dir / "logs" / "worker-plain-read.log"
+    worker = Worker(settings.python, "plain_read", arguments, log, settings.environment(case.threads))
+    worker.load()
+    return worker
 
 
-def _python(contestant: Contestant, settings: RunSettings) -> str:
-    """The interpreter that has the contestant's library."""
-    own = {"q2export_engine": settings.python, "openvino_genai_model": settings.openvino_python}
-    return own.get(contestant.worker, settings.peers_python)
+def _try(worker: Worker, case: GenerationCase, prompts: Sequence[list[int]]) -> None:
+    """Everything that will be measured, once and short: what fails is to fail before the long part."""
+    worker.load()
+    worker.generate(prompts[0][:_FIRST_PROMPT], 2)
+    if case.batch is not None:
+        worker.generate_batch([prompt[: case.decode_past] for prompt in prompts], 2)
 
 
 def _measure_loads(case: GenerationCase, workers: Mapping[str, Worker], prompt: list[int]) -> Samples:
     """Every contestant is loaded afterwards."""
     _progress("load")
     turns = {name: partial(_load, worker, prompt) for name, worker in workers.items()}
-    loads = interleave(turns, case.load_rounds, case.pause_seconds)
+    loads = interleave(turns, case.load_rounds, case.pause_seconds, warm_up=False)
     return {
         LOAD: {name: [[turn[0]] for turn in rounds] for name, rounds in loads.items()},
         FIRST_TOKEN: {name: [[sum(turn)] for turn in rounds] for name, rounds in loads.items()},
     }
 
 
-def _measure_steps(case: GenerationCase, workers: Mapping[str, Worker], prompt: list[int]) -> Samples:
-    short = prompt[: case.decode_past]
-    prefill = {name: partial(_prefill, worker, prompt) for name, worker in workers.items()}
-    decode = {name: partial(worker.decode, short, case.decode_tokens) for name, worker in workers.items()}
+def _load(worker: Worker, prompt: list[int]) -> list[float]:
+    """Seconds to load, and seconds from there to the first token: mapped weights are read only then."""
+    return [worker.load(), *worker.generate(prompt, 1)]
+
+
+def _decode_memory(worker: Worker, prompt: list[int], new_tokens: int) -> float:
+    """Most bytes resident while a freshly loaded model decodes."""
+    reset_peak(worker.pid)
+    worker.generate(prompt, new_tokens)
+    return float(tree_rss_bytes(worker.pid))
+
+
+def _measure_steps(
+    case: GenerationCase, workers: Mapping[str, Worker], prompts: Sequence[list[int]], reader: Worker | None
+) -> Samples:
+    """Prefill and decode; all of a contestant's metrics in one turn, so that they can be compared, too."""
+    parts = [(f"prefill-{case.prompt_tokens}", 1), (DECODE, case.decode_tokens)]
+    if case.batch is not None:
+        parts.append((f"{DECODE}-{case.batch}", case.decode_tokens))
+    turns: dict[str, Turn] = {
+        name: partial(_steps, worker, case, prompts) for name, worker in workers.items()
+    }
+    if reader is not None:
+        turns[PLAIN_READ] = partial(reader.generate, [], case.decode_tokens)
+    _progress(", ".join(metric for metric, _ in parts))
+    measured = interleave(turns, case.rounds, case.pause_seconds, case.warm_up)
+    reads = measured.pop(PLAIN_READ, None)
     samples: Samples = {}
-    for metric, turns in ((f"prefill-{case.prompt_tokens}", prefill), (DECODE, decode)):
-        _progress(metric)
-        samples[metric] = interleave(turns, case.rounds, case.pause_seconds)
+    start = 0
+    for metric, count in parts:
+        samples[metric] = {
+            name: [values[start : start + count] for values in rounds] for name, rounds in measured.items()
+        }
+        start += count
+    if reads is not None:
+        samples[DECODE][PLAIN_READ] = reads
     return samples
 
 
-def _load(worker: Worker, prompt: list[int]) -> list[float]:
-    """Seconds to load, and seconds from there to the first token: mapped weights are read only then."""
-    return [worker.load(), worker.prefill(prompt)]
-
-
-def _prefill(worker: Worker, prompt: list[int]) -> list[float]:
-    return [worker.prefill(prompt)]
+def _steps(worker: Worker, case: GenerationCase, prompts: Sequence[list[int]]) -> list[float]:
+    """Seconds of the prefill, of each token after ``decode_past`` ones, and of each step of the batch."""
+    short, count = [prompt[: case.decode_past] for prompt in prompts], case.decode_tokens + 1
+    if case.decode_past == case.prompt_tokens:
+        seconds = worker.generate(prompts[0], count)
+    else:
+        seconds = [*worker.generate(prompts[0], 1), *worker.generate(short[0], count)[1:]]
+    if case.batch is not None:
+        seconds += worker.generate_batch(short, count)[1:]
+    return seconds
 
 
 def _check_logits(

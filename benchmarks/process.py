@@ -71,6 +71,11 @@ def tree_rss_bytes(pid: int) -> int:
     return max(now, highest)
 
 
+def reset_peak(pid: int) -> None:
+    """Let the high-water mark of a process's resident bytes start anew, at what it has now."""
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
 def folder_bytes(folder: Path) -> int:
     """Disk space of the regular files of a folder, without those that are hard links to files elsewhere."""
     stats = [path.lstat() for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 Result = Mapping[str, Any]
-_BYTES = ("peak memory", "bytes written")
+_BYTES = ("peak memory", "memory at decode", "bytes written")
 
 
 def format_value(metric: str, value: float) -> str:
@@ -17,19 +17,37 @@ def format_value(metric: str, value: float) -> str:
 
 
 def summary_lines(result: Result) -> Iterator[str]:
-    """Medians per metric and contestant, the bars, and what was skipped."""
+    """Medians per metric and contestant, what was asked of them, and what was skipped."""
     yield f"{result['case']}: {len(result['records'])} measurements"
     if "title" not in result:
         return
+    by_metric: dict[str, list[Mapping[str, Any]]] = {}
     for record in result["records"]:
-        metric = record["metric"]
-        span = f"{format_value(metric, record['min'])} .. {format_value(metric, record['max'])}"
-        median = format_value(metric, record["median"])
-        yield f"  {metric:20} {record['contestant']:32} {median:>10}  ({span})"
-    for bar in result["bars"]:
-        yield f"  {_verdict(bar['met'])}: {bar_text(bar)}"
+        by_metric.setdefault(record["metric"], []).append(record)
+    for metric, group in by_metric.items():
+        yield f"  {metric}"
+        for record in group:
+            span = f"{format_value(metric, record['min'])} .. {format_value(metric, record['max'])}"
+            yield f"    {record['contestant']:32} {format_value(metric, record['median']):>10}  ({span})"
+        yield from _bar_lines([bar for bar in result["bars"] if bar["metric"] == metric])
+    measured = by_metric.keys()
+    yield from _bar_lines([bar for bar in result["bars"] if bar["metric"] not in measured])
     for name, reason in result["skipped"].items():
         yield f"  skipped {name}: {reason.splitlines()[0]}"
+
+
+def _bar_lines(bars: list[Mapping[str, Any]]) -> Iterator[str]:
+    """One line per subject and peer, and one per limit; the verdict stands with the peer that decides."""
+    for bar in bars:
+        ratios = bar.get("speedup_over")
+        if not ratios:
+            yield f"      {bar_text(bar)}: {_verdict(bar['met'])}"
+            continue
+        for peer, ratio in ratios.items():
+            line = f"      {bar['subject']} is {ratio:5.2f}x of {peer}"
+            if bar["at_least"] and ratio == min(ratios.values()):
+                line = f"{line:64} at least {bar['at_least']:g}x: {_verdict(bar['met'])}"
+            yield line
 
 
 def bar_text(bar: Mapping[str, Any]) -> str:

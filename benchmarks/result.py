@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.case import LimitBar, SpeedBar
+from benchmarks.case import Case, GainBar, GenerationCase, LimitBar, SpeedBar
 from benchmarks.measure import Samples, paired_speedup, summarize
 from q2export.errors import Q2ExportError
 
@@ -72,8 +71,23 @@ def judge_limit(bar: LimitBar, samples: Samples) -> dict[str, Any]:
     }
 
 
-def judge(bars: Sequence[SpeedBar | LimitBar], samples: Samples) -> list[dict[str, Any]]:
-    """All bars of a case, in order."""
-    return [
-        judge_speed(bar, samples) if isinstance(bar, SpeedBar) else judge_limit(bar, samples) for bar in bars
-    ]
+def judge_gain(bar: GainBar, batch: int, samples: Samples) -> dict[str, Any]:
+    """Tokens/s of the batch over those of one sequence, of the subject itself."""
+    one, many = (samples.get(metric, {}).get(bar.subject) for metric in ("decode", f"decode-{batch}"))
+    ratio = batch * paired_speedup(many, one) if one and many else None
+    return {
+        "metric": f"decode-{batch}",
+        "subject": bar.subject,
+        "speedup_over": {} if ratio is None else {f"{batch} x one sequence": ratio},
+        "at_least": bar.at_least,
+        "met": None if ratio is None else ratio >= bar.at_least,
+    }
+
+
+def judge(case: Case, samples: Samples) -> list[dict[str, Any]]:
+    """All bars of a case."""
+    verdicts = [judge_speed(bar, samples) for bar in case.speed_bars]
+    verdicts += [judge_limit(bar, samples) for bar in case.limit_bars]
+    if isinstance(case, GenerationCase) and case.batch is not None:
+        verdicts += [judge_gain(bar, case.batch, samples) for bar in case.gain_bars]
+    return verdicts

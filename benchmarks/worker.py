@@ -90,13 +90,14 @@ class Worker:
         """Drop what is loaded, load anew, and return the seconds."""
         return float(self.call("load")["seconds"])
 
-    def prefill(self, tokens: Sequence[int]) -> float:
-        """Seconds until the first token after a prompt is chosen."""
-        return float(self.call("prefill", {"tokens": list(tokens)})["seconds"])
+    def generate(self, tokens: Sequence[int], count: int) -> list[float]:
+        """Seconds until the first token after a prompt is chosen, then those of each later token."""
+        return list(self.call("generate", {"tokens": list(tokens), "count": count})["seconds"])
 
-    def decode(self, tokens: Sequence[int], new_tokens: int) -> list[float]:
-        """Seconds per token after the prompt has been read."""
-        return list(self.call("decode", {"tokens": list(tokens), "new_tokens": new_tokens})["seconds"])
+    def generate_batch(self, prompts: Sequence[Sequence[int]], count: int) -> list[float]:
+        """The same for several prompts at once: seconds of each step, which gives one token to every one."""
+        prompts = [list(prompt) for prompt in prompts]
+        return list(self.call("generate_batch", {"prompts": prompts, "count": count})["seconds"])
 
     def logits(self, tokens: Sequence[int], indices: Sequence[int]) -> list[float]:
         """Logits of ``indices`` of the vocabulary after the last of ``tokens``."""

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import process
 from benchmarks.__main__ import main, run_case
 from benchmarks.case import (
     ORT_OPS,
     CaseError,
+    GainBar,
     GenerationCase,
     LimitBar,
     SpeedBar,
@@ -28,11 +28,9 @@ from benchmarks.case import (
 from benchmarks.checkpoint import write_random_checkpoint, write_tokenizer
 from benchmarks.measure import interleave, paired_speedup, summarize
 from benchmarks.plot import plot_speedups, speed_rows
-from benchmarks.process import CommandError, folder_bytes, run_measured
-from benchmarks.report import bar_text, format_value, ort_ops_page
-from benchmarks.result import judge_limit, judge_speed
+from benchmarks.report import bar_text, format_value, ort_ops_page, summary_lines
+from benchmarks.result import judge, judge_gain, judge_limit, judge_speed, records
 from benchmarks.settings import RunSettings
-from benchmarks.worker import Worker, WorkerError
 from q2export.exporter.checkpoint.config import parse_config
 from q2export.exporter.checkpoint.folder import open_checkpoint
 from q2export.exporter.checkpoint.parameters import check_parameters
@@ -101,6 +99,16 @@ def test_a_limit_bar_compares_the_median() -> None:
     assert judge_limit(LimitBar("peak memory", "theirs", 1.0), samples)["met"] is None
 
 
+def test_a_batch_is_compared_with_one_sequence_of_the_same_contestant() -> None:
+    # by hand: 3 sequences in 6 s against one in 4 s is 3 x 4 / 6 = 2 times the tokens/s
+    samples = {"decode": {"ours": [[4.0], [8.0]]}, "decode-3": {"ours": [[6.0], [12.0]], "other": [[1.0]]}}
+    verdict = judge_gain(GainBar("ours", 2.0), 3, samples)
+    assert list(verdict["speedup_over"].values()) == [2.0]
+    assert verdict["met"] is True
+    assert judge_gain(GainBar("ours", 2.1), 3, samples)["met"] is False
+    assert judge_gain(GainBar("other", 0.0), 3, samples)["met"] is None
+
+
 @pytest.mark.parametrize("name", case_names())
 def test_every_case_file_is_valid(name: str) -> None:
     kind, data, source = read_case(case_path(name))
@@ -131,8 +139,12 @@ def test_an_unknown_case_names_the_nearest() -> None:
             {"speed_bars": [{"metric": "decode", "subject": "q2export", "peers": [], "at_least": 1}]},
             "no peers",
         ),
+        ({"read_of": "q2export gpu"}, "did you mean 'q2export cpu'"),
+        ({"read_of": None}, "'plain read' is no contestant"),
+        ({"gain_bars": [{"subject": "q2export cpu", "at_least": 5}]}, "gain_bars need a batch"),
+        ({"limit_bars": [{"metric": "load", "subject": "q2export", "at_most": 1}]}, "is no contestant"),
     ],
-    ids=["key", "contestant", "type", "kind", "bar"],
+    ids=["key", "contestant", "type", "kind", "bar", "read", "reader", "gain", "limit"],
 )
 def test_a_wrong_case_file_is_refused(tmp_path: Path, change: dict[str, object], message: str) -> None:
     _, data, _ = read_case(case_path("dense-0.5b"))
@@ -147,6 +159,27 @@ def test_the_main_case_compares_interleaved_with_a_reference() -> None:
     assert isinstance(case, GenerationCase)
     assert case.threads == 2
     assert {bar.metric for bar in case.speed_bars} >= {"decode", "prefill-512", "load"}
+
+
+def test_the_report_gives_medians_ratios_and_verdicts() -> None:
+    _, data, source = read_case(case_path("dense-0.5b"))
+    bars = [
+        {"metric": "decode", "subject": "q2export cpu", "peers": ["transformers fp32"], "at_least": 1.5},
+        {"metric": "load", "subject": "q2export cpu", "peers": ["llama.cpp bf16"], "at_least": 10},
+    ]
+    limits = [{"metric": "memory at decode", "subject": "q2export cpu", "at_most": 1e9}]
+    case = parse_case("generation", {**data, "speed_bars": bars, "limit_bars": limits}, source)
+    samples = {
+        "decode": {"q2export cpu": [[0.02]], "transformers fp32": [[0.05]]},
+        "memory at decode": {"q2export cpu": [[1.1e9]]},
+    }
+    result = {"case": "mine", "title": "Mine", "skipped": {"llama.cpp bf16": "no such file\nat line 1"}}
+    lines = list(summary_lines({**result, "records": records(samples), "bars": judge(case, samples)}))
+    assert any("q2export cpu" in line and "20.0 ms" in line for line in lines)
+    assert any("2.50x of transformers fp32" in line and "1.5x: reached" in line for line in lines)
+    assert any("1.10 GB (at most 1.00 GB): NOT REACHED" in line for line in lines)
+    assert any("load of q2export cpu: no peer" in line and "not measured" in line for line in lines)
+    assert lines[-1] == "  skipped llama.cpp bf16: no such file"
 
 
 def test_a_random_checkpoint_is_complete_and_repeatable(tmp_path: Path) -> None:
@@ -172,90 +205,6 @@ def test_the_tokenizer_covers_all_bytes(tmp_path: Path) -> None:
     text = "naïve 日本\n"
     assert tokenizer.decode(tokenizer.encode(text).ids) == text
     assert tokenizer.get_vocab_size() == 257
-
-
-def test_memory_of_a_command_counts_its_children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    size, seen = 150_000_000, tmp_path / "seen"
-
-    measured_bytes = process.tree_rss_bytes
-
-    def tree_rss_bytes(pid: int) -> int:
-        found = measured_bytes(pid)
-        if found > size:
-            seen.touch()
-        return found
-
-    hold = f"b = bytearray({size}); b[::4096] = b'x' * len(b[::4096])"
-    wait = f"import os, time\nwhile not os.path.exists({str(seen)!r}): time.sleep(0.01)"
-    script = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {hold + chr(10) + wait!r}])"
-    monkeypatch.setattr("benchmarks.process.tree_rss_bytes", tree_rss_bytes)
-    measured = run_measured([sys.executable, "-c", script], tmp_path / "log", ENVIRONMENT)
-    assert size < measured.peak_rss_bytes < 2 * size
-    assert measured.seconds > 0
-
-
-def test_a_failing_command_is_an_error_with_its_last_words(tmp_path: Path) -> None:
-    with pytest.raises(CommandError, match=r"exited with 1:\n(?s:.*)no such thing"):
-        run_measured(
-            [sys.executable, "-c", "raise SystemExit('no such thing')"], tmp_path / "log", ENVIRONMENT
-        )
-    with pytest.raises(CommandError, match=r"cannot run .*No such file"):
-        run_measured([str(tmp_path / "absent")], tmp_path / "log", ENVIRONMENT)
-
-
-def test_bytes_written_leave_out_links(tmp_path: Path) -> None:
-    outside, output = tmp_path / "weights", tmp_path / "output"
-    output.mkdir()
-    outside.write_bytes(b"w" * 100_000)
-    (output / "hard").hardlink_to(outside)
-    (output / "soft").symlink_to(outside)
-    (output / "own").write_bytes(b"o" * 8192)
-    assert folder_bytes(output) == 8192
-
-
-def test_a_worker_that_cannot_start_says_why(tmp_path: Path) -> None:
-    with pytest.raises(WorkerError, match="no_such_worker"):
-        Worker(sys.executable, "no_such_worker", {}, tmp_path / "log", ENVIRONMENT)
-
-
-def test_a_worker_serves_load_prefill_decode_and_logits(tmp_path: Path) -> None:
-    """The protocol, over a library that counts upwards."""
-    package = tmp_path / "benchmarks" / "workers"
-    package.mkdir(parents=True)
-    script = """
-import sys
-sys.path.insert(0, sys.argv[1])
-from benchmarks.workers.serve import serve
-class Model:
-    def tokens(self, prompt, count):
-        print("noise on stdout")
-        return (prompt[-1] + i for i in range(count))
-    def logits(self, prompt):
-        if not prompt:
-            raise ValueError("empty prompt")
-        return [0.5 * i for i in range(10)]
-class Library:
-    def __init__(self, settings): self.threads = settings.threads
-    def versions(self): return {"threads": str(self.threads)}
-    def load(self): return Model()
-serve(Library)
-"""
-    (tmp_path / "python").write_text(
-        f"#!/bin/sh\nexec {sys.executable} {tmp_path / 'script.py'} {Path(__file__).parents[1]}\n"
-    )
-    (tmp_path / "script.py").write_text(script)
-    (tmp_path / "python").chmod(0o755)
-    settings = {"model": "m", "threads": 3, "dtype": "float32", "experts": None, "prepack": None}
-    with Worker(str(tmp_path / "python"), "any", settings, tmp_path / "log", ENVIRONMENT) as worker:
-        assert worker.versions == {"threads": "3"}
-        assert worker.load() >= 0
-        assert worker.prefill([1, 2]) >= 0
-        assert len(worker.decode([1, 2], 5)) == 5
-        assert worker.logits([1], [0, 3]) == [0.0, 1.5]
-        with pytest.raises(WorkerError, match="ValueError: empty prompt"):
-            worker.logits([], [0])
-        with pytest.raises(WorkerError, match="unknown action 'dance'"):
-            worker.call("dance", {"tokens": []})
 
 
 def _result(ratio: float) -> dict[str, object]:

@@ -8,9 +8,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnxruntime_genai as og  # type: ignore[import-not-found]  # of the peers' interpreter
 
-from benchmarks.workers.serve import Settings, serve
+from benchmarks.workers.serve import Settings, serve, step_seconds
 
 
 class LoadedModel:
@@ -21,24 +22,35 @@ class LoadedModel:
 
     def tokens(self, prompt: Sequence[int], count: int) -> Iterator[int]:
         """The library's own loop: append the prompt, then generate token by token."""
-        generator = self._generator(len(prompt), count)
-        generator.append_tokens(list(prompt))
-        for _ in range(count):
-            generator.generate_next_token()
-            yield int(generator.get_next_tokens()[0])
+        return (int(tokens[0]) for tokens in self._steps([prompt], count))
+
+    def batch_seconds(self, prompts: Sequence[Sequence[int]], count: int) -> list[float]:
+        """A static batch."""
+        return step_seconds(self._steps(prompts, count))
 
     def logits(self, prompt: Sequence[int]) -> Sequence[float]:
         """Logits after the prompt; the model was built to give the last row only."""
-        generator = self._generator(len(prompt), 1)
-        generator.append_tokens(list(prompt))
+        generator = self._generator([prompt], 1)
         last: list[float] = generator.get_logits().reshape(-1).tolist()
         return last
 
-    def _generator(self, prompt_tokens: int, count: int) -> Any:
-        length = prompt_tokens + count
+    def _steps(self, prompts: Sequence[Sequence[int]], count: int) -> Iterator[Sequence[int]]:
+        """The next token of each prompt, ``count`` times."""
+        generator = self._generator(prompts, count)
+        for _ in range(count):
+            generator.generate_next_token()
+            yield generator.get_next_tokens()
+
+    def _generator(self, prompts: Sequence[Sequence[int]], count: int) -> Any:
+        """A generator that has read the prompts, which are of one length."""
+        length = len(prompts[0]) + count
         parameters = og.GeneratorParams(self._model)
-        parameters.set_search_options(do_sample=False, batch_size=1, min_length=length, max_length=length)
-        return og.Generator(self._model, parameters)
+        parameters.set_search_options(
+            do_sample=False, batch_size=len(prompts), min_length=length, max_length=length
+        )
+        generator = og.Generator(self._model, parameters)
+        generator.append_tokens(np.array(prompts, np.int32))
+        return generator
 
 
 class Genai:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import queue
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from importlib import metadata
 from typing import Any
@@ -15,7 +13,9 @@ import numpy as np
 import openvino  # type: ignore[import-not-found]  # of an interpreter of its own
 import openvino_genai  # type: ignore[import-not-found]
 
-from benchmarks.workers.serve import Settings, serve
+from benchmarks.workers.serve import Settings, serve, step_seconds
+
+_STEP_TOKENS = 512  # of prompts, per step; twice the default: eight prompts of the batch are read in one step
 
 
 class LoadedModel:
@@ -26,34 +26,29 @@ class LoadedModel:
         self._pipeline = pipeline
 
     def tokens(self, prompt: Sequence[int], count: int) -> Iterator[int]:
-        """The library's own loop, which calls back for each token."""
-        tokens: queue.SimpleQueue[int | BaseException] = queue.SimpleQueue()
-        thread = threading.Thread(target=self._generate, args=(prompt, count, tokens))
-        thread.start()
-        try:
-            for _ in range(count):
-                token = tokens.get()
-                if isinstance(token, BaseException):
-                    raise token
-                yield token
-        finally:
-            thread.join()
+        """The library's own loop, of which ``generate`` is one more wrapper."""
+        return (tokens[0] for tokens in self._steps([prompt], count))
 
-    def _generate(self, prompt: Sequence[int], count: int, tokens: Any) -> None:
-        class Streamer(openvino_genai.StreamerBase):  # type: ignore[misc]
-            def write(self, token: int | Sequence[int]) -> openvino_genai.StreamingStatus:
-                for each in [token] if isinstance(token, int) else token:
-                    tokens.put(each)
-                return openvino_genai.StreamingStatus.RUNNING
+    def batch_seconds(self, prompts: Sequence[Sequence[int]], count: int) -> list[float]:
+        """Continuous batching of requests that come together."""
+        return step_seconds(self._steps(prompts, count))
 
-            def end(self) -> None:
-                pass
-
+    def _steps(self, prompts: Sequence[Sequence[int]], count: int) -> Iterator[list[int]]:
+        """The next token of each prompt, ``count`` times."""
         config = openvino_genai.GenerationConfig(max_new_tokens=count, ignore_eos=True, do_sample=False)
-        try:
-            self._pipeline.generate(openvino.Tensor(np.array([prompt], np.int64)), config, Streamer())
-        except Exception as error:  # noqa: BLE001 - raised again in the thread that waits
-            tokens.put(error)
+        requests = [
+            self._pipeline.add_request(index, openvino.Tensor(np.array([prompt], np.int64)), config)
+            for index, prompt in enumerate(prompts)
+        ]
+        while self._pipeline.has_non_finished_requests():
+            self._pipeline.step()
+            ready = [request.can_read() for request in requests]
+            if not any(ready):
+                continue  # a part of the prompts was read
+            if not all(ready):  # reading would wait forever
+                raise RuntimeError(f"{sum(ready)} of {len(ready)} sequences advanced in a step")
+            outputs = [output for request in requests for output in request.read().values()]
+            yield [int(output.generated_ids[-1]) for output in outputs]
 
     def logits(self, prompt: Sequence[int]) -> Sequence[float]:
         """Logits after the prompt, of the same file in a process of its own: the library gives none out."""
@@ -74,15 +69,16 @@ class OpenVinoGenai:
         return {name: metadata.version(name) for name in ("openvino-genai", "openvino", "optimum-intel")}
 
     def load(self) -> LoadedModel:
-        """``LLMPipeline`` on the CPU."""
+        """``ContinuousBatchingPipeline`` on the CPU: what ``LLMPipeline`` runs there, step by step."""
         scheduler = openvino_genai.SchedulerConfig()
         scheduler.enable_prefix_caching = False
-        pipeline = openvino_genai.LLMPipeline(
-            self._settings.model,
-            "CPU",
-            INFERENCE_NUM_THREADS=self._settings.threads,
-            INFERENCE_PRECISION_HINT={"float32": "f32", "bfloat16": "bf16"}[self._settings.dtype],
-            scheduler_config=scheduler,
+        scheduler.max_num_batched_tokens = _STEP_TOKENS
+        properties = {
+            "INFERENCE_NUM_THREADS": self._settings.threads,
+            "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[self._settings.dtype],
+        }
+        pipeline = openvino_genai.ContinuousBatchingPipeline(
+            self._settings.model, scheduler, "CPU", properties
         )
         return LoadedModel(self._settings.model, pipeline)
 

@@ -23,6 +23,12 @@ class LoadedEngine:
         events = self._engine.stream(prompt, max_new_tokens=count, do_sample=False, ignore_eos=True)
         return (event.token_id for event in events)
 
+    def batch_seconds(self, prompts: Sequence[Sequence[int]], count: int) -> list[float]:
+        """The mean of the later steps, as often as there are: results give times as sums."""
+        results = self._engine.generate_batch(prompts, max_new_tokens=count, do_sample=False, ignore_eos=True)
+        timings = results[-1].timings
+        return [timings.first_token_seconds] + [timings.decode_seconds / (count - 1)] * (count - 1)
+
     def logits(self, prompt: Sequence[int]) -> Sequence[float]:
         """Score the prompt and take the last row."""
         last: list[float] = self._engine.score(np.array(prompt))[-1].tolist()
@@ -42,7 +48,7 @@ class Q2Export:
     def load(self) -> LoadedEngine:
         """``q2export.load``."""
         settings = self._settings
-        return LoadedEngine(q2export.load(settings.model, threads=settings.threads, prepack=settings.prepack))
+        return LoadedEngine(q2export.load(settings.model, threads=settings.threads))
 
 
 if __name__ == "__main__":

@@ -3,12 +3,14 @@
 ====================  ==============================================  =========================
 action                arguments                                       answer
 ====================  ==============================================  =========================
-start (first)         model, threads, dtype, experts, prepack         versions
+start (first)         model, threads, dtype, experts                  versions
 load                                                                  seconds
-prefill               tokens                                          seconds
-decode                tokens, new_tokens                              seconds (one per token)
+generate              tokens, count                                   seconds (one per token)
+generate_batch        prompts, count                                  seconds (one per step)
 logits                tokens, indices                                 logits
 ====================  ==============================================  =========================
+
+The first of the seconds is that of the prompt: until its first token is chosen.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -32,7 +34,6 @@ class Settings:
     threads: int
     dtype: str
     experts: str | None
-    prepack: bool | None
 
 
 class Model(Protocol):
@@ -40,6 +41,12 @@ class Model(Protocol):
 
     def tokens(self, prompt: Sequence[int], count: int) -> Iterator[int]:
         """Greedy continuation of exactly ``count`` tokens, end-of-text or not."""
+
+    def batch_seconds(self, prompts: Sequence[Sequence[int]], count: int) -> list[float]:
+        """Continue all of the prompts, of one length, at once: seconds of each of ``count`` steps.
+
+        A step chooses a token of every sequence; the first one reads the prompts.
+        """
 
     def logits(self, prompt: Sequence[int]) -> Sequence[float]:
         """Logits over the vocabulary after the prompt."""
@@ -85,17 +92,24 @@ def serve(make: type[Any]) -> None:
         answers.flush()
 
 
-def _measure(model: Model, action: str, request: dict[str, Any]) -> dict[str, object]:
-    prompt = request["tokens"]
-    if action == "logits":
-        logits = model.logits(prompt)
-        return {"logits": [float(logits[index]) for index in request["indices"]]}
-    if action not in ("prefill", "decode"):
-        raise ValueError(f"unknown action {action!r}")
-    count = 1 if action == "prefill" else request["new_tokens"] + 1
+def step_seconds(steps: Iterable[object]) -> list[float]:
+    """Seconds that each item takes to come."""
     times = [time.perf_counter()]
-    times += [time.perf_counter() for _ in model.tokens(prompt, count)]
-    seconds = [later - earlier for earlier, later in itertools.pairwise(times)]
+    times += [time.perf_counter() for _ in steps]
+    return [later - earlier for earlier, later in itertools.pairwise(times)]
+
+
+def _measure(model: Model, action: str, request: dict[str, Any]) -> dict[str, object]:
+    if action == "logits":
+        logits = model.logits(request["tokens"])
+        return {"logits": [float(logits[index]) for index in request["indices"]]}
+    count = request.get("count", 0)
+    if action == "generate":
+        seconds = step_seconds(model.tokens(request["tokens"], count))
+    elif action == "generate_batch":
+        seconds = model.batch_seconds(request["prompts"], count)
+    else:
+        raise ValueError(f"unknown action {action!r}")
     if len(seconds) != count:
         raise RuntimeError(f"asked for {count} tokens, got {len(seconds)}")
-    return {"seconds": seconds[0] if action == "prefill" else seconds[1:]}
+    return {"seconds": seconds}

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import transformers
 
-from benchmarks.workers.serve import Settings, serve
+from benchmarks.workers.serve import Settings, serve, step_seconds
 
 
 class LoadedModel:
@@ -19,12 +19,21 @@ class LoadedModel:
 
     def tokens(self, prompt: Sequence[int], count: int) -> Iterator[int]:
         """A bare greedy loop, which is quicker than the library's ``generate``."""
-        token, cache = torch.tensor([list(prompt)]), transformers.DynamicCache(config=self._model.config)
+        return (tokens[0] for tokens in self._steps([prompt], count))
+
+    def batch_seconds(self, prompts: Sequence[Sequence[int]], count: int) -> list[float]:
+        """The same loop over several rows."""
+        return step_seconds(self._steps(prompts, count))
+
+    def _steps(self, prompts: Sequence[Sequence[int]], count: int) -> Iterator[list[int]]:
+        """The next token of each prompt, ``count`` times."""
+        tokens = torch.tensor([list(prompt) for prompt in prompts])
+        cache = transformers.DynamicCache(config=self._model.config)
         for _ in range(count):
             with torch.inference_mode():
-                step = self._model(token, past_key_values=cache, use_cache=True, logits_to_keep=1)
-                token = step.logits[:, -1].argmax(dim=-1, keepdim=True)
-            yield int(token)
+                step = self._model(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
+                tokens = step.logits[:, -1].argmax(dim=-1, keepdim=True)
+            yield tokens[:, 0].tolist()
 
     def logits(self, prompt: Sequence[int]) -> Sequence[float]:
         """Logits after the prompt."""

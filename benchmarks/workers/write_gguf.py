@@ -1,8 +1,8 @@
-"""Write a dense Qwen2 checkpoint as a q4_0 GGUF file; needs gguf and llama-cpp-python.
+"""Write a dense Qwen2 checkpoint as a GGUF file; needs gguf and llama-cpp-python.
 
-``python -m benchmarks.workers.write_gguf CHECKPOINT OUTPUT``. Every matrix is q4_0 (``pure``), also the
-tied embedding and head, which ``llama-quantize`` would keep in six bits: smaller and faster, as the others
-have it.
+``python -m benchmarks.workers.write_gguf CHECKPOINT OUTPUT {bf16,q8_0,q4_0}``. Every matrix is of that
+type (``pure``), also the tied embedding and head, which ``llama-quantize`` would keep in six bits for q4_0:
+smaller and faster, as the others have it.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ _LAYER_NAMES = {
 }
 
 
-def main(checkpoint: Path, output: Path) -> None:
-    """Write the file in float32, then let llama.cpp quantize it.
+def main(checkpoint: Path, output: Path, kind: str) -> None:
+    """Write the file in float32, then let llama.cpp convert it; to bf16 the values stay the checkpoint's.
 
     Raises:
         RuntimeError: llama.cpp refuses.
     """
-    plain = output.with_suffix(".f32.gguf")
+    plain = output.with_name(f"{output.name}.f32")
     _write_float32(checkpoint, plain)
     parameters = llama_cpp.llama_model_quantize_default_params()
-    parameters.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0
+    parameters.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind.upper()}")
     parameters.pure = True
     status = llama_cpp.llama_model_quantize(
         str(plain).encode(), str(output).encode(), ctypes.byref(parameters)
@@ -99,4 +99,4 @@ def _tensors(path: Path) -> Iterator[tuple[str, npt.NDArray[np.float32]]]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
