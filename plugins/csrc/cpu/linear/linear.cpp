@@ -14,8 +14,10 @@ namespace
 {
 
 constexpr char kOp[] = "linear";
-constexpr int64_t kTaskRows = 240;        // of input that share a packed tile of weights
-constexpr int64_t kTaskOuts = 64;
+constexpr int64_t kTaskOuts = 64;   // whose weights a task widens
+constexpr int64_t kMostRows = 256;  // that share them: of these, rows as long as Qwen2's are still in the L3 cache next time
+constexpr int64_t kLeastRows = 96;  // for which widening costs a few percent
+constexpr int64_t kLeastTasks = 16; // so that no thread waits for another in the end
 
 #if Q2EXPORT_CPU_X86
 constexpr LinearKernels const* kTables[3] = {&kLinearPortable, &kLinearAvx2, &kLinearAvx512};
@@ -39,7 +41,12 @@ struct Cut
         int64_t const streamed = ceil_div(streamed_bytes(linear.out_features * row_bytes), row_bytes * 4) * 4;
         outs = direct ? streamed : kTaskOuts;
         out_tasks = ceil_div(linear.out_features, outs);
-        row_tasks = direct ? 1 : ceil_div(linear.rows, kTaskRows);
+        row_tasks = direct ? 1 : ceil_div(linear.rows, kMostRows);
+        if (!direct && row_tasks * out_tasks < kLeastTasks)
+        {
+            int64_t const wanted = std::min(ceil_div(kLeastTasks, out_tasks), linear.rows / kLeastRows);
+            row_tasks = std::max(row_tasks, wanted);
+        }
     }
 
     bool direct;

@@ -45,24 +45,21 @@ void direct(Linear const& linear, LinearTask const& task)
     }
 }
 
-// Widens one block of `outs` rows of weights, to rows of `length` floats.
+// Widens one block of an output's weights into a panel; the last vector is filled up with zeros. `next` is what is read
+// after it: the processor does not see runs of one block coming.
 template <typename Weight>
-inline void widen_rows(Bytes weight, int64_t weight_stride, int64_t outs, int64_t length, float* packed, int64_t packed_stride)
+inline void widen_into_panel(Bytes weight, Bytes next, int64_t length, float* target)
 {
-    for (int64_t out = 0; out < outs; ++out)
+    int64_t k = 0;
+    for (; k + Simd::kWidth <= length; k += Simd::kWidth)
     {
-        Bytes const source = weight + out * weight_stride;
-        float* const target = packed + out * packed_stride;
-        int64_t k = 0;
-        for (; k + Simd::kWidth <= length; k += Simd::kWidth)
-        {
-            Simd::store(target + k, Simd::widen(Weight{}, source + k * Weight::kBytes));
-        }
-        if (k < length)
-        {
-            int const rest = static_cast<int>(length - k);
-            Simd::store_first(target + k, Simd::widen_first(Weight{}, source + k * Weight::kBytes, rest), rest);
-        }
+        __builtin_prefetch(next + k * Weight::kBytes);
+        Simd::store(target + panel_offset(k), Simd::widen(Weight{}, weight + k * Weight::kBytes));
+    }
+    if (k < length)
+    {
+        int const rest = static_cast<int>(length - k);
+        Simd::store(target + panel_offset(k), Simd::widen_first(Weight{}, weight + k * Weight::kBytes, rest));
     }
 }
 
@@ -70,11 +67,10 @@ template <typename Weight>
 void packed(Linear const& linear, LinearTask const& task)
 {
     int64_t const stride = linear.in_features * Weight::kBytes;
-    multiply_packed(linear, task,
-        [&](int64_t out, int64_t outs, int64_t start, int64_t length, float* target, int64_t target_stride) {
-            Bytes const weight = linear.weight + out * stride + start * Weight::kBytes;
-            widen_rows<Weight>(weight, stride, outs, length, target, target_stride);
-        });
+    multiply_packed(linear, task, [&](int64_t out, int64_t start, int64_t length, float* target) {
+        Bytes const weight = linear.weight + out * stride + start * Weight::kBytes;
+        widen_into_panel<Weight>(weight, out + 1 < task.last_out ? weight + stride : weight, length, target);
+    });
 }
 
 template <template <typename> class Path>

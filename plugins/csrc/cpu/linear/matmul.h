@@ -15,9 +15,16 @@ namespace q2export::cpu
 namespace
 {
 
-constexpr int64_t kMaxBlock = 896;      // elements of in_features summed at a time: rows of both sides fit the L1 cache
-constexpr int64_t kPackedOuts = 64;     // outputs whose weights are widened at a time, at most kMaxBlock long: 256 KB
-constexpr int kOuts = 4;                // columns of a register tile
+// Loops over a register tile: one that is not unrolled keeps the tile in memory.
+#if defined(__clang__)
+#define Q2EXPORT_UNROLL _Pragma("unroll")
+#else
+#define Q2EXPORT_UNROLL _Pragma("GCC unroll 16")
+#endif
+
+constexpr int64_t kMaxBlock = 896;  // elements of in_features summed at a time: what a tile reads is about the L1 cache
+constexpr int64_t kPackedOuts = 64; // outputs whose weights are widened at a time, at most kMaxBlock long: 224 KB
+constexpr int kOuts = 4;             // columns of a register tile
 
 // Length of all blocks but the last: equal shares, in whole cache lines.
 inline int64_t block_length(int64_t in_features)
@@ -49,8 +56,10 @@ inline void multiply_tile(float const* input, int64_t input_stride, Bytes weight
 {
     using Vector = Simd::Vector;
     Vector acc[kRows][kOuts];
+    Q2EXPORT_UNROLL
     for (int row = 0; row < kRows; ++row)
     {
+        Q2EXPORT_UNROLL
         for (int column = 0; column < kOuts; ++column)
         {
             acc[row][column] = Simd::zero();
@@ -60,13 +69,16 @@ inline void multiply_tile(float const* input, int64_t input_stride, Bytes weight
     for (; k + Simd::kWidth <= length; k += Simd::kWidth)
     {
         Vector w[kColumns];
+        Q2EXPORT_UNROLL
         for (int column = 0; column < kColumns; ++column)
         {
             w[column] = Simd::widen(Weight{}, weight + column * weight_stride + k * Weight::kBytes);
         }
+        Q2EXPORT_UNROLL
         for (int row = 0; row < kRows; ++row)
         {
             Vector const x = Simd::load(input + row * input_stride + k);
+            Q2EXPORT_UNROLL
             for (int column = 0; column < kColumns; ++column)
             {
                 acc[row][column] = Simd::fma(x, w[column], acc[row][column]);
@@ -76,10 +88,12 @@ inline void multiply_tile(float const* input, int64_t input_stride, Bytes weight
     if (k < length)
     {
         int const rest = static_cast<int>(length - k);
+        Q2EXPORT_UNROLL
         for (int column = 0; column < kColumns; ++column)
         {
             Vector const w
                 = Simd::widen_first(Weight{}, weight + column * weight_stride + k * Weight::kBytes, rest);
+            Q2EXPORT_UNROLL
             for (int row = 0; row < kRows; ++row)
             {
                 Vector const x = Simd::load_first(input + row * input_stride + k, rest);
@@ -87,6 +101,7 @@ inline void multiply_tile(float const* input, int64_t input_stride, Bytes weight
             }
         }
     }
+    Q2EXPORT_UNROLL
     for (int row = 0; row < kRows; ++row)
     {
         Simd::sum4(acc[row], sums[row]);
@@ -98,18 +113,16 @@ template <int kRows>
 inline void add_sums(Linear const& linear, int64_t row, int64_t out, int64_t out_stride, int columns, bool first,
     bool last, float const (&sums)[kRows][kOuts])
 {
-    for (int r = 0; r < kRows; ++r)
+    for (int column = 0; column < columns; ++column)
     {
-        float* const target = linear.output + (row + r) * linear.out_features + out;
-        for (int column = 0; column < columns; ++column)
+        int64_t const place = out + column * out_stride;
+        bool const has_bias = last && linear.bias != nullptr;
+        float const bias = has_bias ? read_bias(linear, place) : 0.0f;
+        for (int r = 0; r < kRows; ++r)
         {
-            int64_t const offset = column * out_stride;
-            float value = first ? sums[r][column] : target[offset] + sums[r][column];
-            if (last && linear.bias != nullptr)
-            {
-                value += read_bias(linear, out + offset);
-            }
-            target[offset] = value;
+            float& target = linear.output[(row + r) * linear.out_features + place];
+            float const sum = first ? sums[r][column] : target + sums[r][column];
+            target = has_bias ? sum + bias : sum;
         }
     }
 }
@@ -161,16 +174,157 @@ inline void multiply(Linear const& linear, int64_t row, int64_t rows, Tile const
     multiply_rows<Weight, kRows>(linear, row, tile);
 }
 
-// Multiplies all rows of a task with one tile of widened weights after the other. `widen(out, outs, start, length, target,
-// stride)` writes a tile: `outs` rows of `length` floats, `stride` apart.
+// Where element `k` of a panel's column lies: vectors of the four columns alternate, so that a tile reads one stream.
+inline int64_t panel_offset(int64_t k)
+{
+    return k / Simd::kWidth * (kOuts * Simd::kWidth) + k % Simd::kWidth;
+}
+
+// One block of a task: `outs` outputs from `first_out` on, four per panel.
+struct Panels
+{
+    float const* data;
+    int64_t stride; // of a panel, in floats
+    int64_t first_out;
+    int64_t outs;
+    int64_t start;
+    int64_t length;
+};
+
+// Rows of input times the columns of a panel, over one block, into registers. kAhead: fetches as much as one row from
+// `ahead`, which will be wanted next.
+template <int kRows, bool kAhead>
+inline void multiply_panel(float const* input, int64_t input_stride, float const* panel, int64_t length,
+    float const* ahead, Simd::Vector (&acc)[kRows][kOuts])
+{
+    using Vector = Simd::Vector;
+    Q2EXPORT_UNROLL
+    for (int row = 0; row < kRows; ++row)
+    {
+        Q2EXPORT_UNROLL
+        for (int column = 0; column < kOuts; ++column)
+        {
+            acc[row][column] = Simd::zero();
+        }
+    }
+    auto const add = [&](auto const& load) {
+        Vector w[kOuts];
+        Q2EXPORT_UNROLL
+        for (int column = 0; column < kOuts; ++column)
+        {
+            w[column] = Simd::load(panel + column * Simd::kWidth);
+        }
+        Q2EXPORT_UNROLL
+        for (int row = 0; row < kRows; ++row)
+        {
+            Vector const x = load(input + row * input_stride);
+            Q2EXPORT_UNROLL
+            for (int column = 0; column < kOuts; ++column)
+            {
+                acc[row][column] = Simd::fma(x, w[column], acc[row][column]);
+            }
+        }
+    };
+    int64_t k = 0;
+    for (; k + Simd::kWidth <= length; k += Simd::kWidth)
+    {
+        if (kAhead)
+        {
+            __builtin_prefetch(ahead + k, 0, 2); // to the L2 cache
+        }
+        add([](float const* source) { return Simd::load(source); });
+        input += Simd::kWidth;
+        panel += kOuts * Simd::kWidth;
+    }
+    if (k < length)
+    {
+        int const rest = static_cast<int>(length - k);
+        add([rest](float const* source) { return Simd::load_first(source, rest); });
+    }
+}
+
+// Adds a block's sums to four outputs of each row.
+template <int kRows>
+inline void add_panel_sums(
+    Simd::Vector const (&acc)[kRows][kOuts], bool first, float const* bias, float* output, int64_t output_stride)
+{
+    Q2EXPORT_UNROLL
+    for (int row = 0; row < kRows; ++row)
+    {
+        float* const target = output + row * output_stride;
+        Simd::Four sum = Simd::sum4(acc[row]);
+        sum = first ? sum : Simd::add4(Simd::load4(target), sum);
+        sum = bias == nullptr ? sum : Simd::add4(sum, Simd::load4(bias));
+        Simd::store4(target, sum);
+    }
+}
+
+template <int kRows>
+inline void copy_columns(float const* source, int64_t source_stride, int64_t columns, float* target, int64_t target_stride)
+{
+    for (int row = 0; row < kRows; ++row)
+    {
+        std::copy(source + row * source_stride, source + row * source_stride + columns, target + row * target_stride);
+    }
+}
+
+// All panels times `rows` of 1 .. kTileRows. `bias` is of the panels' outputs, null before the last block.
+template <int kRows = Simd::kTileRows>
+inline void multiply_panels(
+    Linear const& linear, int64_t row, int64_t rows, Panels const& panels, float const* bias)
+{
+    if constexpr (kRows > 1)
+    {
+        if (rows < kRows)
+        {
+            multiply_panels<kRows - 1>(linear, row, rows, panels, bias);
+            return;
+        }
+    }
+    int64_t const input_stride = linear.in_features;
+    int64_t const output_stride = linear.out_features;
+    float const* const input = linear.input + row * input_stride + panels.start;
+    float* const output = linear.output + row * output_stride + panels.first_out;
+    bool const first = panels.start == 0;
+    for (int64_t out = 0; out < panels.outs; out += kOuts)
+    {
+        Simd::Vector acc[kRows][kOuts];
+        float const* const panel = panels.data + out / kOuts * panels.stride;
+        // The first panel wants the next rows all at once. Where they are no continuation of these, the processor does not
+        // see them coming: each panel of these rows fetches one of them.
+        int64_t const later = row + kRows + out / kOuts;
+        if (panels.length < input_stride && out / kOuts < kRows && later < linear.rows)
+        {
+            float const* const ahead = linear.input + later * input_stride + panels.start;
+            multiply_panel<kRows, true>(input, input_stride, panel, panels.length, ahead, acc);
+        }
+        else
+        {
+            multiply_panel<kRows, false>(input, input_stride, panel, panels.length, nullptr, acc);
+        }
+        int64_t const columns = std::min<int64_t>(kOuts, panels.outs - out);
+        if (columns == kOuts)
+        {
+            add_panel_sums<kRows>(acc, first, bias == nullptr ? nullptr : bias + out, output + out, output_stride);
+            continue;
+        }
+        float few[kRows * kOuts] = {};
+        copy_columns<kRows>(output + out, output_stride, columns, few, kOuts);
+        add_panel_sums<kRows>(acc, first, bias == nullptr ? nullptr : bias + out, few, kOuts);
+        copy_columns<kRows>(few, kOuts, columns, output + out, output_stride);
+    }
+}
+
+// Multiplies all rows of a task with one block of widened weights after the other. `widen(out, start, length, target)`
+// writes a block of one output's weights: element k to target[panel_offset(k)].
 template <typename Widen>
 void multiply_packed(Linear const& linear, LinearTask const& task, Widen const& widen)
 {
     int64_t const block = block_length(linear.in_features);
     int64_t const rows = task.last_row - task.first_row;
     int64_t const groups = (rows + Simd::kTileRows - 1) / Simd::kTileRows; // of nearly equal size
-    int64_t const stride = block + 16; // a cache line more, so that rows do not fall on the same sets
-    size_t const bytes = static_cast<size_t>(kPackedOuts * stride) * sizeof(float);
+    int64_t const stride = block * kOuts;
+    size_t const bytes = static_cast<size_t>(kPackedOuts * block) * sizeof(float);
     float* const packed = static_cast<float*>(thread_scratch(Scratch::kWeights, bytes));
     for (int64_t start = 0; start < linear.in_features; start += block)
     {
@@ -178,19 +332,24 @@ void multiply_packed(Linear const& linear, LinearTask const& task, Widen const& 
         for (int64_t first = task.first_out; first < task.last_out; first += kPackedOuts)
         {
             int64_t const outs = std::min(kPackedOuts, task.last_out - first);
-            widen(first, outs, start, length, packed, stride);
+            std::fill(packed + outs / kOuts * stride, packed + (outs + kOuts - 1) / kOuts * stride, 0.0f);
+            for (int64_t out = 0; out < outs; ++out)
+            {
+                float* const target = packed + out / kOuts * stride + out % kOuts * Simd::kWidth;
+                widen(first + out, start, length, target);
+            }
+            bool const has_bias = linear.bias != nullptr && start + length == linear.in_features;
+            float bias[kPackedOuts] = {};
+            for (int64_t out = 0; has_bias && out < outs; ++out)
+            {
+                bias[out] = read_bias(linear, first + out);
+            }
             for (int64_t group = 0; group < groups; ++group)
             {
                 int64_t const row = task.first_row + group * rows / groups;
                 int64_t const count = task.first_row + (group + 1) * rows / groups - row;
-                for (int64_t out = 0; out < outs;)
-                {
-                    int64_t const columns = outs - out >= kOuts ? kOuts : 1;
-                    Bytes const weight = reinterpret_cast<Bytes>(packed + out * stride);
-                    multiply<Float32>(linear, row, count,
-                        {first + out, 1, columns, start, length, weight, stride * Float32::kBytes});
-                    out += columns;
-                }
+                multiply_panels(
+                    linear, row, count, {packed, stride, first, outs, start, length}, has_bias ? bias : nullptr);
             }
         }
     }

@@ -354,37 +354,35 @@ void multiply_rounded(
     run(linear, weight, rounded, task);
 }
 
-// Writes `count` weights of a block, from its element `first` on.
-inline void dequantize(PackedWeight const& weight, int64_t out, int64_t block, int64_t first, int64_t count, float* target)
+// Weights of a row, `length` from element `start` on, into a panel; the last vector is filled up with zeros.
+inline void dequantize(PackedWeight const& weight, int64_t out, int64_t start, int64_t length, float* target)
 {
-    float const scale = weight.scale(out, block);
-    int32_t const zero_point = weight.zero_point(out, block);
     Bytes const row = weight.codes + out * weight.code_stride();
-    int64_t const start = block * weight.block_size + first;
-    for (int64_t k = 0; k < count; ++k)
+    int64_t const whole = (length + Simd::kWidth - 1) / Simd::kWidth * Simd::kWidth;
+    for (int64_t k = 0; k < length;)
     {
-        int64_t const element = start + k;
-        int32_t const code = weight.bits == 8 ? row[element] : (row[element / 2] >> (element % 2 * 4)) & 15;
-        target[k] = static_cast<float>(code - zero_point) * scale;
+        int64_t const block = (start + k) / weight.block_size;
+        int64_t const end = std::min(length, (block + 1) * weight.block_size - start);
+        float const scale = weight.scale(out, block);
+        int32_t const zero_point = weight.zero_point(out, block);
+        for (; k < end; ++k)
+        {
+            int64_t const element = start + k;
+            int32_t const code = weight.bits == 8 ? row[element] : (row[element / 2] >> (element % 2 * 4)) & 15;
+            target[panel_offset(k)] = static_cast<float>(code - zero_point) * scale;
+        }
+    }
+    for (int64_t k = length; k < whole; ++k)
+    {
+        target[panel_offset(k)] = 0.0f;
     }
 }
 
 void multiply_exact(Linear const& linear, PackedWeight const& weight, LinearTask const& task)
 {
-    multiply_packed(linear, task,
-        [&](int64_t first, int64_t outs, int64_t start, int64_t length, float* target, int64_t stride) {
-            for (int64_t out = 0; out < outs; ++out)
-            {
-                for (int64_t k = start; k < start + length;)
-                {
-                    int64_t const within = k % weight.block_size;
-                    int64_t const count = std::min<int64_t>(weight.block_size - within, start + length - k);
-                    dequantize(weight, first + out, k / weight.block_size, within, count,
-                        target + out * stride + k - start);
-                    k += count;
-                }
-            }
-        });
+    multiply_packed(linear, task, [&](int64_t out, int64_t start, int64_t length, float* target) {
+        dequantize(weight, out, start, length, target);
+    });
 }
 
 constexpr QuantizedLinearKernels kKernels{kDirectRoundedRows, rounded_bytes, place, round_row, multiply_rounded, multiply_exact};

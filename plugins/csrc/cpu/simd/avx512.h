@@ -129,8 +129,26 @@ struct Simd
         return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, limit, _CMP_GE_OQ), value);
     }
 
+    // Four floats.
+    using Four = __m128;
+
+    static Four load4(float const* source)
+    {
+        return _mm_loadu_ps(source);
+    }
+
+    static void store4(float* target, Four value)
+    {
+        _mm_storeu_ps(target, value);
+    }
+
+    static Four add4(Four a, Four b)
+    {
+        return _mm_add_ps(a, b);
+    }
+
     // The sums of four vectors' elements, each in the same order.
-    static void sum4(Vector const (&v)[4], float (&sums)[4])
+    static Four sum4(Vector const (&v)[4])
     {
         __m512 const ab = _mm512_add_ps(_mm512_unpacklo_ps(v[0], v[1]), _mm512_unpackhi_ps(v[0], v[1]));
         __m512 const cd = _mm512_add_ps(_mm512_unpacklo_ps(v[2], v[3]), _mm512_unpackhi_ps(v[2], v[3]));
@@ -139,7 +157,12 @@ struct Simd
         __m512 const abcd = _mm512_add_ps(
             _mm512_castpd_ps(_mm512_unpacklo_pd(ab2, cd2)), _mm512_castpd_ps(_mm512_unpackhi_pd(ab2, cd2)));
         __m256 const half = _mm256_add_ps(_mm512_castps512_ps256(abcd), _mm512_extractf32x8_ps(abcd, 1));
-        _mm_storeu_ps(sums, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
+        return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+    }
+
+    static void sum4(Vector const (&v)[4], float (&sums)[4])
+    {
+        store4(sums, sum4(v));
     }
 
     // 32-bit integers.

@@ -124,14 +124,47 @@ struct Simd
         return make([&](int lane) { return x.lanes[lane] >= limit.lanes[lane] ? value.lanes[lane] : 0.0f; });
     }
 
-    // The sums of four vectors' elements, each in the same order.
-    static void sum4(Vector const (&v)[4], float (&sums)[4])
+    // Four floats.
+    struct Four
     {
+        float lanes[4];
+    };
+
+    static Four load4(float const* source)
+    {
+        return read_unaligned<Four>(source);
+    }
+
+    static void store4(float* target, Four const& value)
+    {
+        write_unaligned(target, value);
+    }
+
+    static Four add4(Four const& a, Four const& b)
+    {
+        Four sum;
+        for (int i = 0; i < 4; ++i)
+        {
+            sum.lanes[i] = a.lanes[i] + b.lanes[i];
+        }
+        return sum;
+    }
+
+    // The sums of four vectors' elements, each in the same order.
+    static Four sum4(Vector const (&v)[4])
+    {
+        Four sums;
         for (int i = 0; i < 4; ++i)
         {
             float const* const x = v[i].lanes;
-            sums[i] = ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7]));
+            sums.lanes[i] = ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7]));
         }
+        return sums;
+    }
+
+    static void sum4(Vector const (&v)[4], float (&sums)[4])
+    {
+        store4(sums, sum4(v));
     }
 
     // 32-bit integers.
