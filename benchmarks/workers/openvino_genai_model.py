@@ -21,8 +21,8 @@ _STEP_TOKENS = 512  # of prompts, per step; twice the default: eight prompts of 
 class LoadedModel:
     """A model under the protocol of :class:`benchmarks.workers.serve.Model`."""
 
-    def __init__(self, folder: str, pipeline: Any) -> None:
-        self._folder = folder
+    def __init__(self, folder: str, precision: str, pipeline: Any) -> None:
+        self._folder, self._precision = folder, precision
         self._pipeline = pipeline
 
     def tokens(self, prompt: Sequence[int], count: int) -> Iterator[int]:
@@ -52,7 +52,8 @@ class LoadedModel:
 
     def logits(self, prompt: Sequence[int]) -> Sequence[float]:
         """Logits after the prompt, of the same file in a process of its own: the library gives none out."""
-        command = [sys.executable, "-m", __spec__.name, self._folder, json.dumps(list(prompt))]
+        arguments = [self._folder, self._precision, json.dumps(list(prompt))]
+        command = [sys.executable, "-m", __spec__.name, *arguments]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         last: list[float] = json.loads(done.stdout)
         return last
@@ -73,19 +74,21 @@ class OpenVinoGenai:
         scheduler = openvino_genai.SchedulerConfig()
         scheduler.enable_prefix_caching = False
         scheduler.max_num_batched_tokens = _STEP_TOKENS
+        precision = {"float32": "f32", "bfloat16": "bf16"}[self._settings.dtype]
         properties = {
             "INFERENCE_NUM_THREADS": self._settings.threads,
-            "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[self._settings.dtype],
+            "INFERENCE_PRECISION_HINT": precision,
         }
-        pipeline = openvino_genai.ContinuousBatchingPipeline(
-            self._settings.model, scheduler, "CPU", properties
-        )
-        return LoadedModel(self._settings.model, pipeline)
+        folder = self._settings.model
+        pipeline = openvino_genai.ContinuousBatchingPipeline(folder, scheduler, "CPU", properties)
+        return LoadedModel(folder, precision, pipeline)
 
 
-def print_logits(folder: str, prompt: Sequence[int]) -> None:
+def print_logits(folder: str, precision: str, prompt: Sequence[int]) -> None:
     """Print the logits after the prompt as JSON."""
-    request = openvino.Core().compile_model(f"{folder}/openvino_model.xml", "CPU").create_infer_request()
+    hint = {"INFERENCE_PRECISION_HINT": precision}
+    model = openvino.Core().compile_model(f"{folder}/openvino_model.xml", "CPU", hint)
+    request = model.create_infer_request()
     length = len(prompt)
     inputs = {
         "input_ids": np.array([prompt], np.int64),
@@ -98,6 +101,6 @@ def print_logits(folder: str, prompt: Sequence[int]) -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        print_logits(sys.argv[1], json.loads(sys.argv[2]))
+        print_logits(sys.argv[1], sys.argv[2], json.loads(sys.argv[3]))
     else:
         serve(OpenVinoGenai)
