@@ -173,13 +173,13 @@ void quantized_linears()
     {
         for (int32_t const block_size : {32, 128})
         {
-            for (int64_t const rows : {1, 7})
+            for (int64_t const rows : {1, 4, 7, 13})
             {
                 for (q2export_dtype const scale : {Q2EXPORT_FLOAT32, Q2EXPORT_FLOAT16})
                 {
                     quantized_linear({rows, block_size * 3, 70, bits, block_size, scale, Q2EXPORT_FLOAT32,
                                          Q2EXPORT_CPU_ACTIVATIONS_INT8},
-                        rows == 1);
+                        rows == 1 || rows == 13);
                     quantized_linear({rows, block_size * 5, 9, bits, block_size, scale, Q2EXPORT_FLOAT32,
                                          Q2EXPORT_CPU_ACTIVATIONS_FLOAT32},
                         rows == 7);

@@ -58,17 +58,36 @@ def test_equals_float64(
 
 
 @BITS
+@BLOCK_SIZES
 @SYMMETRIC
 @pytest.mark.parametrize("int8", [False, True], ids=["float32", "int8"])
 def test_a_row_does_not_depend_on_its_neighbours(
-    kernels: CpuKernels, bits: int, symmetric: bool, int8: bool
+    kernels: CpuKernels, bits: int, block_size: int, symmetric: bool, int8: bool
 ) -> None:
-    weight = Packed.random((67, 1184), bits, 32, np.float32, symmetric)
-    x = random(270, 1184)
-    whole = kernels.quantized_linear(x, weight, int8)
-    for rows in (1, 2, 3, 4, 5, 8, 16, 64):
-        found = kernels.quantized_linear(x[100 : 100 + rows], weight, int8)
-        np.testing.assert_array_equal(found, whole[100 : 100 + rows], err_msg=f"{rows} rows")
+    scale_dtype = np.float32 if symmetric else np.float16
+    weight = Packed.random((67, 37 * block_size), bits, block_size, scale_dtype, symmetric)
+    x, bias = random(70, 37 * block_size), random(67)
+    whole = kernels.quantized_linear(x, weight, int8, bias)
+    for rows in (1, 2, 3, 4, 5, 8, 13, 30):
+        found = kernels.quantized_linear(x[20 : 20 + rows], weight, int8, bias)
+        np.testing.assert_array_equal(found, whole[20 : 20 + rows], err_msg=f"{rows} rows")
+
+
+@BITS
+@pytest.mark.parametrize("rows", [1, 9])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_no_number_is_not_rounded_away(
+    kernels: CpuKernels, bits: int, rows: int, value: float
+) -> None:
+    """The row is NaN as a whole, the others are what they were."""
+    weight = Packed.random((37, 128), bits, 32)
+    x = random(rows, 128)
+    good = kernels.quantized_linear(x, weight, True)
+    x[rows // 2, 40] = value
+    found = kernels.quantized_linear(x, weight, True)
+    assert np.isnan(found[rows // 2]).all()
+    others = np.arange(rows) != rows // 2
+    np.testing.assert_array_equal(found[others], good[others])
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ enum class Scratch
 {
     kWeights,     // of a tile, widened or unpacked
     kActivations, // of a call, rounded to int8
+    kRoundedRow,  // of a task, before it finds its place among a call's activations
     kQueries,     // of a call, rotated; and what its tasks leave for each other
     kExperts,     // of a call: its tokens by expert, and what the experts make of them
     kParts,       // of a task: what a block of keys gave, and all blocks before it

@@ -14,9 +14,9 @@ namespace
 {
 
 constexpr char kOp[] = "quantized_linear";
-constexpr int64_t kTaskRows = 256;        // of input that share a tile of weights
+constexpr int64_t kTaskRows = 768;   // of input that share unpacked weights
 constexpr int64_t kTaskOuts = 64;
-constexpr int64_t kFewRows = 4;
+constexpr int64_t kStreamedRows = 16; // up to which tasks are better long
 
 #if Q2EXPORT_CPU_X86
 constexpr QuantizedLinearKernels const* kTables[3]
@@ -37,15 +37,8 @@ q2export_status check(q2export_cpu_quantized_linear_desc const* desc)
     Q2EXPORT_TRY(check_range(kOp, "rows", desc->rows, 0, INT32_MAX));
     Q2EXPORT_TRY(check_range(kOp, "in_features", desc->in_features, 1, INT32_MAX));
     Q2EXPORT_TRY(check_range(kOp, "out_features", desc->out_features, 1, INT32_MAX));
-    Q2EXPORT_TRY(check_range(kOp, "bits", desc->bits, 4, 8));
-    Q2EXPORT_TRY(check_multiple(kOp, "bits", desc->bits, 4));
-    Q2EXPORT_TRY(check_range(kOp, "block_size", desc->block_size, 32, 128));
-    if ((desc->block_size & (desc->block_size - 1)) != 0)
-    {
-        return fail(Q2EXPORT_INVALID_ARGUMENT, "%s: block_size is %d, expected 32, 64 or 128", kOp, desc->block_size);
-    }
+    Q2EXPORT_TRY(check_packed(kOp, desc->bits, desc->block_size, desc->scale_dtype));
     Q2EXPORT_TRY(check_multiple(kOp, "in_features", desc->in_features, desc->block_size));
-    Q2EXPORT_TRY(check_range(kOp, "scale_dtype", desc->scale_dtype, Q2EXPORT_FLOAT32, Q2EXPORT_FLOAT16));
     Q2EXPORT_TRY(check_range(
         kOp, "activations", desc->activations, Q2EXPORT_CPU_ACTIVATIONS_FLOAT32, Q2EXPORT_CPU_ACTIVATIONS_INT8));
     Q2EXPORT_TRY(check_elements(kOp, "input", desc->rows, desc->in_features));
@@ -53,44 +46,89 @@ q2export_status check(q2export_cpu_quantized_linear_desc const* desc)
     return check_elements(kOp, "output", desc->rows, desc->out_features);
 }
 
-// Calls body({rows, outputs}) for every task.
-template <typename Body>
-void for_tasks(
-    q2export_cpu_parallel_for const* pool, Linear const& linear, int64_t rows, int64_t outs, Body const& body)
+// How a call is cut: few rows stream their weights in long runs, more share panels of them.
+struct Cut
 {
-    int64_t const out_tasks = ceil_div(linear.out_features, outs);
-    int64_t const row_tasks = ceil_div(linear.rows, rows);
-    parallel_for(pool, out_tasks * row_tasks, [&](int64_t index) {
-        int64_t const row_task = index / out_tasks;
-        int64_t const first_out = index % out_tasks * outs;
-        body(LinearTask{row_task * linear.rows / row_tasks, (row_task + 1) * linear.rows / row_tasks, first_out,
-            std::min(first_out + outs, linear.out_features)});
-    });
-}
-
-void run(Linear const& linear, PackedWeight const& weight, q2export_cpu_activations activations,
-    q2export_cpu_parallel_for const* pool)
-{
-    QuantizedLinearKernels const& kernels = chosen(kTables);
-    if (activations == Q2EXPORT_CPU_ACTIVATIONS_FLOAT32)
+    explicit Cut(QuantizedLinear const& call)
     {
-        for_tasks(pool, linear, kTaskRows, kTaskOuts,
-            [&](LinearTask const& task) { kernels.multiply_exact(linear, weight, task); });
-        return;
+        Linear const& linear = call.linear;
+        bool const exact = call.rounded.groups == 0;
+        int64_t const group_rows = exact ? 1 : call.rounded.group_rows;
+        int64_t const groups = ceil_div(linear.rows, group_rows);
+        row_tasks = ceil_div(linear.rows, kTaskRows);
+        task_rows = ceil_div(groups, row_tasks) * group_rows;
+        row_tasks = ceil_div(linear.rows, task_rows);
+        int64_t const row_bytes = call.weight.code_stride();
+        int64_t const streamed = ceil_div(streamed_bytes(linear.out_features * row_bytes), row_bytes * kTaskOuts) * kTaskOuts;
+        outs = linear.rows <= kStreamedRows && !exact ? streamed : kTaskOuts;
+        out_tasks = ceil_div(linear.out_features, outs);
     }
-    void* const memory = thread_scratch(Scratch::kActivations, kernels.rounded_bytes(weight, linear.rows));
-    RoundedRows const rounded = kernels.place(weight, linear.rows, memory);
-    auto const round
-        = [&](int64_t row) { kernels.round_row(weight, linear.input + row * linear.in_features, rounded, row); };
-    // One row is rounded in less time than threads take to begin.
-    parallel_for(linear.rows < kFewRows ? nullptr : pool, linear.rows, round);
-    int64_t const row_bytes = weight.code_stride();
-    int64_t const streamed = ceil_div(streamed_bytes(weight.out_features * row_bytes), row_bytes * 4) * 4;
-    for_tasks(pool, linear, kTaskRows, linear.rows <= kernels.direct_rows ? streamed : kTaskOuts,
-        [&](LinearTask const& task) { kernels.multiply_rounded(linear, weight, rounded, task); });
+
+    int64_t outs; // of a task
+    int64_t out_tasks;
+    int64_t task_rows;
+    int64_t row_tasks;
+};
+
+void run(QuantizedLinear call, q2export_cpu_activations activations, q2export_cpu_parallel_for const* pool)
+{
+    Linear const& linear = call.linear;
+    QuantizedLinearKernels const& kernels = quantized_linear_kernels();
+    if (activations == Q2EXPORT_CPU_ACTIVATIONS_INT8)
+    {
+        auto const bytes = static_cast<size_t>(kernels.rounded_bytes(call.weight, linear.rows));
+        call.rounded = kernels.place(call.weight, linear.rows, thread_scratch(Scratch::kActivations, bytes));
+        // Few rows are rounded in less time than threads take to begin.
+        parallel_for(linear.rows <= kStreamedRows ? nullptr : pool, call.rounded.groups, [&](int64_t group) {
+            auto const row_bytes = static_cast<size_t>(rounded_row_bytes(call.weight));
+            RoundedRow const rounded(call.weight, thread_scratch(Scratch::kRoundedRow, row_bytes));
+            int64_t const first = group * call.rounded.group_rows;
+            for (int64_t row = first; row < std::min(first + call.rounded.group_rows, linear.rows); ++row)
+            {
+                kernels.round_row(call.weight, linear.input + row * linear.in_features, rounded);
+                kernels.arrange(call.weight, rounded, linear.rows, call.rounded, row);
+            }
+        });
+    }
+    parallel_for(
+        pool, quantized_linear_tasks(call), [&](int64_t index) { run_quantized_linear_task(call, index); });
 }
 
 } // namespace
+
+QuantizedLinearKernels const& quantized_linear_kernels()
+{
+    return chosen(kTables);
+}
+
+q2export_status check_packed(char const* op, int32_t bits, int32_t block_size, q2export_dtype scale_dtype)
+{
+    Q2EXPORT_TRY(check_range(op, "bits", bits, 4, 8));
+    Q2EXPORT_TRY(check_multiple(op, "bits", bits, 4));
+    if (block_size != 32 && block_size != 64 && block_size != 128)
+    {
+        return fail(Q2EXPORT_INVALID_ARGUMENT, "%s: block_size is %d, expected 32, 64 or 128", op, block_size);
+    }
+    return check_range(op, "scale_dtype", scale_dtype, Q2EXPORT_FLOAT32, Q2EXPORT_FLOAT16);
+}
+
+int64_t quantized_linear_tasks(QuantizedLinear const& call)
+{
+    Cut const cut(call);
+    return cut.out_tasks * cut.row_tasks;
+}
+
+void run_quantized_linear_task(QuantizedLinear const& call, int64_t index)
+{
+    Cut const cut(call);
+    int64_t const first_row = index / cut.out_tasks * cut.task_rows;
+    int64_t const first_out = index % cut.out_tasks * cut.outs;
+    QuantizedLinearKernels const& kernels = quantized_linear_kernels();
+    (call.rounded.groups == 0 ? kernels.multiply_exact : kernels.multiply)(call,
+        {first_row, std::min(first_row + cut.task_rows, call.linear.rows), first_out,
+            std::min(first_out + cut.outs, call.linear.out_features)});
+}
+
 } // namespace q2export::cpu
 
 extern "C" q2export_status q2export_cpu_quantized_linear(q2export_cpu_quantized_linear_desc const* desc,
@@ -111,10 +149,11 @@ extern "C" q2export_status q2export_cpu_quantized_linear(q2export_cpu_quantized_
     Q2EXPORT_TRY(check_pointer(kOp, "codes", codes));
     Q2EXPORT_TRY(check_pointer(kOp, "scales", scales));
     Q2EXPORT_TRY(check_pointer(kOp, "output", output));
-    run({desc->rows, desc->in_features, desc->out_features, input, nullptr, static_cast<Bytes>(bias), output,
-            Q2EXPORT_FLOAT32, desc->bias_dtype},
-        {desc->out_features, desc->in_features, desc->bits, desc->block_size, desc->scale_dtype,
-            static_cast<Bytes>(codes), static_cast<Bytes>(scales), static_cast<Bytes>(zero_points)},
+    run({{desc->rows, desc->in_features, desc->out_features, input, nullptr, static_cast<Bytes>(bias), output,
+             Q2EXPORT_FLOAT32, desc->bias_dtype},
+            {desc->out_features, desc->in_features, desc->bits, desc->block_size, desc->scale_dtype,
+                static_cast<Bytes>(codes), static_cast<Bytes>(scales), static_cast<Bytes>(zero_points)},
+            {}},
         desc->activations, parallel_for);
     return Q2EXPORT_SUCCESS;
 }

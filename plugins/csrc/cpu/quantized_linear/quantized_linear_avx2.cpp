@@ -1,4 +1,4 @@
-#include "simd/avx2.h"
+#include "quantized_linear/integers_avx2.h"
 
 #include "quantized_linear/quantized_linear_kernel.h"
 

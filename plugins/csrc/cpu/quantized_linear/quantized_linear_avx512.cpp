@@ -1,4 +1,4 @@
-#include "simd/avx512.h"
+#include "quantized_linear/integers_avx512.h"
 
 #include "quantized_linear/quantized_linear_kernel.h"
 

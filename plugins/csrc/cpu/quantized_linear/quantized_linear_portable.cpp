@@ -1,4 +1,4 @@
-#include "simd/portable.h"
+#include "quantized_linear/integers_portable.h"
 
 #include "quantized_linear/quantized_linear_kernel.h"
 
