@@ -17,6 +17,7 @@ from benchmarks.process import CommandError, folder_bytes, reset_peak, run_measu
 from benchmarks.settings import RunSettings
 from benchmarks.worker import Worker, WorkerError
 from benchmarks.workers.plain_read import PlainRead, weight_ranges
+from benchmarks.workers.q2export_engine import Q2Export
 from benchmarks.workers.serve import Settings
 
 ENVIRONMENT = dict(os.environ)
@@ -165,3 +166,12 @@ def test_a_plain_read_reads_every_word_of_the_weights_once(tmp_path: Path) -> No
     assert list(loaded.tokens([], 2)) == [0, 0]
     total = loaded.read()
     assert total == int(words.sum())  # both modulo 2**64
+
+
+def test_q2export_serves_one_sequence_and_a_batch(qwen2_tiny_package: Path) -> None:
+    loaded = Q2Export(Settings(str(qwen2_tiny_package), threads=1, dtype="float32", experts=None)).load()
+    assert len(list(loaded.tokens([1, 2, 3], 4))) == 4
+    seconds = loaded.batch_seconds([[1, 2, 3], [4, 5, 6]], 4)
+    assert len(seconds) == 4
+    assert min(seconds) > 0
+    assert len(loaded.logits([1, 2, 3])) > 6

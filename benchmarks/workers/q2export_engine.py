@@ -27,7 +27,7 @@ class LoadedEngine:
         """The mean of the later steps, as often as there are: results give times as sums."""
         results = self._engine.generate_batch(prompts, max_new_tokens=count, do_sample=False, ignore_eos=True)
         timings = results[-1].timings
-        return [timings.first_token_seconds] + [timings.decode_seconds / (count - 1)] * (count - 1)
+        return [timings.time_to_first_token] + [timings.decode_seconds / (count - 1)] * (count - 1)
 
     def logits(self, prompt: Sequence[int]) -> Sequence[float]:
         """Score the prompt and take the last row."""
