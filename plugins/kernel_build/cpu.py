@@ -29,7 +29,11 @@ _AVX2 = ("-mavx2", "-mfma", "-mf16c")
 # The two warnings are for gcc's own header, whose undefined vectors it takes for a mistake (GCC bug 105593).
 _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni")
 _AVX512_WARNINGS = ("-Wno-uninitialized", "-Wno-maybe-uninitialized")
-X86_FLAGS: Mapping[str, tuple[str, ...]] = {"_avx2": _AVX2, "_avx512": (*_AVX512, *_AVX512_WARNINGS)}
+X86_FLAGS: Mapping[str, tuple[str, ...]] = {
+    "_avx2": _AVX2,
+    "_avx512": (*_AVX512, *_AVX512_WARNINGS),
+    "_avx512_bf16": (*_AVX512, "-mavx512bf16", *_AVX512_WARNINGS),
+}
 """Of the sources whose names end so; other machines leave these out."""
 
 

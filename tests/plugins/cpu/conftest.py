@@ -10,7 +10,7 @@ import pytest
 
 from q2export.plugins.kernel_build import CpuLibrary, NoKernelsError, cpu_library
 from tests.plugins.cpu.compiling import BUILD, built
-from tests.plugins.cpu.kernels import CpuKernels
+from tests.plugins.cpu.kernels import ISAS, CpuKernels
 
 
 @pytest.fixture(scope="session")
@@ -28,7 +28,7 @@ def onnxruntime_library(cpu_build: CpuLibrary) -> Path:
     return built(cpu_build, BUILD / "cpu")
 
 
-@pytest.fixture(params=["portable", "avx2", "avx512"])
+@pytest.fixture(params=list(ISAS))
 def kernels(request: pytest.FixtureRequest, onnxruntime_library: Path) -> Iterator[CpuKernels]:
     """The kernels, with each instruction set that this machine has."""
     found = CpuKernels(onnxruntime_library)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 FLOAT32, FLOAT16, BFLOAT16 = 0, 1, 2
 """``q2export_dtype``."""
 
-ISAS = {"portable": 0, "avx2": 1, "avx512": 2}
+ISAS = {"portable": 0, "avx2": 1, "avx512": 2, "avx512_bf16": 3}
 """``q2export_cpu_isa``."""
 
 Floats = NDArray[np.float32]

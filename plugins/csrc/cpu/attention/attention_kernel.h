@@ -149,11 +149,11 @@ inline void score_rows(
         int64_t const stride = keys.stride * Float32::kBytes;
         if (whole)
         {
-            multiply_tile<Float32, kRows, kOuts>(queries, dim, source, stride, dim, sums);
+            multiply_tile<Widened<Float32>, kRows, kOuts>(queries, dim, source, stride, dim, sums);
         }
         else
         {
-            multiply_tile<Float32, kRows, 1>(queries, dim, source, stride, dim, sums);
+            multiply_tile<Widened<Float32>, kRows, 1>(queries, dim, source, stride, dim, sums);
         }
         for (int row = 0; row < kRows; ++row)
         {

@@ -18,9 +18,13 @@ q2export_cpu_isa best_isa()
     bool const avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw")
         && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")
         && __builtin_cpu_supports("avx512vnni");
+    if (avx2 && avx512)
+    {
+        return __builtin_cpu_supports("avx512bf16") ? Q2EXPORT_CPU_AVX512_BF16 : Q2EXPORT_CPU_AVX512;
+    }
     if (avx2)
     {
-        return avx512 ? Q2EXPORT_CPU_AVX512 : Q2EXPORT_CPU_AVX2;
+        return Q2EXPORT_CPU_AVX2;
     }
 #endif
     return Q2EXPORT_CPU_PORTABLE;
@@ -49,7 +53,7 @@ extern "C" q2export_cpu_isa q2export_cpu_selected_isa(void)
 extern "C" q2export_status q2export_cpu_select_isa(q2export_cpu_isa isa)
 {
     using namespace q2export::cpu;
-    Q2EXPORT_TRY(check_range("select_isa", "isa", isa, Q2EXPORT_CPU_PORTABLE, Q2EXPORT_CPU_AVX512));
+    Q2EXPORT_TRY(check_range("select_isa", "isa", isa, Q2EXPORT_CPU_PORTABLE, Q2EXPORT_CPU_AVX512_BF16));
     if (isa > best_isa())
     {
         return fail(Q2EXPORT_UNSUPPORTED, "select_isa: instruction set %d, but this machine has %d", isa, best_isa());

@@ -1,6 +1,8 @@
 // Which instruction set runs. A kernel family has a table of functions per set; `chosen` picks one.
 #pragma once
 
+#include <cstddef>
+
 #include "q2export/cpu.h"
 
 #if defined(__x86_64__) || defined(_M_X64)
@@ -14,11 +16,12 @@ namespace q2export::cpu
 
 q2export_cpu_isa selected_isa();
 
-// The selected one of a family's tables, in the order of q2export_cpu_isa.
-template <typename Table>
-Table const& chosen(Table const* const (&tables)[3])
+// The selected one of a family's tables, in the order of q2export_cpu_isa: the last for all sets beyond it.
+template <typename Table, size_t kSets>
+Table const& chosen(Table const* const (&tables)[kSets])
 {
-    return *tables[selected_isa()];
+    size_t const isa = static_cast<size_t>(selected_isa());
+    return *tables[isa < kSets ? isa : kSets - 1];
 }
 
 } // namespace q2export::cpu

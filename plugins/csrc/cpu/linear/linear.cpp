@@ -15,7 +15,7 @@ namespace
 
 constexpr char kOp[] = "linear";
 constexpr int64_t kTaskOuts = 64;   // whose weights a task widens
-constexpr int64_t kMostRows = 256;  // that share them: of these, rows as long as Qwen2's are still in the L3 cache next time
+constexpr int64_t kMostRows = 256;  // that share them: short enough a run for the L3 cache to keep
 constexpr int64_t kLeastRows = 96;  // for which widening costs a few percent
 constexpr int64_t kLeastTasks = 16; // so that no thread waits for another in the end
 
@@ -30,11 +30,26 @@ int64_t ceil_div(int64_t value, int64_t divisor)
     return (value + divisor - 1) / divisor;
 }
 
+// What multiplies an input of bfloat16 as it is; null where it has to be widened.
+RoundedLinearKernels const* rounded_kernels()
+{
+#if Q2EXPORT_CPU_X86
+    return selected_isa() >= Q2EXPORT_CPU_AVX512_BF16 ? &kRoundedLinearAvx512 : nullptr;
+#else
+    return nullptr;
+#endif
+}
+
+LinearKernels const& kernels_for(Linear const& linear)
+{
+    return linear.rounded != nullptr ? rounded_kernels()->linear : chosen(kTables);
+}
+
 // How a call is cut: few rows stream their weights, more share tiles of them.
 struct Cut
 {
     explicit Cut(Linear const& linear)
-        : direct(linear.rows <= chosen(kTables).direct_rows)
+        : direct(linear.rows <= kernels_for(linear).direct_rows)
     {
         int64_t const weight_bytes = linear.weight_dtype == Q2EXPORT_FLOAT32 ? 4 : 2;
         int64_t const row_bytes = linear.in_features * weight_bytes;
@@ -72,20 +87,32 @@ q2export_status check_activations(q2export_cpu_linear_desc const* desc)
               kOp, desc->weight_dtype);
 }
 
-// Rounds the input of a call to bfloat16 and widens it again, in memory that the calling thread keeps.
-float const* rounded_input(Linear const& linear, q2export_cpu_parallel_for const* pool)
+// Rounds the input of a call to bfloat16, in memory that the calling thread keeps; widens it again where nothing
+// multiplies it as it is.
+void round_input(Linear& linear, q2export_cpu_parallel_for const* pool)
 {
-    size_t const bytes = static_cast<size_t>(linear.rows * linear.in_features) * sizeof(float);
-    auto* const rounded = static_cast<float*>(thread_scratch(Scratch::kActivations, bytes));
+    RoundedLinearKernels const* const kernels = rounded_kernels();
+    int64_t const width = linear.in_features;
+    size_t const elements = static_cast<size_t>(linear.rows * width);
+    float const* const input = linear.input;
+    if (kernels != nullptr)
+    {
+        auto* const rounded = static_cast<uint16_t*>(thread_scratch(Scratch::kActivations, elements * sizeof(uint16_t)));
+        parallel_for(pool, linear.rows,
+            [&](int64_t row) { kernels->round_row(input + row * width, width, rounded + row * width); });
+        linear.rounded = rounded;
+        return;
+    }
+    auto* const rounded = static_cast<float*>(thread_scratch(Scratch::kActivations, elements * sizeof(float)));
     parallel_for(pool, linear.rows, [&](int64_t row) {
-        for (int64_t k = row * linear.in_features; k < (row + 1) * linear.in_features; ++k)
+        for (int64_t k = row * width; k < (row + 1) * width; ++k)
         {
             uint16_t narrow;
-            BFloat16::write(&narrow, linear.input[k]);
+            BFloat16::write(&narrow, input[k]);
             rounded[k] = BFloat16::read(&narrow);
         }
     });
-    return rounded;
+    linear.input = rounded;
 }
 
 q2export_status check(q2export_cpu_linear_desc const* desc, float const* input, void const* weight, void const* bias,
@@ -126,7 +153,7 @@ void run_linear_task(Linear const& linear, int64_t index)
     Cut const cut(linear);
     int64_t const row_task = index / cut.out_tasks;
     int64_t const first_out = index % cut.out_tasks * cut.outs;
-    LinearKernels const& kernels = chosen(kTables);
+    LinearKernels const& kernels = kernels_for(linear);
     (cut.direct ? kernels.direct : kernels.packed)(linear,
         {row_task * linear.rows / cut.row_tasks, (row_task + 1) * linear.rows / cut.row_tasks, first_out,
             std::min(first_out + cut.outs, linear.out_features)});
@@ -149,10 +176,10 @@ extern "C" q2export_status q2export_cpu_linear(q2export_cpu_linear_desc const* d
         return Q2EXPORT_SUCCESS; // a step that only fills the cache asks for no logits
     }
     Linear linear{desc->rows, desc->in_features, desc->out_features, input, static_cast<Bytes>(weight),
-        static_cast<Bytes>(bias), output, desc->weight_dtype, desc->bias_dtype, desc->activations};
-    if (linear.activations == Q2EXPORT_CPU_ACTIVATIONS_BFLOAT16)
+        static_cast<Bytes>(bias), output, desc->weight_dtype, desc->bias_dtype};
+    if (desc->activations == Q2EXPORT_CPU_ACTIVATIONS_BFLOAT16)
     {
-        linear.input = rounded_input(linear, parallel_for);
+        round_input(linear, parallel_for);
     }
     run_linear(linear, parallel_for);
     return Q2EXPORT_SUCCESS;

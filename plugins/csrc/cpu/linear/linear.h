@@ -21,7 +21,7 @@ struct Linear
     float* output;      // [rows, out_features]
     q2export_dtype weight_dtype;
     q2export_dtype bias_dtype;
-    q2export_cpu_activations activations = Q2EXPORT_CPU_ACTIVATIONS_FLOAT32;
+    uint16_t const* rounded = nullptr; // the input as bfloat16, where that is what is multiplied
 };
 
 // Ranges of a call that one task works on.
@@ -42,9 +42,18 @@ struct LinearKernels
     void (*packed)(Linear const& linear, LinearTask const& task);
 };
 
+// Of an input rounded to bfloat16, over weights of bfloat16.
+struct RoundedLinearKernels
+{
+    LinearKernels linear; // read Linear::rounded
+    // To nearest, ties to even.
+    void (*round_row)(float const* source, int64_t count, uint16_t* target);
+};
+
 extern LinearKernels const kLinearPortable;
 extern LinearKernels const kLinearAvx2;
 extern LinearKernels const kLinearAvx512;
+extern RoundedLinearKernels const kRoundedLinearAvx512; // needs AVX512_BF16
 
 // Runs a call whose arguments have been checked.
 void run_linear(Linear const& linear, q2export_cpu_parallel_for const* pool);

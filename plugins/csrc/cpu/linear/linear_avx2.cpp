@@ -1,6 +1,6 @@
 #include "simd/avx2.h"
 
-#include "linear/linear_kernel.h"
+#include "linear/float_kernel.h"
 
 namespace q2export::cpu
 {

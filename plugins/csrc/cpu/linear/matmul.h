@@ -1,14 +1,14 @@
-// The float32 matmul of all linear layers, for the vectors of one instruction set.
+// The matmul of all linear layers, for the vectors of one instruction set.
 //
-// Every path adds in one order, so that a row has the same bits whatever rows come along and whichever path runs:
-// in_features is cut into blocks (block_length); a block's products are summed lane by lane, lanes are added as
+// Every path of a Product adds in one order, so that a row has the same bits whatever rows come along and whichever path
+// runs: in_features is cut into blocks (block_length); a block's products are summed lane by lane, lanes are added as
 // Simd::sum4 does; blocks are added from the first to the last, then the bias.
 #pragma once
 
 #include <algorithm>
 
 #include "common/scratch.h"
-#include "linear/linear.h"
+#include "linear/product.h"
 
 namespace q2export::cpu
 {
@@ -22,14 +22,16 @@ namespace
 #define Q2EXPORT_UNROLL _Pragma("GCC unroll 16")
 #endif
 
-constexpr int64_t kMaxBlock = 896;  // elements of in_features summed at a time: what a tile reads is about the L1 cache
-constexpr int64_t kPackedOuts = 64; // outputs whose weights are widened at a time, at most kMaxBlock long: 224 KB
-constexpr int kOuts = 4;             // columns of a register tile
+constexpr int64_t kBlockBytes = 3584; // of a row that are summed at a time: what a tile reads is about the L1 cache
+constexpr int64_t kPackedOuts = 64;   // outputs whose weights are put into panels at a time: 224 KB
+constexpr int kOuts = 4;              // columns of a register tile
 
-// Length of all blocks but the last: equal shares, in whole cache lines.
+// Length of all blocks but the last: equal shares, in whole cache lines of 16-bit and 32-bit elements.
+template <typename Product>
 inline int64_t block_length(int64_t in_features)
 {
-    int64_t const blocks = (in_features + kMaxBlock - 1) / kMaxBlock;
+    constexpr int64_t kMost = kBlockBytes / sizeof(typename Product::Element);
+    int64_t const blocks = (in_features + kMost - 1) / kMost;
     int64_t const share = (in_features + blocks - 1) / blocks;
     return (share + 63) / 64 * 64;
 }
@@ -50,12 +52,12 @@ inline float read_bias(Linear const& linear, int64_t out)
 
 // Rows of input times columns of weights, over one block. Weights of `kColumns` outputs lie `weight_stride` bytes apart;
 // columns of `sums` beyond them are zero.
-template <typename Weight, int kRows, int kColumns>
-inline void multiply_tile(float const* input, int64_t input_stride, Bytes weight, int64_t weight_stride, int64_t length,
-    float (&sums)[kRows][kOuts])
+template <typename Product, int kRows, int kColumns>
+inline void multiply_tile(typename Product::Element const* input, int64_t input_stride, Bytes weight,
+    int64_t weight_stride, int64_t length, float (&sums)[kRows][kOuts])
 {
-    using Vector = Simd::Vector;
-    Vector acc[kRows][kOuts];
+    using Operand = typename Product::Operand;
+    Simd::Vector acc[kRows][kOuts];
     Q2EXPORT_UNROLL
     for (int row = 0; row < kRows; ++row)
     {
@@ -66,22 +68,22 @@ inline void multiply_tile(float const* input, int64_t input_stride, Bytes weight
         }
     }
     int64_t k = 0;
-    for (; k + Simd::kWidth <= length; k += Simd::kWidth)
+    for (; k + Product::kStep <= length; k += Product::kStep)
     {
-        Vector w[kColumns];
+        Operand w[kColumns];
         Q2EXPORT_UNROLL
         for (int column = 0; column < kColumns; ++column)
         {
-            w[column] = Simd::widen(Weight{}, weight + column * weight_stride + k * Weight::kBytes);
+            w[column] = Product::weight(weight + column * weight_stride + k * Product::kBytes);
         }
         Q2EXPORT_UNROLL
         for (int row = 0; row < kRows; ++row)
         {
-            Vector const x = Simd::load(input + row * input_stride + k);
+            Operand const x = Product::load(input + row * input_stride + k);
             Q2EXPORT_UNROLL
             for (int column = 0; column < kColumns; ++column)
             {
-                acc[row][column] = Simd::fma(x, w[column], acc[row][column]);
+                acc[row][column] = Product::add(x, w[column], acc[row][column]);
             }
         }
     }
@@ -91,13 +93,13 @@ inline void multiply_tile(float const* input, int64_t input_stride, Bytes weight
         Q2EXPORT_UNROLL
         for (int column = 0; column < kColumns; ++column)
         {
-            Vector const w
-                = Simd::widen_first(Weight{}, weight + column * weight_stride + k * Weight::kBytes, rest);
+            Operand const w
+                = Product::weight_first(weight + column * weight_stride + k * Product::kBytes, rest);
             Q2EXPORT_UNROLL
             for (int row = 0; row < kRows; ++row)
             {
-                Vector const x = Simd::load_first(input + row * input_stride + k, rest);
-                acc[row][column] = Simd::fma(x, w, acc[row][column]);
+                Operand const x = Product::load_first(input + row * input_stride + k, rest);
+                acc[row][column] = Product::add(x, w, acc[row][column]);
             }
         }
     }
@@ -140,19 +142,19 @@ struct Tile
     int64_t weight_stride;
 };
 
-template <typename Weight, int kRows>
+template <typename Product, int kRows>
 inline void multiply_rows(Linear const& linear, int64_t row, Tile const& tile)
 {
     float sums[kRows][kOuts];
-    float const* const input = linear.input + row * linear.in_features + tile.start;
+    auto const* const input = Product::input(linear) + row * linear.in_features + tile.start;
     if (tile.columns == kOuts)
     {
-        multiply_tile<Weight, kRows, kOuts>(
+        multiply_tile<Product, kRows, kOuts>(
             input, linear.in_features, tile.weight, tile.weight_stride, tile.length, sums);
     }
     else
     {
-        multiply_tile<Weight, kRows, 1>(
+        multiply_tile<Product, kRows, 1>(
             input, linear.in_features, tile.weight, tile.weight_stride, tile.length, sums);
     }
     add_sums(linear, row, tile.out, tile.out_stride, static_cast<int>(tile.columns), tile.start == 0,
@@ -160,31 +162,33 @@ inline void multiply_rows(Linear const& linear, int64_t row, Tile const& tile)
 }
 
 // multiply_rows for `rows` of 1 .. kTileRows.
-template <typename Weight, int kRows = Simd::kTileRows>
+template <typename Product, int kRows = Simd::kTileRows>
 inline void multiply(Linear const& linear, int64_t row, int64_t rows, Tile const& tile)
 {
     if constexpr (kRows > 1)
     {
         if (rows < kRows)
         {
-            multiply<Weight, kRows - 1>(linear, row, rows, tile);
+            multiply<Product, kRows - 1>(linear, row, rows, tile);
             return;
         }
     }
-    multiply_rows<Weight, kRows>(linear, row, tile);
+    multiply_rows<Product, kRows>(linear, row, tile);
 }
 
 // Where element `k` of a panel's column lies: vectors of the four columns alternate, so that a tile reads one stream.
+template <typename Product>
 inline int64_t panel_offset(int64_t k)
 {
-    return k / Simd::kWidth * (kOuts * Simd::kWidth) + k % Simd::kWidth;
+    return k / Product::kStep * (kOuts * Product::kStep) + k % Product::kStep;
 }
 
 // One block of a task: `outs` outputs from `first_out` on, four per panel.
+template <typename Product>
 struct Panels
 {
-    float const* data;
-    int64_t stride; // of a panel, in floats
+    typename Product::Element const* data;
+    int64_t stride; // of a panel, in elements
     int64_t first_out;
     int64_t outs;
     int64_t start;
@@ -193,11 +197,12 @@ struct Panels
 
 // Rows of input times the columns of a panel, over one block, into registers. kAhead: fetches as much as one row from
 // `ahead`, which will be wanted next.
-template <int kRows, bool kAhead>
-inline void multiply_panel(float const* input, int64_t input_stride, float const* panel, int64_t length,
-    float const* ahead, Simd::Vector (&acc)[kRows][kOuts])
+template <typename Product, int kRows, bool kAhead>
+inline void multiply_panel(typename Product::Element const* input, int64_t input_stride,
+    typename Product::Element const* panel, int64_t length, typename Product::Element const* ahead,
+    Simd::Vector (&acc)[kRows][kOuts])
 {
-    using Vector = Simd::Vector;
+    using Operand = typename Product::Operand;
     Q2EXPORT_UNROLL
     for (int row = 0; row < kRows; ++row)
     {
@@ -208,38 +213,38 @@ inline void multiply_panel(float const* input, int64_t input_stride, float const
         }
     }
     auto const add = [&](auto const& load) {
-        Vector w[kOuts];
+        Operand w[kOuts];
         Q2EXPORT_UNROLL
         for (int column = 0; column < kOuts; ++column)
         {
-            w[column] = Simd::load(panel + column * Simd::kWidth);
+            w[column] = Product::load(panel + column * Product::kStep);
         }
         Q2EXPORT_UNROLL
         for (int row = 0; row < kRows; ++row)
         {
-            Vector const x = load(input + row * input_stride);
+            Operand const x = load(input + row * input_stride);
             Q2EXPORT_UNROLL
             for (int column = 0; column < kOuts; ++column)
             {
-                acc[row][column] = Simd::fma(x, w[column], acc[row][column]);
+                acc[row][column] = Product::add(x, w[column], acc[row][column]);
             }
         }
     };
     int64_t k = 0;
-    for (; k + Simd::kWidth <= length; k += Simd::kWidth)
+    for (; k + Product::kStep <= length; k += Product::kStep)
     {
         if (kAhead)
         {
             __builtin_prefetch(ahead + k, 0, 2); // to the L2 cache
         }
-        add([](float const* source) { return Simd::load(source); });
-        input += Simd::kWidth;
-        panel += kOuts * Simd::kWidth;
+        add([](auto const* source) { return Product::load(source); });
+        input += Product::kStep;
+        panel += kOuts * Product::kStep;
     }
     if (k < length)
     {
         int const rest = static_cast<int>(length - k);
-        add([rest](float const* source) { return Simd::load_first(source, rest); });
+        add([rest](auto const* source) { return Product::load_first(source, rest); });
     }
 }
 
@@ -269,38 +274,39 @@ inline void copy_columns(float const* source, int64_t source_stride, int64_t col
 }
 
 // All panels times `rows` of 1 .. kTileRows. `bias` is of the panels' outputs, null before the last block.
-template <int kRows = Simd::kTileRows>
+template <typename Product, int kRows = Simd::kTileRows>
 inline void multiply_panels(
-    Linear const& linear, int64_t row, int64_t rows, Panels const& panels, float const* bias)
+    Linear const& linear, int64_t row, int64_t rows, Panels<Product> const& panels, float const* bias)
 {
     if constexpr (kRows > 1)
     {
         if (rows < kRows)
         {
-            multiply_panels<kRows - 1>(linear, row, rows, panels, bias);
+            multiply_panels<Product, kRows - 1>(linear, row, rows, panels, bias);
             return;
         }
     }
     int64_t const input_stride = linear.in_features;
     int64_t const output_stride = linear.out_features;
-    float const* const input = linear.input + row * input_stride + panels.start;
+    auto const* const all = Product::input(linear) + panels.start;
+    auto const* const input = all + row * input_stride;
     float* const output = linear.output + row * output_stride + panels.first_out;
     bool const first = panels.start == 0;
     for (int64_t out = 0; out < panels.outs; out += kOuts)
     {
         Simd::Vector acc[kRows][kOuts];
-        float const* const panel = panels.data + out / kOuts * panels.stride;
+        auto const* const panel = panels.data + out / kOuts * panels.stride;
         // The first panel wants the next rows all at once. Where they are no continuation of these, the processor does not
         // see them coming: each panel of these rows fetches one of them.
         int64_t const later = row + kRows + out / kOuts;
         if (panels.length < input_stride && out / kOuts < kRows && later < linear.rows)
         {
-            float const* const ahead = linear.input + later * input_stride + panels.start;
-            multiply_panel<kRows, true>(input, input_stride, panel, panels.length, ahead, acc);
+            multiply_panel<Product, kRows, true>(
+                input, input_stride, panel, panels.length, all + later * input_stride, acc);
         }
         else
         {
-            multiply_panel<kRows, false>(input, input_stride, panel, panels.length, nullptr, acc);
+            multiply_panel<Product, kRows, false>(input, input_stride, panel, panels.length, nullptr, acc);
         }
         int64_t const columns = std::min<int64_t>(kOuts, panels.outs - out);
         if (columns == kOuts)
@@ -316,26 +322,27 @@ inline void multiply_panels(
 }
 
 // Multiplies all rows of a task with one block of widened weights after the other. `widen(out, start, length, target)`
-// writes a block of one output's weights: element k to target[panel_offset(k)].
-template <typename Widen>
+// writes a block of one output's weights: element k to target[panel_offset<Product>(k)].
+template <typename Product, typename Widen>
 void multiply_packed(Linear const& linear, LinearTask const& task, Widen const& widen)
 {
-    int64_t const block = block_length(linear.in_features);
+    using Element = typename Product::Element;
+    int64_t const block = block_length<Product>(linear.in_features);
     int64_t const rows = task.last_row - task.first_row;
     int64_t const groups = (rows + Simd::kTileRows - 1) / Simd::kTileRows; // of nearly equal size
     int64_t const stride = block * kOuts;
-    size_t const bytes = static_cast<size_t>(kPackedOuts * block) * sizeof(float);
-    float* const packed = static_cast<float*>(thread_scratch(Scratch::kWeights, bytes));
+    size_t const bytes = static_cast<size_t>(kPackedOuts * block) * sizeof(Element);
+    auto* const packed = static_cast<Element*>(thread_scratch(Scratch::kWeights, bytes));
     for (int64_t start = 0; start < linear.in_features; start += block)
     {
         int64_t const length = std::min(block, linear.in_features - start);
         for (int64_t first = task.first_out; first < task.last_out; first += kPackedOuts)
         {
             int64_t const outs = std::min(kPackedOuts, task.last_out - first);
-            std::fill(packed + outs / kOuts * stride, packed + (outs + kOuts - 1) / kOuts * stride, 0.0f);
+            std::fill(packed + outs / kOuts * stride, packed + (outs + kOuts - 1) / kOuts * stride, Element{});
             for (int64_t out = 0; out < outs; ++out)
             {
-                float* const target = packed + out / kOuts * stride + out % kOuts * Simd::kWidth;
+                Element* const target = packed + out / kOuts * stride + out % kOuts * Product::kStep;
                 widen(first + out, start, length, target);
             }
             bool const has_bias = linear.bias != nullptr && start + length == linear.in_features;
@@ -348,7 +355,7 @@ void multiply_packed(Linear const& linear, LinearTask const& task, Widen const& 
             {
                 int64_t const row = task.first_row + group * rows / groups;
                 int64_t const count = task.first_row + (group + 1) * rows / groups - row;
-                multiply_panels(
+                multiply_panels<Product>(
                     linear, row, count, {packed, stride, first, outs, start, length}, has_bias ? bias : nullptr);
             }
         }

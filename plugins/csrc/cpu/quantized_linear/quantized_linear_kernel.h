@@ -76,7 +76,8 @@ inline void dequantize(PackedWeight const& weight, int64_t out, int64_t start, i
         for (; k < end; k += Simd::kWidth)
         {
             Simd::Vector const code = Integers::codes_to_floats<kBits>(codes + k * kBits / 8);
-            Simd::store(target + panel_offset(k), Simd::multiply(Simd::subtract(code, zero_point), scale));
+            float* const place = target + panel_offset<Widened<Float32>>(k);
+            Simd::store(place, Simd::multiply(Simd::subtract(code, zero_point), scale));
         }
     }
 }
@@ -84,9 +85,10 @@ inline void dequantize(PackedWeight const& weight, int64_t out, int64_t start, i
 void multiply_exact(QuantizedLinear const& call, LinearTask const& task)
 {
     auto const widen = call.weight.bits == 4 ? dequantize<4> : dequantize<8>;
-    multiply_packed(call.linear, task, [&](int64_t out, int64_t start, int64_t length, float* target) {
-        widen(call.weight, out, start, length, target);
-    });
+    multiply_packed<Widened<Float32>>(
+        call.linear, task, [&](int64_t out, int64_t start, int64_t length, float* target) {
+            widen(call.weight, out, start, length, target);
+        });
 }
 
 constexpr QuantizedLinearKernels kKernels{

@@ -32,7 +32,8 @@ typedef int32_t q2export_cpu_isa;
 enum {
     Q2EXPORT_CPU_PORTABLE = 0, /* whatever the compiler assumes of every machine */
     Q2EXPORT_CPU_AVX2 = 1,     /* AVX2, FMA, F16C */
-    Q2EXPORT_CPU_AVX512 = 2    /* AVX-512 F, BW, DQ, VL, VNNI: Ice Lake, Zen 4 and later */
+    Q2EXPORT_CPU_AVX512 = 2,   /* AVX-512 F, BW, DQ, VL, VNNI: Ice Lake, Zen 4 and later */
+    Q2EXPORT_CPU_AVX512_BF16 = 3 /* and BF16: Cooper Lake, Sapphire Rapids, Zen 4 and later */
 };
 
 /* One piece of work: calls of different indices are independent. */
@@ -75,7 +76,8 @@ typedef struct q2export_cpu_linear_desc {
 } q2export_cpu_linear_desc;
 
 /*
- * output = input @ weight.T + bias; weights are widened exactly, sums are float32.
+ * output = input @ weight.T + bias; weights are widened exactly, sums are float32. With bfloat16 activations on
+ * Q2EXPORT_CPU_AVX512_BF16, subnormal numbers (below 2^-126) are zero, in the input, the weights and the sums.
  *
  * input   float [rows, in_features]
  * weight  weight_dtype [out_features, in_features]
