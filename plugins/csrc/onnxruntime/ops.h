@@ -11,6 +11,7 @@ namespace q2export::onnxruntime
 OrtCustomOp const& linear_op();
 OrtCustomOp const& quantized_linear_op();
 OrtCustomOp const& moe_op();
+OrtCustomOp const& quantized_moe_op();
 
 // For caches of float32, float16 and bfloat16.
 std::array<OrtCustomOp const*, 3> rotary_attention_ops();

@@ -27,14 +27,7 @@ public:
         , block_size_(attributes.integer("block_size"))
         , int8_activations_(attributes.integer("int8_activations") != 0)
     {
-        if (bits_ != 4 && bits_ != 8)
-        {
-            throw Refusal("bits is " + std::to_string(bits_) + ", expected 4 or 8");
-        }
-        if (block_size_ != 32 && block_size_ != 64 && block_size_ != 128)
-        {
-            throw Refusal("block_size is " + std::to_string(block_size_) + ", expected 32, 64 or 128");
-        }
+        expect_packing(bits_, block_size_);
     }
 
     void run(Call const& call) const

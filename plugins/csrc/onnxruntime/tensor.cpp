@@ -82,4 +82,16 @@ void expect_shape(Tensor const& tensor, char const* name, std::initializer_list<
     }
 }
 
+void expect_packing(int64_t bits, int64_t block_size)
+{
+    if (bits != 4 && bits != 8)
+    {
+        throw Refusal("bits is " + std::to_string(bits) + ", expected 4 or 8");
+    }
+    if (block_size != 32 && block_size != 64 && block_size != 128)
+    {
+        throw Refusal("block_size is " + std::to_string(block_size) + ", expected 32, 64 or 128");
+    }
+}
+
 } // namespace q2export::onnxruntime

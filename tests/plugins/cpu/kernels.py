@@ -79,6 +79,23 @@ class MoeDesc(ctypes.Structure):
     )
 
 
+class QuantizedMoeDesc(ctypes.Structure):
+    """``q2export_cpu_quantized_moe_desc``."""
+
+    _fields_ = (
+        ("num_tokens", c_int64),
+        ("hidden_size", c_int64),
+        ("intermediate_size", c_int64),
+        ("num_experts", c_int32),
+        ("top_k", c_int32),
+        ("norm_topk_prob", c_int32),
+        ("bits", c_int32),
+        ("block_size", c_int32),
+        ("scale_dtype", c_int32),
+        ("activations", c_int32),
+    )
+
+
 class ParallelFor(ctypes.Structure):
     """``q2export_cpu_parallel_for``."""
 
@@ -179,6 +196,37 @@ class Experts:
 
 
 @dataclass(frozen=True)
+class PackedExperts:
+    """Packed weights of ``count`` experts, one after the other.
+
+    Attributes:
+        count: of experts.
+        gate_up: ``[count * 2 * inner, hidden]``; rows of gate and up alternate.
+        down: ``[count * hidden, inner]``.
+    """
+
+    count: int
+    gate_up: Packed
+    down: Packed
+
+    @classmethod
+    def random(
+        cls, sizes: tuple[int, int, int], bits: int, block_size: int, scale_dtype: type, symmetric: bool
+    ) -> PackedExperts:
+        """Those of ``(count, hidden, inner)``."""
+        count, hidden, inner = sizes
+        rest = (bits, block_size, scale_dtype, symmetric)
+        gate_up = Packed.random((count * 2 * inner, hidden), *rest)
+        return cls(count, gate_up, Packed.random((count * hidden, inner), *rest))
+
+    def values(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """Gate, up ``[count, inner, hidden]`` and down ``[count, hidden, inner]``."""
+        hidden = self.gate_up.values.shape[1]
+        pairs = self.gate_up.values.reshape(self.count, -1, 2, hidden)
+        return pairs[:, :, 0], pairs[:, :, 1], self.down.values.reshape(self.count, hidden, -1)
+
+
+@dataclass(frozen=True)
 class Step:
     """Inputs of attention; shapes as in ``opspec.ROTARY_ATTENTION``, caches as :func:`stored` has them."""
 
@@ -267,6 +315,25 @@ class CpuKernels:
         tables = [(c_void_p * count)(*(each.ctypes.data for each in matrix)) for matrix in of_matrix]
         held = map(address, (hidden, logits))
         self.check(self.library.q2export_cpu_moe(byref(desc), *held, *tables, address(output), None))
+        return output
+
+    def quantized_moe(
+        self, hidden: Floats, logits: Floats, experts: PackedExperts, top_k: int, norm: bool, int8: bool
+    ) -> Floats:
+        """:meth:`moe` over packed experts, the activations rounded to int8 or not."""
+        hidden, logits = np.ascontiguousarray(hidden), np.ascontiguousarray(logits)
+        output = np.full_like(hidden, np.nan)
+        gate_up, down = experts.gate_up, experts.down
+        scale_dtype = FLOAT16 if down.scales.dtype == np.float16 else FLOAT32
+        sizes = (*hidden.shape, down.values.shape[1], experts.count, top_k, norm)
+        desc = QuantizedMoeDesc(*sizes, down.bits, down.block_size, scale_dtype, int8)
+        matrices = [
+            each
+            for packed in (gate_up, down)
+            for each in (at_odd_address(packed.codes), packed.scales, packed.zero_points)
+        ]
+        held = [address(each) for each in (hidden, logits, *matrices, output)]
+        self.check(self.library.q2export_cpu_quantized_moe(byref(desc), *held, None))
         return output
 
     def linear_into(self, output: Floats, x: Floats, weight: Floats, run: ctypes._FuncPointer) -> None:

@@ -266,6 +266,45 @@ void moes()
     }
 }
 
+void quantized_moe(int32_t bits, int64_t tokens, q2export_cpu_activations activations, bool with_zero_points)
+{
+    q2export_cpu_quantized_moe_desc const desc{tokens, 96, 64, 5, 2, 1, bits, 32, Q2EXPORT_FLOAT32, activations};
+    std::vector<float> const hidden = numbers(tokens * 96);
+    std::vector<float> const logits = numbers(tokens * 5);
+    std::vector<unsigned char> const gate_up = bytes(5 * 128 * 96 * bits / 8);
+    std::vector<unsigned char> const down = bytes(5 * 96 * 64 * bits / 8);
+    std::vector<float> const gate_up_scale = numbers(5 * 128 * 3);
+    std::vector<float> const down_scale = numbers(5 * 96 * 2);
+    std::vector<unsigned char> const gate_up_points = bytes(5 * 128 * ((3 * bits + 7) / 8));
+    std::vector<unsigned char> const down_points = bytes(5 * 96 * ((2 * bits + 7) / 8));
+    std::vector<float> outputs[2];
+    for (int together = 0; together < 2; ++together)
+    {
+        outputs[together].resize(hidden.size());
+        if (q2export_cpu_quantized_moe(&desc, hidden.data(), logits.data(), gate_up.data(), gate_up_scale.data(),
+                with_zero_points ? gate_up_points.data() : nullptr, down.data(), down_scale.data(),
+                with_zero_points ? down_points.data() : nullptr, outputs[together].data(),
+                together == 1 ? &kPool : nullptr)
+            != Q2EXPORT_SUCCESS)
+        {
+            fail("quantized_moe");
+        }
+    }
+    expect_same("quantized_moe", outputs[0], outputs[1]);
+}
+
+void quantized_moes()
+{
+    for (int32_t const bits : {4, 8})
+    {
+        for (int64_t const tokens : {1, 30})
+        {
+            quantized_moe(bits, tokens, Q2EXPORT_CPU_ACTIVATIONS_INT8, tokens == 1);
+            quantized_moe(bits, tokens, Q2EXPORT_CPU_ACTIVATIONS_FLOAT32, tokens == 30);
+        }
+    }
+}
+
 } // namespace
 
 int main()
@@ -281,6 +320,7 @@ int main()
         quantized_linears();
         attentions();
         moes();
+        quantized_moes();
     }
     return 0;
 }

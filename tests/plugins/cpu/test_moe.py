@@ -83,6 +83,26 @@ def test_of_equal_logits_the_lower_experts_are_chosen(kernels: CpuKernels) -> No
     np.testing.assert_allclose(found, kernels.moe(x, sure, experts, 2, True), atol=1e-6)
 
 
+def test_the_larger_logit_is_chosen_where_probabilities_are_equal(kernels: CpuKernels) -> None:
+    experts, x = experts_of(3, 8, 8, FLOAT32), random(1, 8)
+    logits = np.array([[1e-9, 2e-9, 0]], np.float32)
+    found = kernels.moe(x, logits, experts, 1, True)
+    sure = np.array([[0, 50, 0]], np.float32)
+    np.testing.assert_allclose(found, kernels.moe(x, sure, experts, 1, True), atol=1e-6)
+
+
+def test_logits_that_are_no_numbers_give_none(kernels: CpuKernels) -> None:
+    """The token's output is NaN; the other token's is what it was."""
+    experts, x, logits = experts_of(5, 8, 8, FLOAT32), random(2, 8), random(2, 5)
+    good = kernels.moe(x, logits, experts, 2, True)
+    for expert in range(5):
+        bad = logits.copy()
+        bad[1, expert] = np.nan
+        found = kernels.moe(x, bad, experts, 2, True)
+        assert np.isnan(found[1]).all()
+        np.testing.assert_array_equal(found[0], good[0])
+
+
 def test_gates_far_from_zero(kernels: CpuKernels) -> None:
     """Silu of values whose exponentials leave the range of float32 is finite, and right."""
     gates = np.array([-200, -89, -87, -20, 0, 20, 89, 200], np.float32)

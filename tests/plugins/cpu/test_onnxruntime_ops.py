@@ -14,7 +14,7 @@ import onnx.parser
 import pytest
 
 from q2export.contracts import opspec
-from tests.plugins.cpu.kernels import BFLOAT16, FLOAT16, FLOAT32, CpuKernels, Packed, Step, stored, widened
+from tests.plugins.cpu.kernels import BFLOAT16, FLOAT16, FLOAT32, CpuKernels, Packed, PackedExperts, Step, stored, widened
 from tests.plugins.cpu.sessions import ELEMENT_TYPES, Node, initializer
 from tests.plugins.cpu.test_attention import step_of
 from tests.plugins.cpu.test_moe import experts_of
@@ -192,6 +192,34 @@ def test_moe_is_the_kernel(onnxruntime_library: Path, constant: bool) -> None:
     np.testing.assert_array_equal(session.run(None, feeds)[0], expected)
     with pytest.raises(Exception, match=r"router_logits has shape \[30, 5\], expected \[30, 6\]"):
         session.run(None, {**feeds, "router_logits": logits[:, :5]})
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("int8", [0, 1])
+def test_quantized_moe_is_the_kernel(onnxruntime_library: Path, symmetric: bool, int8: int) -> None:
+    """With and without zero points; and with what does not fit."""
+    experts = PackedExperts.random((6, 64, 96), 4, 32, np.float16, symmetric)
+    tensors = []
+    names = ["gate_up", "gate_up_scale", "down", "down_scale", "gate_up_zero_point", "down_zero_point"]
+    gate_up, down = experts.gate_up, experts.down
+    arrays = (gate_up.codes, gate_up.scales, down.codes, down.scales, gate_up.zero_points, down.zero_points)
+    for name, array, kind in zip(names, arrays, (U8, F16, U8, F16, U8, U8), strict=True):
+        if array is not None:
+            tensors.append(initializer(name, array.reshape(6, -1, array.shape[1]), kind))
+    attributes = {"num_experts": 6, "top_k": 2, "norm_topk_prob": 1}
+    attributes |= {"bits": 4, "block_size": 32, "int8_activations": int8}
+    inputs = ["hidden", "router_logits", *(each.name for each in tensors)]
+    node = Node("Q2QuantizedMoE", inputs, tensors, dict.fromkeys(inputs[:2], F), {"output": F}, attributes)
+    session = node.session(onnxruntime_library)
+    x, logits = (RNG.standard_normal(shape, np.float32) for shape in ((30, 64), (30, 6)))
+    expected = CpuKernels(onnxruntime_library).quantized_moe(x, logits, experts, 2, True, bool(int8))
+    np.testing.assert_array_equal(session.run(None, {"hidden": x, "router_logits": logits})[0], expected)
+    with pytest.raises(Exception, match=r"router_logits has shape \[30, 5\], expected \[30, 6\]"):
+        session.run(None, {"hidden": x, "router_logits": logits[:, :5]})
+    with pytest.raises(Exception, match=r"gate_up has shape \[6, 192, 32\], expected \[6, any, 48\]"):
+        session.run(None, {"hidden": x.repeat(2, 1)[:, :96], "router_logits": logits})
+    with pytest.raises(Exception, match="top_k is 7, expected 1 .. 6"):
+        replace(node, attributes={**attributes, "top_k": 7}).session(onnxruntime_library)
 
 
 def feeds_of(spec: opspec.OpSpec, step: Step) -> dict[str, Any]:

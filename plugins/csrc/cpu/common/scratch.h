@@ -13,7 +13,8 @@ enum class Scratch
     kActivations, // of a call, rounded to int8
     kRoundedRow,  // of a task, before it finds its place among a call's activations
     kQueries,     // of a call, rotated; and what its tasks leave for each other
-    kExperts,     // of a call: its tokens by expert, and what the experts make of them
+    kExperts,     // of a call: which tokens go to which expert
+    kExpertRows,  // of a call: its tokens by expert, and what the experts make of them
     kParts,       // of a task: what a block of keys gave, and all blocks before it
     kKeys,        // of a task's block of keys, and its scores
     kCount

@@ -32,7 +32,23 @@ void swiglu(float* gate, float const* up, int64_t count)
     }
 }
 
-constexpr MoeKernels kKernels{swiglu};
+void swiglu_pairs(float const* pairs, float* output, int64_t count)
+{
+    constexpr int64_t kRun = 64;
+    float up[kRun];
+    for (int64_t start = 0; start < count; start += kRun)
+    {
+        int64_t const length = std::min(kRun, count - start);
+        for (int64_t i = 0; i < length; ++i)
+        {
+            output[start + i] = pairs[2 * (start + i)];
+            up[i] = pairs[2 * (start + i) + 1];
+        }
+        swiglu(output + start, up, length);
+    }
+}
+
+constexpr MoeKernels kKernels{swiglu, swiglu_pairs};
 
 } // namespace
 } // namespace q2export::cpu

@@ -21,7 +21,7 @@
 #include "q2export/kernels.h"
 
 /* Raised whenever a signature, a struct or a meaning below changes. */
-#define Q2EXPORT_CPU_ABI_VERSION 1
+#define Q2EXPORT_CPU_ABI_VERSION 2
 
 #ifdef __cplusplus
 extern "C" {
@@ -160,8 +160,8 @@ typedef struct q2export_cpu_moe_desc {
 } q2export_cpu_moe_desc;
 
 /*
- * Mixture of SwiGLU experts, Q2MoE: softmax over all router logits, top-k, the chosen experts alone, weighted sum. Of equal
- * probabilities the lower expert's is taken.
+ * Mixture of SwiGLU experts, Q2MoE: softmax over all router logits, the top_k largest logits, their experts alone, weighted
+ * sum. Of equal logits the lower expert's is taken.
  *
  * hidden         float [num_tokens, hidden_size]
  * router_logits  float [num_tokens, num_experts]
@@ -172,6 +172,38 @@ typedef struct q2export_cpu_moe_desc {
 Q2EXPORT_API q2export_status q2export_cpu_moe(q2export_cpu_moe_desc const* desc, float const* hidden,
     float const* router_logits, void const* const* gate, void const* const* up, void const* const* down, float* output,
     q2export_cpu_parallel_for const* parallel_for);
+
+typedef struct q2export_cpu_quantized_moe_desc {
+    int64_t num_tokens;
+    int64_t hidden_size;       /* a multiple of block_size */
+    int64_t intermediate_size; /* a multiple of block_size */
+    int32_t num_experts;
+    int32_t top_k;
+    int32_t norm_topk_prob; /* as in q2export_cpu_moe_desc */
+    int32_t bits;           /* 4 or 8 */
+    int32_t block_size;     /* 32, 64 or 128 */
+    q2export_dtype scale_dtype; /* float32 or float16 */
+    q2export_cpu_activations activations;
+} q2export_cpu_quantized_moe_desc;
+
+/*
+ * The same of packed weights, Q2QuantizedMoE. Codes, scales and zero points of each matrix are those of
+ * q2export_cpu_quantized_linear, one expert after the other; rows of gate_up alternate: gate 0, up 0, gate 1, ...
+ *
+ * hidden         float [num_tokens, hidden_size]
+ * router_logits  float [num_tokens, num_experts]
+ * gate_up        uint8 [num_experts, 2 * intermediate_size, hidden_size * bits / 8]
+ * gate_up_scale  scale_dtype [num_experts, 2 * intermediate_size, hidden_size / block_size]
+ * gate_up_zero_point  uint8 [num_experts, 2 * intermediate_size, ceil(hidden_size / block_size * bits / 8)]; may be NULL
+ * down           uint8 [num_experts, hidden_size, intermediate_size * bits / 8]
+ * down_scale     scale_dtype [num_experts, hidden_size, intermediate_size / block_size]
+ * down_zero_point  uint8 [num_experts, hidden_size, ceil(intermediate_size / block_size * bits / 8)]; may be NULL
+ * output         float [num_tokens, hidden_size]; no input
+ */
+Q2EXPORT_API q2export_status q2export_cpu_quantized_moe(q2export_cpu_quantized_moe_desc const* desc,
+    float const* hidden, float const* router_logits, void const* gate_up, void const* gate_up_scale,
+    void const* gate_up_zero_point, void const* down, void const* down_scale, void const* down_zero_point,
+    float* output, q2export_cpu_parallel_for const* parallel_for);
 
 #ifdef __cplusplus
 }
