@@ -14,7 +14,17 @@ import onnx.parser
 import pytest
 
 from q2export.contracts import opspec
-from tests.plugins.cpu.kernels import BFLOAT16, FLOAT16, FLOAT32, CpuKernels, Packed, PackedExperts, Step, stored, widened
+from tests.plugins.cpu.kernels import (
+    BFLOAT16,
+    FLOAT16,
+    FLOAT32,
+    CpuKernels,
+    Packed,
+    PackedExperts,
+    Step,
+    stored,
+    widened,
+)
 from tests.plugins.cpu.sessions import ELEMENT_TYPES, Node, initializer
 from tests.plugins.cpu.test_attention import step_of
 from tests.plugins.cpu.test_moe import experts_of
@@ -218,7 +228,7 @@ def test_quantized_moe_is_the_kernel(onnxruntime_library: Path, symmetric: bool,
         session.run(None, {"hidden": x, "router_logits": logits[:, :5]})
     with pytest.raises(Exception, match=r"gate_up has shape \[6, 192, 32\], expected \[6, any, 48\]"):
         session.run(None, {"hidden": x.repeat(2, 1)[:, :96], "router_logits": logits})
-    with pytest.raises(Exception, match="top_k is 7, expected 1 .. 6"):
+    with pytest.raises(Exception, match=r"top_k is 7, expected 1 .. 6"):
         replace(node, attributes={**attributes, "top_k": 7}).session(onnxruntime_library)
 
 

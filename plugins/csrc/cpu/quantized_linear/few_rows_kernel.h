@@ -58,31 +58,23 @@ inline void arrange_few(PackedWeight const& weight, RoundedRow const& row, Round
     }
 }
 
-// What a tile multiplies: up to four outputs, `stride` apart; those beyond `count` are repetitions.
+// What a tile multiplies: four outputs, `stride` apart, of which the first `count` are written; a stride of 0 repeats one.
 struct Streams
 {
-    Streams(int64_t first, int64_t stride, int64_t count)
-        : count(static_cast<int>(count))
-    {
-        for (int i = 0; i < kStreams; ++i)
-        {
-            outs[i] = first + std::min<int64_t>(i, count - 1) * stride;
-        }
-    }
-
-    int64_t outs[kStreams];
+    int64_t first;
+    int64_t stride;
     int count;
 };
 
-inline void load_scales(q2export_dtype dtype, Bytes const (&rows)[kStreams], Simd::Vector (&scales)[kSums])
+inline void load_scales(q2export_dtype dtype, Bytes scales, int64_t stride, Simd::Vector (&quads)[kSums])
 {
     if (dtype == Q2EXPORT_FLOAT16)
     {
-        Integers::load_quads(Float16{}, rows, scales);
+        Integers::load_quads(Float16{}, scales, stride, quads);
     }
     else
     {
-        Integers::load_quads(Float32{}, rows, scales);
+        Integers::load_quads(Float32{}, scales, stride, quads);
     }
 }
 
@@ -94,7 +86,8 @@ inline void load_zero_points(
     int64_t const count = std::min<int64_t>(kUnit, weight.blocks() - first);
     for (int64_t i = 0; i < count * kStreams; ++i)
     {
-        values[i] = static_cast<float>(weight.zero_point(streams.outs[i % kStreams], first + i / kStreams));
+        int64_t const out = streams.first + i % kStreams * streams.stride;
+        values[i] = static_cast<float>(weight.zero_point(out, first + i / kStreams));
     }
     for (int i = 0; i < kSums; ++i)
     {
@@ -103,9 +96,9 @@ inline void load_zero_points(
 }
 
 // Integer sums of four blocks of four outputs. kDepth is what a block takes of a unit's 64 * kDepth bytes of codes, in 16
-// bytes: 1, 2, 4 or 8. Rows lie value_stride bytes apart.
+// bytes: 1, 2, 4 or 8. Outputs lie code_stride bytes apart, rows value_stride.
 template <int kBits, int kDepth, int kRows>
-inline void unit_sums(Bytes const (&codes)[kStreams], int8_t const* values, int64_t value_stride,
+inline void unit_sums(Bytes codes, int64_t code_stride, int8_t const* values, int64_t value_stride,
     Integers::Vector (&sums)[kRows][kSums])
 {
     using Vector = Integers::Vector;
@@ -123,7 +116,7 @@ inline void unit_sums(Bytes const (&codes)[kStreams], int8_t const* values, int6
                 int const at = (i * kFolds + part) * kChain + link;
                 for (int stream = 0; stream < kStreams; ++stream)
                 {
-                    Vector const both = Integers::load(codes[stream] + at * kVectorBytes);
+                    Vector const both = Integers::load(codes + stream * code_stride + at * kVectorBytes);
                     Vector const low = kBits == 4 ? Integers::low_halves(both) : both;
                     Vector const high = Integers::high_halves(both);
                     for (int row = 0; row < kRows; ++row)
@@ -161,10 +154,18 @@ inline void unit_sums(Bytes const (&codes)[kStreams], int8_t const* values, int6
 template <int kBits, int kDepth, int kRows>
 void few_rows_tile(QuantizedLinear const& call, int64_t row, Streams const& streams)
 {
+    constexpr int64_t kUnitCodes = 64 * kDepth;
+    constexpr int64_t kBlockSize = 128 * kDepth / kBits;
     PackedWeight const& weight = call.weight;
-    int64_t const units = unit_count(weight);
-    int64_t const value_stride = units * kUnit * weight.block_size;
+    int64_t const blocks = weight.in_features / kBlockSize;
+    int64_t const units = (blocks + kUnit - 1) / kUnit;
+    int64_t const value_stride = units * kUnit * kBlockSize;
+    int64_t const scale_bytes = weight.scale_dtype == Q2EXPORT_FLOAT16 ? 2 : 4;
+    bool const with_points = weight.zero_points != nullptr;
+    q2export_dtype const scale_dtype = weight.scale_dtype;
     int8_t const* const values = call.rounded.values + row * value_stride;
+    float const* const value_sums = call.rounded.sums + row * units * kUnitSums;
+    float const* const value_scales = call.rounded.scales + row * units * kUnitSums;
     Simd::Vector acc[kRows][kSums];
     for (auto& of_row : acc)
     {
@@ -172,76 +173,58 @@ void few_rows_tile(QuantizedLinear const& call, int64_t row, Streams const& stre
     }
     Simd::Vector points[kSums];
     std::fill_n(points, kSums, Simd::broadcast(static_cast<float>(weight.default_zero_point())));
-    auto const add_unit = [&](int64_t unit, Bytes const (&codes)[kStreams], Bytes const (&scale_rows)[kStreams]) {
+    auto const add_unit = [&](int64_t unit, Bytes codes, int64_t code_stride, Bytes scales, int64_t scale_stride) {
         Integers::Vector sums[kRows][kSums];
-        unit_sums<kBits, kDepth>(codes, values + unit * kUnit * weight.block_size, value_stride, sums);
-        Simd::Vector scales[kSums];
-        load_scales(weight.scale_dtype, scale_rows, scales);
-        if (weight.zero_points != nullptr)
+        unit_sums<kBits, kDepth>(codes, code_stride, values + unit * kUnit * kBlockSize, value_stride, sums);
+        Simd::Vector weight_scales[kSums];
+        load_scales(scale_dtype, scales, scale_stride, weight_scales);
+        if (with_points)
         {
             load_zero_points(weight, streams, unit, points);
         }
         for (int r = 0; r < kRows; ++r)
         {
-            int64_t const place = ((row + r) * units + unit) * kUnitSums;
             for (int i = 0; i < kSums; ++i)
             {
+                int64_t const place = (r * units + unit) * kUnitSums + i * Simd::kWidth;
                 // Whole numbers below 2^24: exact.
                 Simd::Vector const sum = Simd::subtract_product(
-                    points[i], Simd::load(call.rounded.sums + place + i * Simd::kWidth), Integers::to_floats(sums[r][i]));
-                Simd::Vector const scale = Simd::load(call.rounded.scales + place + i * Simd::kWidth);
-                acc[r][i] = Simd::fma(sum, Simd::multiply(scale, scales[i]), acc[r][i]);
+                    points[i], Simd::load(value_sums + place), Integers::to_floats(sums[r][i]));
+                Simd::Vector const scale = Simd::multiply(Simd::load(value_scales + place), weight_scales[i]);
+                acc[r][i] = Simd::fma(sum, scale, acc[r][i]);
             }
         }
     };
-    constexpr int64_t kUnitCodes = 64 * kDepth;
-    int64_t const scale_bytes = weight.scale_stride() / weight.blocks();
-    Bytes codes[kStreams];
-    Bytes scales[kStreams];
-    for (int i = 0; i < kStreams; ++i)
+    int64_t const code_bytes = weight.in_features * kBits / 8;
+    Bytes codes = weight.codes + streams.first * code_bytes;
+    Bytes scales = weight.scales + streams.first * blocks * scale_bytes;
+    int64_t const code_stride = streams.stride * code_bytes;
+    int64_t const scale_stride = streams.stride * blocks * scale_bytes;
+    for (int64_t unit = 0; unit < blocks / kUnit; ++unit, codes += kUnitCodes, scales += kUnit * scale_bytes)
     {
-        codes[i] = weight.codes + streams.outs[i] * weight.code_stride();
-        scales[i] = weight.scales + streams.outs[i] * weight.scale_stride();
+        add_unit(unit, codes, code_stride, scales, scale_stride);
     }
-    auto const advance = [&](Bytes (&rows)[kStreams], int64_t bytes) {
-        for (Bytes& each : rows)
-        {
-            each += bytes;
-        }
-    };
-    for (int64_t unit = 0; unit < weight.blocks() / kUnit; ++unit)
-    {
-        add_unit(unit, codes, scales);
-        advance(codes, kUnitCodes);
-        advance(scales, kUnit * scale_bytes);
-    }
-    if (int64_t const rest = weight.blocks() % kUnit; rest != 0)
+    if (int64_t const rest = blocks % kUnit; rest != 0)
     {
         // The activations beyond the end are zero, so that any codes do; but none may be read there.
         unsigned char padded_codes[kStreams][kUnitCodes] = {};
         unsigned char padded_scales[kStreams][kUnit * 4] = {};
         for (int i = 0; i < kStreams; ++i)
         {
-            std::memcpy(padded_codes[i], codes[i], static_cast<size_t>(rest * kUnitCodes / kUnit));
-            std::memcpy(padded_scales[i], scales[i], static_cast<size_t>(rest * scale_bytes));
-            codes[i] = padded_codes[i];
-            scales[i] = padded_scales[i];
+            std::memcpy(padded_codes[i], codes + i * code_stride, static_cast<size_t>(rest * kUnitCodes / kUnit));
+            std::memcpy(padded_scales[i], scales + i * scale_stride, static_cast<size_t>(rest * scale_bytes));
         }
-        add_unit(units - 1, codes, scales);
+        add_unit(units - 1, padded_codes[0], kUnitCodes, padded_scales[0], kUnit * 4);
     }
     for (int r = 0; r < kRows; ++r)
     {
-        float sums[kUnitSums];
-        for (int i = 0; i < kSums; ++i)
-        {
-            Simd::store(sums + i * Simd::kWidth, acc[r][i]);
-        }
+        float sums[kStreams];
+        Integers::sum_blocks(acc[r], sums);
         for (int i = 0; i < streams.count; ++i)
         {
-            float const total = (sums[i] + sums[8 + i]) + (sums[4 + i] + sums[12 + i]);
-            int64_t const out = streams.outs[i];
+            int64_t const out = streams.first + i * streams.stride;
             call.linear.output[(row + r) * weight.out_features + out]
-                = call.linear.bias == nullptr ? total : total + read_bias(call.linear, out);
+                = call.linear.bias == nullptr ? sums[i] : sums[i] + read_bias(call.linear, out);
         }
     }
 }
@@ -270,10 +253,9 @@ void few_rows_streams(QuantizedLinear const& call, LinearTask const& task)
     {
         few_rows_group<kBits, kDepth>(call, task.first_row, rows, {out, quarter, kStreams});
     }
-    int64_t const rest = task.first_out + quarter * kStreams;
-    if (rest < task.last_out)
+    for (int64_t out = task.first_out + quarter * kStreams; out < task.last_out; ++out)
     {
-        few_rows_group<kBits, kDepth>(call, task.first_row, rows, {rest, 1, task.last_out - rest});
+        few_rows_group<kBits, kDepth>(call, task.first_row, rows, {out, 0, 1});
     }
 }
 

@@ -106,14 +106,20 @@ struct Integers
     }
 
     template <typename Element>
-    static void load_quads(Element, Bytes const (&rows)[4], Simd::Vector (&quads)[2])
+    static void load_quads(Element, Bytes rows, int64_t stride, Simd::Vector (&quads)[2])
     {
-        __m256 const even = _mm256_set_m128(four(Element{}, rows[2]), four(Element{}, rows[0]));
-        __m256 const odd = _mm256_set_m128(four(Element{}, rows[3]), four(Element{}, rows[1]));
+        __m256 const even = _mm256_set_m128(four(Element{}, rows + 2 * stride), four(Element{}, rows));
+        __m256 const odd = _mm256_set_m128(four(Element{}, rows + 3 * stride), four(Element{}, rows + stride));
         __m256d const first = _mm256_castps_pd(_mm256_unpacklo_ps(even, odd));
         __m256d const last = _mm256_castps_pd(_mm256_unpackhi_ps(even, odd));
         quads[0] = _mm256_castpd_ps(_mm256_permute4x64_pd(first, 0xd8));
         quads[1] = _mm256_castpd_ps(_mm256_permute4x64_pd(last, 0xd8));
+    }
+
+    static void sum_blocks(Simd::Vector const (&quads)[2], float (&sums)[4])
+    {
+        __m256 const two = _mm256_add_ps(quads[0], quads[1]);
+        _mm_storeu_ps(sums, _mm_add_ps(_mm256_castps256_ps128(two), _mm256_extractf128_ps(two, 1)));
     }
 
     template <int kBits>

@@ -105,14 +105,21 @@ struct Integers
         });
     }
 
-    // Four numbers of each of four rows, as quads: quad i has number i of every row.
+    // Four numbers of each of four rows, `stride` bytes apart, as quads: quad i has number i of every row.
     template <typename Element>
-    static void load_quads(Element, Bytes const (&rows)[4], Simd::Vector (&quads)[1])
+    static void load_quads(Element, Bytes rows, int64_t stride, Simd::Vector (&quads)[1])
     {
-        __m256 const first = _mm256_set_m128(four(Element{}, rows[1]), four(Element{}, rows[0]));
-        __m256 const last = _mm256_set_m128(four(Element{}, rows[3]), four(Element{}, rows[2]));
+        __m256 const first = _mm256_set_m128(four(Element{}, rows + stride), four(Element{}, rows));
+        __m256 const last = _mm256_set_m128(four(Element{}, rows + 3 * stride), four(Element{}, rows + 2 * stride));
         __m512i const order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
         quads[0] = _mm512_permutexvar_ps(order, _mm512_insertf32x8(_mm512_castps256_ps512(first), last, 1));
+    }
+
+    // Adds four quads: (first + third) + (second + fourth).
+    static void sum_blocks(Simd::Vector const (&quads)[1], float (&sums)[4])
+    {
+        __m256 const two = _mm256_add_ps(_mm512_castps512_ps256(quads[0]), _mm512_extractf32x8_ps(quads[0], 1));
+        _mm_storeu_ps(sums, _mm_add_ps(_mm256_castps256_ps128(two), _mm256_extractf128_ps(two, 1)));
     }
 
     // As many codes of kBits bits as a vector of floats has lanes, as numbers.

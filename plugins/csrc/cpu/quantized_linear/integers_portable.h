@@ -114,11 +114,21 @@ struct Integers
     }
 
     template <typename Element>
-    static void load_quads(Element, Bytes const (&rows)[4], Simd::Vector (&quads)[2])
+    static void load_quads(Element, Bytes rows, int64_t stride, Simd::Vector (&quads)[2])
     {
         for (int i = 0; i < 16; ++i)
         {
-            quads[i / 8].lanes[i % 8] = Element::read(rows[i % 4] + i / 4 * Element::kBytes);
+            quads[i / 8].lanes[i % 8] = Element::read(rows + i % 4 * stride + i / 4 * Element::kBytes);
+        }
+    }
+
+    static void sum_blocks(Simd::Vector const (&quads)[2], float (&sums)[4])
+    {
+        float const* const first = quads[0].lanes;
+        float const* const last = quads[1].lanes;
+        for (int i = 0; i < 4; ++i)
+        {
+            sums[i] = (first[i] + last[i]) + (first[4 + i] + last[4 + i]);
         }
     }
 
