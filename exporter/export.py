@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -17,7 +16,7 @@ from q2export.exporter.passes.base import Pass
 from q2export.exporter.weights.bind import BindingPlan, plan_binding
 from q2export.strict.suggest import nearest
 
-__all__ = ["Graph", "Source", "Target", "build_graph", "build_graph_pair", "load_source", "target_dtype"]
+__all__ = ["Graph", "Source", "Target", "build_graph", "load_source", "target_dtype"]
 
 Target = Literal["portable", "onnxruntime", "tensorrt"]
 
@@ -78,7 +77,8 @@ def build_graph(
     source: Source,
     target: Target,
     dtype: str,
-    max_capacity: int,
+    *,
+    kv_dtype: str | None = None,
     activations: Activations = "float32",
 ) -> Graph:
     """Trace, emit and lower.
@@ -87,48 +87,23 @@ def build_graph(
         source: the checked checkpoint.
         target: ``portable`` is the canonical graph itself.
         dtype: from :func:`target_dtype`.
-        max_capacity: tokens a sequence may hold.
+        kv_dtype: of the KV cache; None is ``dtype``. Another one is for ``onnxruntime`` alone.
         activations: see :class:`q2export.contracts.quantization.Quantization`.
 
     Raises:
         ExportError: a part of the model has no translation.
     """
-    passes = _lowering(source, target, dtype, max_capacity, activations)
-    return _lower(source, canonical_graph(source.config, dtype), passes, source.tensor_names)
-
-
-def build_graph_pair(source: Source, max_capacity: int, activations: Activations) -> tuple[Graph, Graph]:
-    """The graph of an ONNX Runtime engine, and one that fills its cache with int8 copies of the weights.
-
-    Args:
-        source: the checked checkpoint, a quantized one.
-        max_capacity, activations: as in :func:`build_graph`.
-
-    Raises:
-        ExportError: a part of the model has no translation.
-    """
-    from q2export.exporter.lowering.onnxruntime import prefill_passes
-
-    model = canonical_graph(source.config, "float32")
-    prefill = model.clone()
-    passes = _lowering(source, "onnxruntime", "float32", max_capacity, activations)
-    return (
-        _lower(source, model, passes, source.tensor_names),
-        _lower(source, prefill, prefill_passes(max_capacity, source.packed), ()),
-    )
-
-
-def _lower(source: Source, model: ir.Model, passes: Sequence[Pass], parameters: Collection[str]) -> Graph:
-    """Run the passes, and find the data of what they leave; ``parameters`` all have to be read."""
     from q2export.exporter.passes.base import run_passes
 
+    model = canonical_graph(source.config, dtype)
+    passes = _lowering(source, target, dtype, kv_dtype or dtype, activations)
     results = run_passes(model, passes)
-    plan = plan_binding(model, source.checkpoint, parameters)
+    plan = plan_binding(model, source.checkpoint, source.tensor_names)
     return Graph(model, plan, tuple((one.name, one.matched, tuple(one.refused)) for one in results))
 
 
 def _lowering(
-    source: Source, target: Target, dtype: str, max_capacity: int, activations: Activations
+    source: Source, target: Target, dtype: str, kv_dtype: str, activations: Activations
 ) -> list[Pass]:
     from q2export.exporter.lowering import onnxruntime, portable, tensorrt
 
@@ -138,9 +113,8 @@ def _lowering(
     if target == "tensorrt":
         return tensorrt.passes(source.packed, graph_type)
     return onnxruntime.passes(
-        max_capacity,
-        stack_experts=dtype != source.dtype,
-        packed=source.packed,
-        activations=activations,
+        source.packed,
         dtypes=source.float_dtypes,
+        activations=activations,
+        kv_dtype=ir.DataType[BY_NAME[kv_dtype].onnx],
     )

@@ -72,7 +72,8 @@ def _rows(rows: Iterable[str]) -> str:
 
 def _tensor(tensor: opspec.TensorSpec) -> str:
     shape = ", ".join(f"Symbol::{_symbol(each)}" for each in tensor.shape)
-    return f'{{"{tensor.name}", ElementType::k{tensor.element_type}, {len(tensor.shape)}, {{{shape}}}}}'
+    element = "T" if tensor.has_graph_type else tensor.element_type
+    return f'{{"{tensor.name}", ElementType::k{element}, {len(tensor.shape)}, {{{shape}}}}}'
 
 
 def _attribute(attribute: opspec.AttributeSpec) -> str:

@@ -213,26 +213,21 @@ def export(
     return BuildResult(writer.output, manifest, warnings, passes, watch.seconds, peak_rss_bytes())
 
 
-def load(
-    package: str | Path, *, threads: int | None = None, prepack: bool | None = None, check: Check = "fast"
-) -> Engine:
+def load(package: str | Path, *, threads: int | None = None, check: Check = "fast") -> Engine:
     """Load a package for generation. Needs neither PyTorch nor onnx.
 
     Args:
         package: folder made by :func:`build`.
         threads: CPU threads; None is what the profile says (0: one per core).
-        prepack: keep a copy of the matrices that ONNX Runtime's own kernels multiply (quantized ones, stacked
-            experts) in their layout: decodes faster, loads slower, takes their memory once more. None is what
-            the profile says (``auto``: if weights are quantized, or most of them were converted).
         check: how much of the package is checked first, see :func:`q2export.package.reader.read_package`.
 
     Raises:
         PackageError: not a package, damaged, or made for something else.
-        OptionError: ``threads`` or ``prepack`` is given for a TensorRT engine.
+        OptionError: ``threads`` is given for a TensorRT engine.
     """
     from q2export import runtime
 
-    return runtime.load(package, threads=threads, prepack=prepack, check=check)
+    return runtime.load(package, threads=threads, check=check)
 
 
 def verify(

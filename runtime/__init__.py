@@ -27,25 +27,20 @@ if TYPE_CHECKING:
 __all__ = ["check_loads", "load", "profile"]
 
 
-def load(
-    package: Path | str, *, threads: int | None = None, prepack: bool | None = None, check: Check = "fast"
-) -> Engine:
+def load(package: Path | str, *, threads: int | None = None, check: Check = "fast") -> Engine:
     """Open an engine package, on the CPU or the GPU it was built for.
 
     Args:
         package: the folder that ``q2export build`` wrote.
         threads: CPU threads of an ONNX Runtime engine, at most the processors of the machine; 0 is one per
             core, None is what the package's profile says.
-        prepack: keep a copy of the matrices that ONNX Runtime's own kernels multiply (quantized ones, stacked
-            experts) in their layout, which decodes faster and loads slower; None is what the package's
-            profile says (``auto``: if weights are quantized, or most of them were converted).
         check: how much of the package is checked first, see :func:`q2export.package.reader.read_package`.
 
     Raises:
         PackageError: the package is damaged, incomplete, holds no engine, or was made for another version,
             library or GPU.
         ConfigError: its tokenizer, template or generation configuration is malformed.
-        OptionError: ``threads`` or ``prepack`` is given for a TensorRT engine.
+        OptionError: ``threads`` is given for a TensorRT engine.
         MissingDependencyError: a library the package needs is not installed.
     """
     from q2export.package.reader import read_package
@@ -56,7 +51,7 @@ def load(
     text = open_text(opened.folder, opened.manifest.engine.vocab_size)
     warn_of_unsupported(opened.folder, text.defaults)
     return Engine(
-        _open_backend(opened, threads, prepack),
+        _open_backend(opened, threads),
         tokenizer=text.tokenizer,
         defaults=text.defaults,
         chat_template=text.chat_template,
@@ -78,7 +73,7 @@ def check_loads(package: Path | str) -> None:
     opened = read_package(package)
     open_text(opened.folder, opened.manifest.engine.vocab_size)
     if opened.manifest.engine.tensorrt is None:
-        _open_backend(opened, threads=1, prepack=False)
+        _open_backend(opened, threads=1)
 
 
 def profile(
@@ -89,7 +84,6 @@ def profile(
     repeat: int = 3,
     warmup: int = 1,
     threads: int | None = None,
-    prepack: bool | None = None,
 ) -> OperatorProfile:
     """Generate with ONNX Runtime's profiler on: where the time goes, operator by operator and node by node.
 
@@ -99,7 +93,7 @@ def profile(
         new_tokens: to generate after each prompt, at least 2.
         repeat: measured runs.
         warmup: runs before those.
-        threads, prepack: as in :func:`load`.
+        threads: as in :func:`load`.
 
     Raises:
         PackageError: as in :func:`load`, or the package is not for ONNX Runtime.
@@ -120,12 +114,12 @@ def profile(
             "in packages for onnxruntime only"
         )
     with tempfile.TemporaryDirectory() as folder:
-        backend = _open_onnxruntime(opened, threads, prepack, Path(folder) / "trace")
+        backend = _open_onnxruntime(opened, threads, Path(folder) / "trace")
         ids = np.array(prompts, np.int64)
         return profile_operators(backend, ids, new_tokens, repeat=repeat, warmup=warmup)
 
 
-def _open_backend(opened: Package, threads: int | None, prepack: bool | None) -> Backend[Any]:
+def _open_backend(opened: Package, threads: int | None) -> Backend[Any]:
     """Load the engine with what the manifest says runs it."""
     from q2export.errors import PackageError
 
@@ -134,20 +128,17 @@ def _open_backend(opened: Package, threads: int | None, prepack: bool | None) ->
         from q2export.errors import OptionError
         from q2export.runtime.backends.tensorrt.session import open_backend
 
-        for name, value in (("threads", threads), ("prepack", prepack)):
-            if value is not None:
-                raise OptionError(name, f"is for engines of ONNX Runtime; {folder} holds one of TensorRT")
+        if threads is not None:
+            raise OptionError("threads", f"is for engines of ONNX Runtime; {folder} holds one of TensorRT")
         return open_backend(folder, manifest.engine, manifest.engine.tensorrt, opened.rebuild_command())
     if manifest.target != "onnxruntime":
         raise PackageError(
             f"{folder}: holds a graph for target {manifest.target!r}, no engine; make one with q2export build"
         )
-    return _open_onnxruntime(opened, threads, prepack, None)
+    return _open_onnxruntime(opened, threads, None)
 
 
-def _open_onnxruntime(
-    opened: Package, threads: int | None, prepack: bool | None, profile: Path | None
-) -> OnnxRuntimeBackend:
+def _open_onnxruntime(opened: Package, threads: int | None, profile: Path | None) -> OnnxRuntimeBackend:
     """Load it as asked, else as the package's profile says."""
     from q2export.runtime.backends.onnxruntime import OnnxRuntimeBackend
     from q2export.runtime.cpu import check_threads
@@ -157,6 +148,4 @@ def _open_onnxruntime(
         threads = manifest.threads
     else:
         check_threads(threads)
-    if prepack is None:
-        prepack = manifest.prepacks
-    return OnnxRuntimeBackend(folder, manifest.engine, threads=threads, prepack=prepack, profile=profile)
+    return OnnxRuntimeBackend(folder, manifest.engine, threads=threads, profile=profile)

@@ -47,18 +47,14 @@ def profile_operators(
         for number, made in enumerate(_generate(backend, prompts, new_tokens)):
             if turn >= warmup:
                 phases[min(number, 1)].append(made)
-    traces = []
-    for path in backend.end_profiling():
-        traces.append(Trace.read(path))
-        path.unlink()
-    calls = _calls(backend)
-    recorded = sum(len(trace.calls) for trace in traces)
-    if recorded != len(calls):
+    path = backend.end_profiling()
+    trace = Trace.read(path)
+    path.unlink()
+    if len(trace.calls) != backend.calls:
         raise PackageError(
-            f"ONNX Runtime's profiler recorded {recorded} of {len(calls)} calls, its trace is full; "
-            "profile fewer tokens or fewer runs"
+            f"ONNX Runtime's profiler recorded {len(trace.calls)} of {backend.calls} calls, its trace is "
+            "full; profile fewer tokens or fewer runs"
         )
-    trace = Trace.interleave(traces, calls)
     return OperatorProfile(trace.phase(phases[0]), trace.phase(phases[1]))
 
 
@@ -66,19 +62,12 @@ def _generate(backend: OnnxRuntimeBackend, prompts: Int64Array, new_tokens: int)
     """The calls of the prefill, then of each decoded token."""
     batch, length = prompts.shape
     cache = backend.new_cache(batch, length + new_tokens)
-    calls = _calls(backend)
-    start = len(calls)
+    start = backend.calls
     logits = prefill(backend, cache, list(prompts))
-    yield range(start, len(calls))
+    yield range(start, backend.calls)
     ones, first = np.ones(batch, np.int64), np.zeros((batch, 1), np.int64)
     for step in range(new_tokens - 1):
-        start = len(calls)
+        start = backend.calls
         chosen = logits.argmax(axis=-1)[:, None]
         logits = backend.forward(cache, chosen, ones * (length + step), ones, first)[:, 0]
-        yield range(start, len(calls))
-
-
-def _calls(backend: OnnxRuntimeBackend) -> list[int]:
-    """The calls so far, of a backend that is profiled."""
-    assert backend.calls is not None
-    return backend.calls
+        yield range(start, backend.calls)

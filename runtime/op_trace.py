@@ -98,17 +98,6 @@ class Trace:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise PackageError(f"{path}: not a trace of ONNX Runtime's profiler: {error}") from error
 
-    @classmethod
-    def interleave(cls, traces: Sequence[Trace], order: Sequence[int]) -> Trace:
-        """Put the calls of several sessions into one order.
-
-        Args:
-            traces: of the sessions.
-            order: for every call, the index of its session.
-        """
-        remaining = [iter(trace.calls) for trace in traces]
-        return cls(tuple(next(remaining[session]) for session in order))
-
     def phase(self, turns: Sequence[range]) -> PhaseProfile:
         """Summarize calls.
 

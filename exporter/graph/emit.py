@@ -88,5 +88,5 @@ def _functions(config: ModelConfig) -> list[ir.Function]:
     """Bodies of the ops this model uses."""
     protos = [function_for(opspec.ROTARY), function_for(opspec.ATTENTION)]
     if config.moe is not None and any(config.is_moe_layer(i) for i in range(config.num_hidden_layers)):
-        protos.append(function_for(opspec.MOE, config.moe.num_experts))
+        protos.append(function_for(opspec.MOE, num_experts=config.moe.num_experts))
     return [ir.serde.deserialize_function(proto) for proto in protos]

@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 
+from q2export.contracts.quantization import Activations
 from q2export.errors import ExportError
 from q2export.exporter.checkpoint.packed import PackedWeight
 
 _ROUTED_EXPERTS = ".mlp.experts."
 
 
-def check_int8_prefill(target: str, weights: Collection[str]) -> None:
-    """Refuse a prefill graph with int8 copies of the weights where there is none.
+def check_activations(target: str, activations: Activations, dtype: str, quantized: bool) -> None:
+    """Refuse a type of activations that nothing would have.
 
     Args:
         target: see :data:`q2export.exporter.export.Target`.
-        weights: names of the quantized weights.
+        activations: see :class:`q2export.contracts.quantization.Quantization`.
+        dtype: of the weights that are not quantized.
+        quantized: whether weights are.
 
     Raises:
         ExportError: naming what stands against it.
     """
-    asked = "quantization.prefill is 'int8'"
-    if target != "onnxruntime":
-        raise ExportError(f"{asked}, which is for ONNX Runtime, not for target {target!r}: leave it 'shared'")
-    if not weights:
-        raise ExportError(f"{asked}, but no weight is quantized: leave it 'shared', or quantize the weights")
-    if any(_ROUTED_EXPERTS in name for name in weights):
+    asked = f"quantization.activations is {activations!r}"
+    if target != "onnxruntime" and activations != "float32":
         raise ExportError(
-            f"{asked}, but the model has routed experts, whose kernel would hold its weights twice: leave it "
-            "'shared'"
+            f"{asked}, which is for ONNX Runtime, not for target {target!r}: leave it 'float32'"
+        )
+    if activations == "bfloat16" and quantized:
+        raise ExportError(f"{asked}, but weights are quantized: take 'int8' or 'float32'")
+    if activations == "bfloat16" and dtype != "bfloat16":
+        raise ExportError(
+            f"{asked}, which is for what multiplies bfloat16 weights; those of the checkpoint are {dtype}: "
+            "take 'float32'"
         )
 
 

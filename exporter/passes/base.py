@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import onnx
 import onnx_ir as ir
 
 from q2export.contracts.progress import progress_bar
@@ -163,6 +164,13 @@ def replace(graph: ir.Graph, node: ir.Node, new: Sequence[ir.Value]) -> None:
         old.name = None
         value.name = name
     graph.remove(node, safe=True)
+
+
+def define(model: ir.Model, function: onnx.FunctionProto) -> None:
+    """Give ``model`` the body of one of its ops, in place of one it may have."""
+    body = ir.serde.deserialize_function(function)
+    model.functions[body.identifier()] = body
+    model.graph.opset_imports.setdefault(function.domain, 1)
 
 
 def only_consumer(value: ir.Value) -> ir.Node | None:

@@ -13,6 +13,7 @@ from q2export.exporter.passes.base import (
     PassResult,
     attribute_float,
     attribute_int,
+    define,
     input_of,
     nodes_of,
     only_consumer,
@@ -36,8 +37,7 @@ class FuseRotaryAttention(Pass):
             self._fuse(model.graph, attention, [node for node in rotations if node is not None])
             result.matched += 1
         if result.matched:
-            body = ir.serde.deserialize_function(function_for(opspec.ROTARY_ATTENTION))
-            model.functions[body.identifier()] = body
+            define(model, function_for(opspec.ROTARY_ATTENTION))
 
     def _fuse(self, graph: ir.Graph, attention: ir.Node, rotations: list[ir.Node]) -> None:
         inputs = [input_of(rotations[0], 0), input_of(rotations[1], 0), *attention.inputs[2:]]

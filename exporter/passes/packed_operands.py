@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from q2export.contracts.quantization import Activations, Scheme
 from q2export.errors import ExportError
 from q2export.exporter.checkpoint.packed import PackedWeight
-from q2export.exporter.graph.nodes import initializer
+from q2export.exporter.graph.nodes import AttributeValue, initializer
 from q2export.exporter.passes.base import Pass
 from q2export.exporter.weights.stack import META_KEY, Form, Stack
 
@@ -39,17 +40,16 @@ def view(
     shape: Sequence[int],
     tensors: Sequence[str],
     form: Form = Form.BYTES,
-    weights: Sequence[PackedWeight] = (),
 ) -> ir.Value:
     """Return the initializer ``name``, adding it at first use as made of tensors of the checkpoint."""
     value = initializer(graph, name, dtype, shape)
-    value.meta.setdefault(META_KEY, Stack(tuple(tensors), form, tuple(weights)))
+    value.meta.setdefault(META_KEY, Stack(tuple(tensors), form))
     return value
 
 
 @dataclass(frozen=True)
 class KernelOperands:
-    """What the contrib ops of ONNX Runtime take of a quantized matrix, or of several stacked ones.
+    """What our kernels and ONNX Runtime's take of a quantized matrix, or of several stacked ones.
 
     Attributes:
         codes: uint8. scales: float32. zero_points: uint8, packed as the codes, each row padded to whole
@@ -62,7 +62,7 @@ class KernelOperands:
 
 
 def kernel_operands(
-    graph: ir.Graph, name: str, weights: Sequence[PackedWeight], *, experts: int = 0, by_block: bool = False
+    graph: ir.Graph, name: str, weights: Sequence[PackedWeight], *, experts: int = 0
 ) -> KernelOperands:
     """Make the operands of rows that follow each other.
 
@@ -71,16 +71,12 @@ def kernel_operands(
         name: of the matrix; its parts are called ``NAME/codes``, ``NAME/scale`` and ``NAME/zero_point``.
         weights: rows of one after those of the other; of weights that share a tensor, one stands for all.
         experts: number of equal matrices the rows are divided into, which becomes the first axis; 0 for none.
-        by_block: codes are ``[rows, blocks, bytes of a block]`` instead of ``[rows, bytes of a row]``.
     """
     first = weights[0]
     rows = sum(weight.rows for weight in weights)
     leading = [experts, rows // experts] if experts else [rows]
-    code_bytes = first.codes_shape[1]
-    code_shape = [first.blocks, code_bytes // first.blocks] if by_block else [code_bytes]
     tensors = [weight.tensor for weight in weights]
-    label = f"{name}/blocks" if by_block else f"{name}/codes"
-    codes = view(graph, label, ir.DataType.UINT8, [*leading, *code_shape], tensors)
+    codes = view(graph, f"{name}/codes", ir.DataType.UINT8, [*leading, first.codes_shape[1]], tensors)
     tensors = [weight.scale_name for weight in weights]
     scales = view(graph, f"{name}/scale", ir.DataType.FLOAT, [*leading, first.blocks], tensors, Form.VALUES)
     tensors = [weight.zero_point_name for weight in weights if weight.zero_point_name is not None]
@@ -88,6 +84,15 @@ def kernel_operands(
         return KernelOperands(codes, scales, None)
     shape = [*leading, first.zero_point_shape[1]]
     return KernelOperands(codes, scales, view(graph, f"{name}/zero_point", ir.DataType.UINT8, shape, tensors))
+
+
+def packed_attributes(scheme: Scheme, activations: Activations) -> dict[str, AttributeValue]:
+    """Attributes of our ops over packed weights."""
+    return {
+        "bits": scheme.bits,
+        "block_size": scheme.block_size,
+        "int8_activations": int(activations == "int8"),
+    }
 
 
 def packed_operand(packed: PackedWeights, node: ir.Node, index: int) -> PackedWeight | None:

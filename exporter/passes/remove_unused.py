@@ -1,9 +1,9 @@
-"""Drop nodes and initializers that nothing reads, such as position ids where a kernel counts them itself."""
+"""Drop what nothing reads: nodes, functions; such as position ids where a kernel counts them itself."""
 
 from __future__ import annotations
 
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
+from onnx_ir.passes.common import RemoveUnusedFunctionsPass, RemoveUnusedNodesPass
 
 from q2export.exporter.passes.base import Pass, PassResult
 
@@ -15,4 +15,5 @@ class RemoveUnused(Pass):
         """Remove, and count the nodes that went."""
         before = model.graph.num_nodes()
         RemoveUnusedNodesPass()(model)
+        RemoveUnusedFunctionsPass()(model)
         result.matched = before - model.graph.num_nodes()

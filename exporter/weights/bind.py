@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,7 +18,6 @@ import onnx_ir as ir
 from q2export.contracts.dtypes import BY_NAME, FLOAT_NAMES
 from q2export.errors import ExportError
 from q2export.exporter.checkpoint.folder import Checkpoint, TensorRef
-from q2export.exporter.checkpoint.packed import PackedWeight
 from q2export.exporter.checkpoint.safetensors_header import FLOAT_DTYPES
 from q2export.exporter.weights.stack import META_KEY, Form, Stack
 
@@ -37,7 +36,6 @@ class Binding:
         nbytes: of the initializer.
         form: what is done to the tensors.
         sign_bits: of ``SIGNED_CODES``, those of a byte that are flipped.
-        weights: of the INT8 forms, what they are made of.
     """
 
     name: str
@@ -47,7 +45,6 @@ class Binding:
     nbytes: int
     form: Form = Form.VALUES
     sign_bits: int = 0
-    weights: tuple[PackedWeight, ...] = ()
 
     @property
     def source(self) -> TensorRef:
@@ -76,11 +73,6 @@ class BindingPlan:
 
     checkpoint: Checkpoint
     bindings: tuple[Binding, ...]
-
-    def without(self, other: BindingPlan) -> BindingPlan:
-        """The bindings that ``other`` does not have, too: what is left to write once its data are written."""
-        shared = set(other.bindings)
-        return replace(self, bindings=tuple(one for one in self.bindings if one not in shared))
 
     @property
     def in_place(self) -> tuple[Binding, ...]:
@@ -149,35 +141,24 @@ def _bind(name: str, value: ir.Value, checkpoint: Checkpoint) -> Binding:
     shape = tuple(int(size) for size in value.shape.numpy()) if value.shape is not None else ()
     dtype = value.dtype or ir.DataType.UNDEFINED
     complete = len(sources) == len(stack.tensors)
-    fills = _fills_int8(stack, shape) if stack.weights else _fills(sources, stack.form, dtype, shape)
-    if not complete or not fills:
+    if not complete or not _fills(sources, stack.form, dtype, shape):
         found = ", ".join(f"{ref.dtype} {ref.shape}" for ref in sources[:2]) or "no such tensor"
         raise ExportError(f"initializer {name!r} ({dtype} {shape}) has no tensor to read: found {found}")
-    floating = _FLOATS.get(dtype) if stack.form in _OF_VALUES else None
+    floating = _FLOATS.get(dtype) if stack.form is Form.VALUES else None
     sign_bits = 0
     if stack.form is Form.SIGNED_CODES:
         sign_bits = 0x88 if dtype.bitwidth == 4 else 0x80
     nbytes = _nbytes(dtype, shape)
-    return Binding(name, sources, shape, floating or "U8", nbytes, stack.form, sign_bits, stack.weights)
-
-
-_OF_VALUES = (Form.VALUES, Form.ALTERNATING_ROWS, Form.INT8_COLUMN_SCALES)
+    return Binding(name, sources, shape, floating or "U8", nbytes, stack.form, sign_bits)
 
 
 def _nbytes(dtype: ir.DataType, shape: tuple[int, ...]) -> int:
     return -(-math.prod(shape) * dtype.bitwidth // 8)
 
 
-def _fills_int8(stack: Stack, shape: tuple[int, ...]) -> bool:
-    """Whether the weights of an INT8 form have the sizes of the initializer."""
-    rows = sum(weight.shape[0] for weight in stack.weights)
-    columns = {weight.shape[1] for weight in stack.weights}
-    return shape == ((*columns, rows) if stack.form is Form.INT8_COLUMNS else (rows,))
-
-
 def _fills(sources: tuple[TensorRef, ...], form: Form, dtype: ir.DataType, shape: tuple[int, ...]) -> bool:
     """Whether the tensors are what an initializer of this type and shape is made of."""
-    if form not in _OF_VALUES:
+    if form is not Form.VALUES:
         expected = _nbytes(dtype, shape)
         if form is Form.UNPADDED_NIBBLES:
             expected = math.prod(shape[:-1]) * _nbytes(dtype, shape[-1:]) if len(sources) == 1 else -1
@@ -188,6 +169,4 @@ def _fills(sources: tuple[TensorRef, ...], form: Form, dtype: ir.DataType, shape
     if len(sources) == 1:
         return sources[0].shape == shape
     same_rows = len({ref.shape[1:] for ref in sources}) == 1
-    if form is Form.ALTERNATING_ROWS:
-        same_rows = len({ref.shape for ref in sources}) == 1
     return same_rows and sum(math.prod(ref.shape) for ref in sources) == math.prod(shape)

@@ -11,11 +11,10 @@ import numpy as np
 
 from q2export.contracts.progress import Advance, progress_bar, silent
 from q2export.errors import CheckpointError
-from q2export.exporter.checkpoint.folder import Checkpoint, RawBits, TensorRef, read_blocks
+from q2export.exporter.checkpoint.folder import RawBits, TensorRef, read_blocks
 from q2export.exporter.checkpoint.pack import pack, unpack
 from q2export.exporter.checkpoint.values import check_block, convert_block, count_nonzero
 from q2export.exporter.weights.bind import Binding, BindingPlan
-from q2export.exporter.weights.int8_columns import Int8Columns
 from q2export.exporter.weights.sink import BinarySink, Scan, WeightSink
 from q2export.exporter.weights.stack import Form
 from q2export.strict.json import shown
@@ -69,7 +68,7 @@ def write_converted(plan: BindingPlan, sink: BinarySink, *, scan: bool, advance:
     """
     sink.write(converted_header(plan))
     with ThreadPoolExecutor(max_workers=1) as ahead:
-        blocks = _converted_blocks(plan.checkpoint, plan.converted, scan)
+        blocks = _converted_blocks(plan.converted, scan)
         pending = ahead.submit(next, blocks, None)
         while (block := pending.result()) is not None:
             pending = ahead.submit(next, blocks, None)
@@ -77,15 +76,9 @@ def write_converted(plan: BindingPlan, sink: BinarySink, *, scan: bool, advance:
             advance(block.nbytes)
 
 
-def _converted_blocks(checkpoint: Checkpoint, bindings: tuple[Binding, ...], scan: bool) -> Iterator[RawBits]:
-    columns = Int8Columns(checkpoint)
+def _converted_blocks(bindings: tuple[Binding, ...], scan: bool) -> Iterator[RawBits]:
     for binding in bindings:
-        if binding.form is Form.ALTERNATING_ROWS:
-            for first, second in zip(binding.sources[0::2], binding.sources[1::2], strict=True):
-                yield from _alternating_blocks(first, second, binding.dtype, scan)
-        elif binding.weights:
-            yield from columns.blocks(binding)
-        elif binding.form is Form.UNPADDED_NIBBLES:
+        if binding.form is Form.UNPADDED_NIBBLES:
             for source in binding.sources:
                 yield _without_padding(source, binding.shape[-1])
         else:
@@ -127,16 +120,6 @@ def _check_flushed(source: TensorRef, dtype: str, values: int, flushed: int) -> 
         )
     if flushed > _NOTICED * values:
         _log.warning("%s, whose smallest is %s", what, _SMALLEST[dtype])
-
-
-def _alternating_blocks(first: TensorRef, second: TensorRef, dtype: str, scan: bool) -> Iterator[RawBits]:
-    """Two matrices of one shape and type with their rows alternating."""
-    columns = first.shape[1]
-    row_bytes = columns * max(first.itemsize, second.itemsize)
-    rows = max(1, _BLOCK_BYTES // 2 // row_bytes)
-    sides = [_blocks(ref, dtype, scan, rows * columns * ref.itemsize) for ref in (first, second)]
-    for one, other in zip(*sides, strict=True):
-        yield np.stack((one.reshape(-1, columns), other.reshape(-1, columns)), axis=1).reshape(-1)
 
 
 def _flipped_blocks(source: TensorRef, sign_bits: int) -> Iterator[RawBits]:

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 from q2export.contracts.dtypes import BY_NAME, BY_SAFETENSORS
 from q2export.exporter.checkpoint.packed import PackedWeight
-from q2export.exporter.checkpoint.parameters import EMBEDDING, LM_HEAD, expected_parameters
+from q2export.exporter.checkpoint.parameters import EMBEDDING, expected_parameters
 from q2export.exporter.weights.plan import WeightPlan
 
 _SCALE_BYTES = 4
-_AFTER_ATTENTION = ("self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ def planned_bytes(plan: WeightPlan, target: str, dtype: str) -> PlannedBytes:
             continue
         ref = plan.tensors[name]
         if BY_SAFETENSORS[ref.dtype].name == dtype or (
-            target == "onnxruntime" and _is_linear(name, ref.shape)
+            target == "onnxruntime" and len(ref.shape) == 2  # whatever their type, see LowerLinear
         ):
             in_place += ref.nbytes
         else:
@@ -58,11 +57,6 @@ def planned_bytes(plan: WeightPlan, target: str, dtype: str) -> PlannedBytes:
     orders = {weight.input_order: weight.shape[1] * 4 for weight in weights if weight.input_order}
     quantized = placed + written + sum(orders.values())
     return PlannedBytes(in_place + placed + sum(orders.values()), converted + written, quantized)
-
-
-def _is_linear(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether ONNX Runtime reads a weight in place whatever its type, see ``LowerLinear``."""
-    return len(shape) == 2 and ".mlp.experts." not in name
 
 
 def _quantized(weight: PackedWeight, target: str, dtype: str, tied: bool) -> tuple[int, int]:
@@ -81,14 +75,3 @@ def _quantized(weight: PackedWeight, target: str, dtype: str, tied: bool) -> tup
         return weight.nbytes, 0
     unpadded = -(-rows * weight.blocks // 2)
     return (weight.nbytes if is_embedding else codes + scales * _SCALE_BYTES), unpadded
-
-
-def int8_prefill_bytes(plan: WeightPlan) -> int:
-    """Bytes of the int8 copies of quantized weights, with their scales, that a prefill graph multiplies with.
-
-    It has no head, and of the last layer it needs keys and values only.
-    """
-    last = f"model.layers.{plan.config.num_hidden_layers - 1}."
-    unused = {EMBEDDING, LM_HEAD, *(f"{last}{name}.weight" for name in _AFTER_ATTENTION)}
-    shapes = [weight.shape for weight in plan.packed.values() if weight.name not in unused]
-    return sum(rows * (columns + _SCALE_BYTES) for rows, columns in shapes)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from q2export.exporter.checkpoint.packed import PackedWeight
-
 META_KEY = "q2export.stack"
 """Under this key of ``ir.Value.meta`` a pass leaves the :class:`Stack` of an initializer it made."""
 
@@ -18,16 +16,11 @@ class Form(Enum):
     """
 
     VALUES = "floating-point values, one tensor after the other, converted where the types differ"
-    ALTERNATING_ROWS = "as VALUES, but the tensors are pairs, and the rows of each pair alternate"
     BYTES = "bytes as they are, one tensor after the other, seen as another type and shape"
     SIGNED_CODES = "as BYTES, but codes of weights become signed: the highest bit of each is flipped"
     UNPADDED_NIBBLES = (
         "as BYTES, but rows of an odd number of nibbles lose the one that fills their last byte"
     )
-    INT8_COLUMNS = (
-        "int8 [in, out] of quantized weights, each output with the scale that makes its largest 127"
-    )
-    INT8_COLUMN_SCALES = "the float32 scales [out] of INT8_COLUMNS"
 
 
 @dataclass(frozen=True)
@@ -37,9 +30,7 @@ class Stack:
     Attributes:
         tensors: names in the checkpoint, in order.
         form: what is done to them.
-        weights: the quantized weights that the INT8 forms are made of.
     """
 
     tensors: tuple[str, ...]
     form: Form = Form.VALUES
-    weights: tuple[PackedWeight, ...] = ()

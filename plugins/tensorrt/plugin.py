@@ -77,7 +77,7 @@ class GenericPlugin:
         with recorded():
             graph_type = self._graph_type(input_types)
         return [
-            graph_type if output.element_type == "T" else self._types(output.element_type)[0]
+            graph_type if output.has_graph_type else self._types(output.element_type)[0]
             for output in self._spec.outputs
         ]
 
@@ -94,11 +94,10 @@ class GenericPlugin:
         ]
 
     def supports_format_combination(self, pos: int, in_out: Sequence[Any], num_inputs: int) -> bool:
-        """Row-major tensors; every ``T`` of the type of the first one, which is fp16, bf16 or fp32."""
+        """Row-major tensors; fp16, bf16 or fp32, the same for all that have the graph's type."""
         tensors = (*self._inputs, *self._spec.outputs)
-        element_type = tensors[pos].element_type
-        allowed = self._types(element_type)
-        if element_type == "T" and pos > 0:
+        allowed = self._types(tensors[pos].element_type)
+        if tensors[pos].has_graph_type and pos > 0:
             allowed = [in_out[0].desc.type]  # the first input of every op is a T
         found = in_out[pos].desc
         return found.format == self._trt.TensorFormat.LINEAR and found.type in allowed
@@ -166,10 +165,10 @@ class GenericPlugin:
         return [getattr(self._trt.DataType, BY_NAME[name].tensorrt) for name in names]
 
     def _graph_type(self, types: Sequence[Any]) -> Any:
-        """The type of the ``T`` inputs.
+        """The graph's floating-point type.
 
         Raises:
-            ExportError: the number of inputs or the type of one is wrong, or two ``T`` differ.
+            ExportError: the number of inputs or the type of one is wrong, or two that should be alike differ.
         """
         if len(types) != len(self._inputs):
             raise ExportError(
@@ -179,7 +178,7 @@ class GenericPlugin:
         names = [BY_TENSORRT[each.name].name if each.name in BY_TENSORRT else each.name for each in types]
         for tensor, found in zip(self._inputs, names, strict=True):
             allowed = opspec.ELEMENT_TYPES[tensor.element_type]
-            if tensor.element_type == "T" and names[0] in allowed:
+            if tensor.has_graph_type and names[0] in allowed:
                 allowed = (names[0],)
             if found not in allowed:
                 raise ExportError(

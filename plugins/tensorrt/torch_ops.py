@@ -123,7 +123,7 @@ def _launch(
         raise GenerationError(f"{where}: expected {' or '.join(FLOAT_NAMES)}, found {name}")
     for argument, each, tensor in zip(spec.input_names(repeats), described, inputs, strict=True):
         found = (tensor.dtype, tensor.device, tensor.is_contiguous())
-        (wanted_type,) = (name,) if each.element_type == "T" else opspec.ELEMENT_TYPES[each.element_type]
+        (wanted_type,) = (name,) if each.has_graph_type else opspec.ELEMENT_TYPES[each.element_type]
         wanted = (getattr(torch, wanted_type), device, True)
         if found != wanted:
             raise GenerationError(

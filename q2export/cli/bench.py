@@ -80,7 +80,6 @@ class Measurement:
     "--profile-ops", is_flag=True, help="Show where the time goes, by operator, instead (ONNX Runtime only)."
 )
 @options.threads
-@options.prepack
 @options.json_output
 def command(
     package: Path,
@@ -91,7 +90,6 @@ def command(
     warmup: int,
     profile_ops: bool,
     threads: int | None,
-    prepack: bool | None,
     as_json: bool,
 ) -> None:
     """Measure prefill and decode speed of an engine.
@@ -108,10 +106,10 @@ def command(
     if profile_ops:
         from q2export.cli.bench_ops import show_profile
 
-        show_profile(package, work, threads=threads, prepack=prepack, as_json=as_json)
+        show_profile(package, work, threads=threads, as_json=as_json)
         return
     start = time.perf_counter()
-    engine = api.load(package, threads=threads, prepack=prepack)
+    engine = api.load(package, threads=threads)
     load_seconds = time.perf_counter() - start
     prompts = work.prompts(engine.backend.vocab_size)
     runs = [_run(engine, prompts, new_tokens) for _ in range(warmup + repeat)][warmup:]

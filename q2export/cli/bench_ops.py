@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 _SHOWN_NODES = 10
 
 
-def show_profile(
-    package: Path, work: Workload, *, threads: int | None, prepack: bool | None, as_json: bool
-) -> None:
+def show_profile(package: Path, work: Workload, *, threads: int | None, as_json: bool) -> None:
     """Print where the time goes, prefill and decode apart: all operators, and the slowest nodes (JSON: all).
 
     Raises:
@@ -34,7 +32,6 @@ def show_profile(
         repeat=work.repeat,
         warmup=work.warmup,
         threads=threads,
-        prepack=prepack,
     )
     phases = {"prefill": profile.prefill, "decode": profile.decode}
     if as_json:

@@ -33,12 +33,10 @@ _COMMANDS = {
 @click.option("--system", metavar="TEXT", help="System message.")
 @generation_options
 @options.threads
-@options.prepack
 def command(
     package: Path,
     system: str | None,
     threads: int | None,
-    prepack: bool | None,
     **generation: Unpack[OptionKeywords],
 ) -> None:
     """Talk to a model, with its own chat template.
@@ -49,7 +47,7 @@ def command(
     check_greedy(generation)
     from q2export import api
 
-    conversation = Conversation(api.load(package, threads=threads, prepack=prepack), system, generation)
+    conversation = Conversation(api.load(package, threads=threads), system, generation)
     interactive = sys.stdin.isatty()
     if interactive:
         import readline  # noqa: F401 - gives input() its line editing and history

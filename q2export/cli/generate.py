@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     help="Print the text as it comes.  [default: unless --json is given]",
 )
 @options.threads
-@options.prepack
 @options.json_output
 def command(
     package: Path,
@@ -45,7 +44,6 @@ def command(
     chat: bool,
     stream: bool | None,
     threads: int | None,
-    prepack: bool | None,
     as_json: bool,
     **generation: Unpack[OptionKeywords],
 ) -> None:
@@ -61,7 +59,7 @@ def command(
 
     from q2export import api
 
-    engine = api.load(package, threads=threads, prepack=prepack)
+    engine = api.load(package, threads=threads)
     tokens = engine.chat_prompt([{"role": "user", "content": text}]) if chat else text
     events = engine.stream(tokens, **generation)
     result = _run(events, show=stream is not False and not as_json)

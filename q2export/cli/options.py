@@ -22,13 +22,6 @@ profile = click.option(
 )
 overwrite = click.option("--overwrite", is_flag=True, help="Replace the output if q2export wrote it.")
 json_output = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-prepack = click.option(
-    "--prepack/--no-prepack",
-    default=None,
-    help="Keep a copy of quantized or stacked matrices in the layout of ONNX Runtime's kernels: faster, for "
-    "twice their memory."
-    "  [default: the profile's]",
-)
 threads = click.option(
     "--threads",
     type=click.IntRange(min=0),

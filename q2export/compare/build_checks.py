@@ -48,7 +48,7 @@ def check_build(
         skipped = "not asked for"
         return Outcome(None, skipped, None, None if made.quantization is None else skipped)
     with watch.stage("parity"):
-        parity, parity_skipped = check_engine(writer, job, made.source, engine, prepack=made.prepacks)
+        parity, parity_skipped = check_engine(writer, job, made.source, engine)
     quality, quality_skipped = None, None
     if made.quantization is not None:
         with watch.stage("quality"):
@@ -68,6 +68,6 @@ def check_build(
 def add_golden(writer: PackageWriter, made: Assembled, watch: Stopwatch) -> None:
     """Add inputs of one step of the graph, and what ONNX Runtime computes from them."""
     with watch.stage("golden"):
-        write_golden(writer.folder, made.engine, prepack=made.prepacks)
+        write_golden(writer.folder, made.engine)
         for name in GOLDEN_FILES:
             writer.add_written(name)

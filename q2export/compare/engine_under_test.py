@@ -23,16 +23,15 @@ class EngineUnderTest:
         folder: a package, perhaps not yet complete.
         info: what it holds.
         threads: CPU threads of an ONNX Runtime engine; 0 is one per core.
-        prepack: whether ONNX Runtime keeps its own copy of the matrices, as it will when the engine is used:
-            with quantized weights the arithmetic depends on it.
         rebuild_command: for messages.
+        exact: run an ONNX Runtime engine without rounding activations.
     """
 
     folder: Path
     info: EngineInfo
     threads: int
-    prepack: bool
     rebuild_command: str
+    exact: bool = False
 
     @classmethod
     def of_package(cls, package: Package, threads: int | None) -> EngineUnderTest:
@@ -40,20 +39,17 @@ class EngineUnderTest:
         manifest = package.manifest
         threads = manifest.threads if threads is None else threads
         command = package.rebuild_command()
-        return cls(package.folder, manifest.engine, threads, manifest.prepacks, command)
+        return cls(package.folder, manifest.engine, threads, command)
 
     @classmethod
-    def of_build(cls, folder: Path, job: Job, info: EngineInfo, *, prepack: bool) -> EngineUnderTest:
+    def of_build(cls, folder: Path, job: Job, info: EngineInfo) -> EngineUnderTest:
         """The engine in ``folder``, whose package has no manifest yet."""
         command = command_line("build", "--model", job.model.id, "--profile", job.profile.name)
-        return cls(folder, info, job.profile.threads, prepack, command)
+        return cls(folder, info, job.profile.threads, command)
 
-    def in_float32(self) -> EngineUnderTest:
-        """The same graph with its matmuls in float32.
-
-        Without its own copy of the matrices ONNX Runtime dequantizes them, and multiplies in float32.
-        """
-        return replace(self, info=replace(self.info, prefill_file=None), prepack=False)
+    def with_exact_matmuls(self) -> EngineUnderTest:
+        """The same graph, whose matmuls do not round what they multiply."""
+        return replace(self, exact=True)
 
     def probe(self) -> EngineProbe:
         """Open it.
@@ -65,7 +61,7 @@ class EngineUnderTest:
         from q2export.compare.verify.onnxruntime_probe import OnnxRuntimeProbe
 
         if self.info.tensorrt is None:
-            return OnnxRuntimeProbe(self.folder, self.info, threads=self.threads, prepack=self.prepack)
+            return OnnxRuntimeProbe(self.folder, self.info, threads=self.threads, exact=self.exact)
         from q2export.runtime.backends.tensorrt.session import open_backend
 
         backend = open_backend(self.folder, self.info, self.info.tensorrt, self.rebuild_command)

@@ -51,12 +51,8 @@ class Comparison:
 
     @property
     def rounds_activations(self) -> bool:
-        """Whether the engine multiplies quantized weights with activations rounded to int8."""
-        is_quantized = self.source.quantization is not None and self.engine.info.tensorrt is None
-        return is_quantized and "int8" in (
-            self.profile.quantization.activations,
-            self.profile.quantization.prefill,
-        )
+        """Whether the engine rounds activations when it multiplies them."""
+        return self.engine.info.tensorrt is None and self.profile.quantization.activations != "float32"
 
     def report(self, prompts: ParityPrompts) -> ParityReport:
         """Compare."""
@@ -84,7 +80,7 @@ class Comparison:
         """
         if self.rounds_activations:
             in_float32 = replace(self.profile, parity=load_profile("cpu").parity)
-            exact = replace(self, engine=self.engine.in_float32(), profile=in_float32).report(
+            exact = replace(self, engine=self.engine.with_exact_matmuls(), profile=in_float32).report(
                 replace(prompts, greedy_tokens=0, text=None)
             )
             if not exact.passed:
@@ -139,7 +135,7 @@ def check_same_model(manifest: Manifest, source: Source) -> None:
 
 
 def check_engine(
-    writer: PackageWriter, job: Job, source: Source, engine: EngineInfo, *, prepack: bool
+    writer: PackageWriter, job: Job, source: Source, engine: EngineInfo
 ) -> tuple[ParitySummary | None, str | None]:
     """Compare a finished engine with PyTorch on two short prompts, before its package is put in place.
 
@@ -148,7 +144,6 @@ def check_engine(
         job: what is being built.
         source: the checkpoint whose weights the engine has; quantized ones are dequantized for PyTorch.
         engine: describes the engine.
-        prepack: how ONNX Runtime will run it.
 
     Returns:
         the outcome, or why there is none: a TensorRT engine needs its GPU.
@@ -158,7 +153,7 @@ def check_engine(
     """
     if job.engine is not None and (reason := engine_build.why_not_run(job.profile)) is not None:
         return None, reason
-    tested = EngineUnderTest.of_build(writer.folder, job, engine, prepack=prepack)
+    tested = EngineUnderTest.of_build(writer.folder, job, engine)
     info = run_info(f"{job.profile.name} engine", job.model.id)
     tokens = min(SMOKE_GREEDY_TOKENS, engine.max_capacity // 2)
     prompts = ParityPrompts(smoke_prompts(writer.folder, engine), None, tokens, None)

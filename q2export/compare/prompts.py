@@ -103,7 +103,7 @@ def golden_step(engine: EngineInfo) -> tuple[list[int], npt.NDArray[np.int64]]:
     return tokens, np.arange(len(tokens), dtype=np.int64)[-GOLDEN_LOGITS:]
 
 
-def write_golden(folder: Path, engine: EngineInfo, *, prepack: bool = False) -> None:
+def write_golden(folder: Path, engine: EngineInfo) -> None:
     """Write :data:`GOLDEN_FILES`: inputs for one step of the engine and its answer, in polygraphy's format.
 
     ``polygraphy run model.onnx --onnxrt --load-inputs golden/inputs.json --load-outputs golden/outputs.json``
@@ -113,7 +113,6 @@ def write_golden(folder: Path, engine: EngineInfo, *, prepack: bool = False) -> 
     Args:
         folder: the package.
         engine: describes its graph.
-        prepack: whether ONNX Runtime keeps its own copy of the matrices, as it will when the engine is used.
 
     Raises:
         ParityError: the engine is one ONNX Runtime cannot run on the CPU.
@@ -129,7 +128,7 @@ def write_golden(folder: Path, engine: EngineInfo, *, prepack: bool = False) -> 
         )
     tokens, positions = golden_step(engine)
     feed = step_inputs(engine, tokens, positions)
-    session = open_session(folder / engine.file, threads=1, prepack=prepack)
+    session = open_session(folder / engine.file, threads=1)
     (logits,) = session.run(["logits"], feed)
     inputs, outputs = (folder / name for name in GOLDEN_FILES)
     inputs.parent.mkdir()

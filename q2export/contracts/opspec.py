@@ -5,8 +5,13 @@ table are all derived from the :class:`OpSpec` here; none of them is written dow
 
 Symbols in shapes: ``B`` batch, ``S`` sequence (new tokens of this step), ``T`` = ``B * S``, ``C`` capacity of
 the KV cache, ``Hq``/``Hkv`` query and key/value heads, ``D`` head_dim, ``H`` hidden_size, ``E`` experts,
-``I`` moe_intermediate_size, ``K``/``N`` inputs and outputs of a linear layer. Element types: ``T`` the
-graph's floating-point type, ``F`` always float32, ``W`` a weight's own floating-point type, ``L`` int64.
+``I`` moe_intermediate_size, ``K``/``N`` inputs and outputs of a linear layer; of packed weights a row of
+``X`` codes takes ``X*bits/8`` bytes and has ``X/block_size`` scales. A size that reads as a formula is
+a name, not computed.
+
+Element types: ``T`` the graph's floating-point type, ``F`` always float32, ``KV`` the cache's and ``W`` a
+weight's own floating-point type (TensorRT plugins want both to be ``T``), ``S`` that of scales, ``U`` uint8,
+``L`` int64.
 """
 
 from __future__ import annotations
@@ -21,17 +26,25 @@ from q2export.contracts.dtypes import FLOAT_NAMES
 DOMAIN = "q2export"
 DOMAIN_VERSION = 1
 
-CONTRACT_VERSION = 1
+CONTRACT_VERSION = 2
 """Raised whenever an input, output, attribute or meaning below changes; stored in every engine package."""
 
 PLUGIN_VERSION = "1"
 PLUGIN_NAMESPACE = "q2export"
 
-ElementType = Literal["T", "F", "W", "L"]
+ElementType = Literal["T", "F", "KV", "W", "S", "U", "L"]
 AttributeType = Literal["int", "float"]
 
 ELEMENT_TYPES: Mapping[ElementType, tuple[str, ...]] = MappingProxyType(
-    {"T": FLOAT_NAMES, "F": ("float32",), "W": FLOAT_NAMES, "L": ("int64",)}
+    {
+        "T": FLOAT_NAMES,
+        "F": ("float32",),
+        "KV": FLOAT_NAMES,
+        "W": FLOAT_NAMES,
+        "S": ("float32", "float16"),
+        "U": ("uint8",),
+        "L": ("int64",),
+    }
 )
 """What an element type may be, by the names of :mod:`q2export.contracts.dtypes`."""
 
@@ -43,6 +56,11 @@ class TensorSpec:
     name: str
     element_type: ElementType
     shape: tuple[str, ...]
+
+    @property
+    def has_graph_type(self) -> bool:
+        """Whether a TensorRT plugin wants it in the graph's floating-point type."""
+        return self.element_type in ("T", "KV", "W")
 
 
 @dataclass(frozen=True)
@@ -101,11 +119,11 @@ _QKV = (
     TensorSpec("key", "T", ("B", "S", "Hkv", "D")),
     TensorSpec("value", "T", ("B", "S", "Hkv", "D")),
 )
-_PAST = (TensorSpec("past_key", "T", _CACHE), TensorSpec("past_value", "T", _CACHE))
+_PAST = (TensorSpec("past_key", "KV", _CACHE), TensorSpec("past_value", "KV", _CACHE))
 _ATTENTION_OUTPUTS = (
     TensorSpec("output", "T", ("B", "S", "Hq", "D")),
-    TensorSpec("present_key", "T", _CACHE),
-    TensorSpec("present_value", "T", _CACHE),
+    TensorSpec("present_key", "KV", _CACHE),
+    TensorSpec("present_value", "KV", _CACHE),
 )
 _ATTENTION_ATTRIBUTES = (
     AttributeSpec("num_heads", "int", "query heads"),
@@ -157,21 +175,29 @@ ROTARY_ATTENTION = OpSpec(
 Token ``s`` of row ``b`` stands at position ``past_lengths[b] + s``.
 """
 
+_MOE_INPUTS = (TensorSpec("hidden", "T", ("T", "H")), TensorSpec("router_logits", "T", ("T", "E")))
+_MOE_ATTRIBUTES = (
+    AttributeSpec("num_experts", "int", "experts, E"),
+    AttributeSpec("top_k", "int", "experts each token goes to"),
+    AttributeSpec("norm_topk_prob", "int", "1: the chosen probabilities are divided by their sum"),
+)
+_PACKED_ATTRIBUTES = (
+    AttributeSpec("bits", "int", "of a code, 4 or 8"),
+    AttributeSpec("block_size", "int", "elements of a row that share a scale: 32, 64 or 128"),
+    AttributeSpec("int8_activations", "int", "1: activations are rounded to int8, block by block"),
+)
+
 MOE = OpSpec(
     name="Q2MoE",
     torch_name="moe",
-    inputs=(TensorSpec("hidden", "T", ("T", "H")), TensorSpec("router_logits", "T", ("T", "E"))),
+    inputs=_MOE_INPUTS,
     repeated=(
-        TensorSpec("gate", "T", ("I", "H")),
-        TensorSpec("up", "T", ("I", "H")),
-        TensorSpec("down", "T", ("H", "I")),
+        TensorSpec("gate", "W", ("I", "H")),
+        TensorSpec("up", "W", ("I", "H")),
+        TensorSpec("down", "W", ("H", "I")),
     ),
     outputs=(TensorSpec("output", "T", ("T", "H")),),
-    attributes=(
-        AttributeSpec("num_experts", "int", "experts, E"),
-        AttributeSpec("top_k", "int", "experts each token goes to"),
-        AttributeSpec("norm_topk_prob", "int", "1: the chosen probabilities are divided by their sum"),
-    ),
+    attributes=_MOE_ATTRIBUTES,
 )
 """Mixture of SwiGLU experts: softmax over all in float32, top-k, dispatch to the chosen only, weighted sum.
 
@@ -198,9 +224,53 @@ exact and sums float32 all the same. Only over a weight of bfloat16.
 Made by a pass for the CPU, where ONNX Runtime multiplies weights of its own types only.
 """
 
+QUANTIZED_LINEAR = OpSpec(
+    name="Q2QuantizedLinear",
+    torch_name="quantized_linear",
+    inputs=(
+        TensorSpec("input", "F", ("T", "K")),
+        TensorSpec("weight", "U", ("N", "K*bits/8")),
+        TensorSpec("weight_scale", "S", ("N", "K/block_size")),
+    ),
+    optional=(
+        TensorSpec("weight_zero_point", "U", ("N", "K/block_size*bits/8")),
+        TensorSpec("bias", "F", ("N",)),
+    ),
+    outputs=(TensorSpec("output", "F", ("T", "N")),),
+    attributes=_PACKED_ATTRIBUTES,
+)
+"""``input @ weight.T + bias`` in float32 over a weight ``(code - zero point) * scale`` in the packed form.
+
+The packed form is described in ``exporter/checkpoint/packed.py``; without zero points they are in the middle,
+8 or 128. Rounded to int8, a block of activations has the scale that makes its largest magnitude 127.
+"""
+
+QUANTIZED_MOE = OpSpec(
+    name="Q2QuantizedMoE",
+    torch_name="quantized_moe",
+    inputs=(
+        *_MOE_INPUTS,
+        TensorSpec("gate_up", "U", ("E", "2*I", "H*bits/8")),
+        TensorSpec("gate_up_scale", "S", ("E", "2*I", "H/block_size")),
+        TensorSpec("down", "U", ("E", "H", "I*bits/8")),
+        TensorSpec("down_scale", "S", ("E", "H", "I/block_size")),
+    ),
+    optional=(
+        TensorSpec("gate_up_zero_point", "U", ("E", "2*I", "H/block_size*bits/8")),
+        TensorSpec("down_zero_point", "U", ("E", "H", "I/block_size*bits/8")),
+    ),
+    outputs=(TensorSpec("output", "T", ("T", "H")),),
+    attributes=(*_MOE_ATTRIBUTES, *_PACKED_ATTRIBUTES),
+)
+"""``Q2MoE`` over experts in the packed form, whose gate and up rows alternate: gate 0, up 0, gate 1, ...
+
+All experts of a layer follow each other in the packed form, so one input holds them all, in place.
+"""
+
 ALL: tuple[OpSpec, ...] = (ROTARY, ATTENTION, ROTARY_ATTENTION, MOE)
 """The ops that are TensorRT plugins, too."""
 
-CPU_ONLY: tuple[OpSpec, ...] = (LINEAR,)
+CPU_ONLY: tuple[OpSpec, ...] = (LINEAR, QUANTIZED_LINEAR, QUANTIZED_MOE)
+"""The ops that have kernels for the CPU alone, where the others have some, too."""
 
 BY_NAME: dict[str, OpSpec] = {spec.name: spec for spec in (*ALL, *CPU_ONLY)}

@@ -20,7 +20,6 @@ Target = Literal["onnxruntime", "tensorrt", "portable"]
 Device = Literal["cpu", "cuda"]
 DtypeChoice = Literal["auto", FloatDtype]
 Builder = Literal["auto", "tensorrt", "rtx"]
-Prepack = Literal["auto", "always", "never"]
 Origin = Literal["default", "profile", "override", "lowered to fit"]
 
 _DEVICES: Mapping[Target, Device] = {"tensorrt": "cuda", "onnxruntime": "cpu"}
@@ -36,7 +35,7 @@ _ONLY_FOR: Mapping[Target, tuple[str, ...]] = {
         "weight_streaming",
         "workspace_mib",
     ),
-    "onnxruntime": ("threads", "prepack", "quantization.activations", "quantization.prefill"),
+    "onnxruntime": ("threads", "quantization.activations"),
 }
 
 
@@ -94,9 +93,6 @@ class Profile:
         quantization: of the weights. Of a checkpoint that is quantized already only ``activations`` matter.
         workspace_mib: scratch memory the engine builder may use, in MiB; None is the builder's default.
         threads: CPU threads, at most one per core of the machine that runs the engine; 0 is one per core.
-        prepack: whether ONNX Runtime keeps its own, faster copy of the matrices that its own kernels
-            multiply: quantized ones, and stacked experts. ``auto``: where weights are quantized, or most of
-            them were converted. What ``Q2Linear`` reads is never copied.
         origin: where each value (by dotted key) came from, ``override`` being the command line or the
             argument ``overrides``; not part of the profile's identity.
     """
@@ -123,7 +119,6 @@ class Profile:
     weight_streaming: bool = False
     workspace_mib: int | None = None
     threads: int = 0
-    prepack: Prepack = "auto"
     origin: Mapping[str, Origin] = field(
         default_factory=dict, compare=False, repr=False, metadata={"plain": False}
     )
@@ -145,12 +140,11 @@ class Profile:
             raise ProfileError(f'compute_capability must look like "8.0", found {self.compute_capability!r}')
         if self.target == "tensorrt":
             self._check_tensorrt()
-        if self.target == "onnxruntime":
-            for name, dtype in (("dtype", self.dtype), ("kv_dtype", self.kv_dtype)):
-                if dtype != "float32":
-                    raise ProfileError(
-                        f"{name} {dtype!r} is not implemented for ONNX Runtime on cpu; use 'float32'"
-                    )
+        if self.target == "onnxruntime" and self.dtype != "float32":
+            raise ProfileError(
+                f"dtype {self.dtype!r} is not implemented for ONNX Runtime on cpu; use 'float32': weights "
+                "are read in the type they have"
+            )
 
     def _refuse_unless_default(self, key: str, target: str) -> None:
         """Refuse a value that nothing would read."""

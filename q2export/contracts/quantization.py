@@ -14,8 +14,7 @@ from q2export.errors import ProfileError
 
 WeightType = Literal["none", "int4", "int8"]
 Method = Literal["round-to-nearest", "gptq"]
-Activations = Literal["float32", "int8"]
-PrefillWeights = Literal["shared", "int8"]
+Activations = Literal["float32", "bfloat16", "int8"]
 
 BITS: dict[str, int] = {"int4": 4, "int8": 8}
 BLOCK_SIZES = (32, 64, 128)
@@ -61,12 +60,9 @@ class Quantization:
         embedding: quantize the embedding and the head, too. A tied pair shares one quantized weight.
         keep: shell patterns of the Hugging Face names of weights to leave in high precision, such as
             ``model.layers.0.*``.
-        activations: the type activations have in matmuls with quantized weights, on ONNX Runtime. ``int8``
-            rounds them, block by block, when they are multiplied: faster, and less exact. It says how an
-            engine computes, not what is stored.
-        prefill: what ONNX Runtime multiplies the tokens of prompts with: ``shared`` are the weights that all
-            other tokens are multiplied with; ``int8`` is a copy of them with one int8 scale per output, and
-            activations rounded token by token: twice as fast, for another byte per weight.
+        activations: the type activations have in matmuls, on ONNX Runtime: rounded when they are multiplied,
+            faster and less exact. ``int8``, block by block, with quantized weights; ``bfloat16`` with weights
+            of that type that are not quantized. It says how an engine computes, not what is stored.
     """
 
     weights: WeightType = "none"
@@ -76,14 +72,12 @@ class Quantization:
     embedding: bool = True
     keep: tuple[str, ...] = ()
     activations: Activations = "float32"
-    prefill: PrefillWeights = "shared"
 
     def __post_init__(self) -> None:
         choices = {
             "weights": WeightType,
             "method": Method,
             "activations": Activations,
-            "prefill": PrefillWeights,
         }
         for name, valid in ((name, get_args(kind)) for name, kind in choices.items()):
             if getattr(self, name) not in valid:

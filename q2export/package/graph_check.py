@@ -2,9 +2,9 @@
 
 What an ONNX file can hold besides nodes makes loading it a risk: functions that call each other expand to any
 number of nodes, or crash ONNX Runtime by their depth; subgraphs nest likewise; external data are read from
-wherever they say. Graphs made here hold no subgraph and no functions but the bodies of our own ops, and read
-nothing but files of the manifest. Everything else is refused before a library sees it. Field numbers are
-those of ``onnx.proto`` (ONNX 1.23).
+wherever they say. Graphs made here hold no functions but the bodies of our own ops, subgraphs only in those
+and none within another, and read nothing but files of the manifest. Everything else is refused before a
+library sees it. Field numbers are those of ``onnx.proto`` (ONNX 1.23).
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class _Check:
             elif key == _BODY_DOMAIN:
                 domain = self._data[first:last]
             elif key == _BODY_NODE:
-                self._node(first, last, body)
+                self._body_node(first, last, body)
             elif last > first:
                 raise ValueError("holds an overloaded function")
         full = f"{domain.decode(errors='replace')}.{name.decode(errors='replace')}"
@@ -147,8 +147,17 @@ class _Check:
                 self._attribute(first, last)
                 self._harmless.add(attribute)
 
-    def _attribute(self, start: int, end: int) -> None:
-        name, numbers = b"", list[int]()
+    def _body_node(self, start: int, end: int, body: Counter[bytes]) -> None:
+        """A node of a function, which may hold a subgraph: the loop of an op over its experts."""
+        for key, first, last in fields(self._data, start, end, _IN_NODE):
+            if key == _OP_TYPE:
+                body[self._data[first:last]] += 1
+            else:
+                self._attribute(first, last, body)
+
+    def _attribute(self, start: int, end: int, body: Counter[bytes] | None = None) -> None:
+        """Of a node; ``body`` counts the nodes of a subgraph, where it may have one."""
+        name, numbers, has_subgraph = b"", list[int](), False
         for key, first, last in fields(self._data, start, end, _IN_ATTRIBUTE):
             if key == _NAME:
                 name = self._data[first:last]
@@ -158,8 +167,13 @@ class _Check:
                 numbers += varints(self._data, first, last)
             elif key in (_INT, _INTS):
                 numbers.append(first)
+            elif key == _SUBGRAPH and body is not None:
+                self._graph(first, last, body)
+                has_subgraph = True
             else:
                 raise ValueError("holds a node with a subgraph or a sparse tensor")
+        if has_subgraph and name != b"body":
+            raise ValueError("holds a node with a subgraph that is no loop's")
         # Kernels put attributes into 32 bits, and divide by what is left of them; Constant makes tensors.
         for number in numbers if name not in (b"value_int", b"value_ints") else ():
             if 1 << 31 <= number < (1 << 64) - (1 << 31):

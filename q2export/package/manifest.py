@@ -79,7 +79,7 @@ TEXT_FILES = ("generation_config.json", "tokenizer.json", "tokenizer_config.json
 """Copied from the checkpoint where it has them: what the runtime knows of text."""
 MAX_TEXT_BYTES = 64 << 20
 """Of each of these; a tokenizer of 152,000 tokens has 7 MB."""
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 TOOL_NAME = "q2export"
 _TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 
@@ -189,8 +189,6 @@ class Manifest:
         for name in self.files:
             check_relative_path(name)
         self._check_listed("engine.file", self.engine.file)
-        if self.engine.prefill_file is not None:
-            self._check_listed("engine.prefill_file", self.engine.prefill_file)
         for weight in self.weights.files:
             self._check_listed("weights.files", weight.path)
             if weight.bytes != self.files[weight.path].bytes:
@@ -202,12 +200,6 @@ class Manifest:
     def _check_listed(self, key: str, name: str) -> None:
         if name not in self.files:
             raise PackageError(f"{key} names {shown(name)}, which files does not list")
-
-    @property
-    def prepacks(self) -> bool:
-        """Whether ONNX Runtime is to keep its own copy of the matrices, see ``Profile.prepack``."""
-        asked = "auto" if self.profile is None else self.profile.prepack
-        return asked == "always" or (asked == "auto" and prepacks(self.weights, self.quantization))
 
     @property
     def threads(self) -> int:
@@ -248,15 +240,6 @@ class Manifest:
         source = Source(label, PackageError)
         _check_schema(data, source)
         return from_plain(cls, data, source)
-
-
-def prepacks(weights: WeightsInfo, quantization: QuantizationInfo | None) -> bool:
-    """Whether ONNX Runtime should keep its own copy of the matrices where nobody says.
-
-    With quantized weights, its kernels work on that copy alone; without it they dequantize whole matrices at
-    every step. Packages whose matrices were converted to float32 have left the checkpoint's pages anyway.
-    """
-    return weights.converted_bytes > weights.in_place_bytes or quantization is not None
 
 
 def _check_schema(data: Mapping[str, object], source: Source) -> None:

@@ -132,7 +132,6 @@ class EngineInfo:
         prefill_chunk: longest ``input_ids`` of one step, in tokens.
         context_length: tokens the model was made for (``max_position_embeddings``, after YaRN).
         tensorrt: of a TensorRT engine, None for others.
-        prefill_file: a second graph that fills the cache without giving logits, for the tokens of prompts.
     """
 
     format: Literal["onnx", "tensorrt"]
@@ -148,14 +147,10 @@ class EngineInfo:
     prefill_chunk: int
     context_length: int
     tensorrt: TensorRTInfo | None = None
-    prefill_file: str | None = None
 
     def __post_init__(self) -> None:
-        if self.prefill_file is not None and self.format != "onnx":
-            raise PackageError(f"format {self.format!r} has no prefill_file")
-        for name in (self.file, self.prefill_file) if self.format == "onnx" else ():
-            if name is not None and ("/" in name or not name.endswith(GRAPH_SUFFIX)):
-                raise PackageError(f"a graph must be a file *{GRAPH_SUFFIX} beside it, found {shown(name)}")
+        if self.format == "onnx" and ("/" in self.file or not self.file.endswith(GRAPH_SUFFIX)):
+            raise PackageError(f"a graph must be a file *{GRAPH_SUFFIX} beside it, found {shown(self.file)}")
         if (self.format == "tensorrt") != (self.tensorrt is not None):
             problem = "needs a" if self.tensorrt is None else "has no"
             raise PackageError(f"format {self.format!r} {problem} section 'tensorrt'")

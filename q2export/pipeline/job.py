@@ -52,9 +52,9 @@ class Job:
         return self.profile.capacity.max
 
     @property
-    def has_prefill_graph(self) -> bool:
-        """Whether prompts go through a graph of their own, with int8 copies of the weights."""
-        return self.profile.quantization.prefill == "int8"
+    def kv_dtype(self) -> str:
+        """Type of the KV cache."""
+        return self.dtype if self.profile.kv_dtype == "auto" else self.profile.kv_dtype
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -72,14 +72,6 @@ class Job:
         """Log what somebody should know before the work begins."""
         if self.engine is not None:
             engine_build.announce(self.engine)
-        quantization, activations = self.weights.quantization, self.profile.quantization.activations
-        is_slow = quantization is not None and quantization.bits == 8 and activations == "float32"
-        if is_slow and self.target == "onnxruntime":
-            _log.warning(
-                "ONNX Runtime multiplies 8-bit weights with float32 activations about a hundred times slower "
-                "than with int8 ones: take quantization.activations=int8, or the profile cpu-int8, unless "
-                "this is for comparison"
-            )
         if self.target == "portable" and self.weights.dtype == "bfloat16":
             if self.dtype == "bfloat16":
                 _log.warning(
@@ -95,7 +87,7 @@ class Job:
 
     def describe(self) -> dict[str, Any]:
         """Plain data for ``build --dry-run``."""
-        from q2export.exporter.weights.sizes import int8_prefill_bytes, planned_bytes
+        from q2export.exporter.weights.sizes import planned_bytes
 
         config = self.weights.config
         planned = planned_bytes(self.weights, self.target, self.dtype)
@@ -114,10 +106,9 @@ class Job:
                 "in_place_bytes": planned.in_place,
                 "converted_bytes": planned.converted,
                 "quantized_bytes": planned.quantized,
-                "prefill_bytes": int8_prefill_bytes(self.weights) if self.has_prefill_graph else 0,
             },
             "quantization": to_plain(self.weights.quantization),
-            "kv_cache_bytes_per_token": CacheShape(*shape, self.dtype).bytes_per_token,
+            "kv_cache_bytes_per_token": CacheShape(*shape, self.kv_dtype).bytes_per_token,
             "tensorrt": None if self.engine is None else self.engine.describe(),
             "profile": self.profile.to_dict(),
             "origin": dict(self.profile.origin),
@@ -185,7 +176,7 @@ def resolve_export(
     # The ranges of a graph are as wide as the model.
     base = load_profile("cpu", {"capacity.max": capacity, "capacity.opt": min(capacity, 2048)})
     asked = quantization or Quantization()
-    job = resolve_graph(found, target, replace(base, quantization=asked), dtype)
+    job = resolve_graph(found, target, replace(base, quantization=asked, kv_dtype="auto"), dtype)
     if job.weights.quantization is None and asked != Quantization():
         raise OptionError(
             "quantization", "says how weights are quantized, but not to what: give weights, too"
@@ -206,7 +197,7 @@ def resolve_graph(found: ModelSource, target: Target, profile: Profile, dtype: s
         Q2ExportError: the checkpoint is not in order, or the target cannot honour what is asked for.
     """
     from q2export.exporter.export import target_dtype
-    from q2export.exporter.lowering.limits import check_int8_prefill, check_quantized
+    from q2export.exporter.lowering.limits import check_activations, check_quantized
     from q2export.exporter.weights.plan import plan_weights
 
     given = profile.overrides()
@@ -217,13 +208,7 @@ def resolve_graph(found: ModelSource, target: Target, profile: Profile, dtype: s
         _refuse_idle_quantization(given)
     chosen = target_dtype(weights.dtype, target, dtype)
     check_quantized(target, weights.packed.values())
-    if target != "onnxruntime" and profile.quantization.activations != "float32":
-        raise ProfileError(
-            f"quantization.activations {profile.quantization.activations!r} is for ONNX Runtime alone; the "
-            f"target is {target!r}: leave it 'float32'"
-        )
-    if profile.quantization.prefill == "int8":
-        check_int8_prefill(target, weights.packed)
+    check_activations(target, profile.quantization.activations, weights.dtype, bool(weights.packed))
     return Job(found, weights, target, fit_to_model(profile, weights.config.context_length), chosen)
 
 

@@ -22,7 +22,6 @@ from q2export.package.manifest import (
     QuantizationInfo,
     WeightsInfo,
     installed_versions,
-    prepacks,
 )
 from q2export.package.writer import PackageWriter
 from q2export.pipeline.job import Job
@@ -34,8 +33,7 @@ if TYPE_CHECKING:
     from q2export.exporter.export import Graph
     from q2export.exporter.weights.sink import Scan
 
-PREFILL_GRAPH_FILE = "prefill.onnx"
-_CONVERTED_FILE, _PREFILL_WEIGHTS_FILE = "weights.safetensors", "prefill.safetensors"
+_CONVERTED_FILE = "weights.safetensors"
 _CONFIG = "config.json"
 
 
@@ -56,11 +54,6 @@ class Assembled:
     engine: EngineInfo
     quantization: QuantizationInfo | None
 
-    @property
-    def prepacks(self) -> bool:
-        """Whether ONNX Runtime runs the graph on its own copy of the matrices where nobody says otherwise."""
-        return prepacks(self.weights, self.quantization)
-
 
 def assemble(job: Job, writer: PackageWriter, *, scan: Scan, watch: Stopwatch) -> Assembled:
     """Quantize the weights if that is asked for, trace, lower, and write graph, weights and texts.
@@ -74,19 +67,16 @@ def assemble(job: Job, writer: PackageWriter, *, scan: Scan, watch: Stopwatch) -
     Raises:
         Q2ExportError: what one of the stages raises.
     """
-    from q2export.exporter.export import build_graph, build_graph_pair
+    from q2export.exporter.export import build_graph
 
-    weights, activations, prefill = job.weights, job.profile.quantization.activations, None
+    weights, activations = job.weights, job.profile.quantization.activations
     with watch.stage("quantize") if weights.is_written else nullcontext():
         source = weights.prepare(writer.folder / SHARD_FOLDER)
     if weights.is_written:
         writer.add_written(f"{SHARD_FOLDER}/{_CONFIG}")
     with watch.stage("trace and lower"):
-        if job.has_prefill_graph:
-            graph, prefill = build_graph_pair(source, job.max_capacity, activations)
-        else:
-            graph = build_graph(source, job.target, job.dtype, job.max_capacity, activations)
-    info = _write_graphs(job, writer, graph, prefill, scan, watch)
+        graph = build_graph(source, job.target, job.dtype, kv_dtype=job.kv_dtype, activations=activations)
+    info = _write_graph(job, writer, graph, scan, watch)
     writer.add_file(_CONFIG, source.folder / _CONFIG)
     for name in TEXT_FILES:
         if (weights.folder / name).exists():
@@ -95,35 +85,28 @@ def assemble(job: Job, writer: PackageWriter, *, scan: Scan, watch: Stopwatch) -
     return Assembled(source, graph, info, engine, _quantization_info(source, job.profile))
 
 
-def _write_graphs(
-    job: Job, writer: PackageWriter, graph: Graph, prefill: Graph | None, scan: Scan, watch: Stopwatch
-) -> WeightsInfo:
-    """Place and convert the weights, attach them to the graphs and write the ONNX files."""
+def _write_graph(job: Job, writer: PackageWriter, graph: Graph, scan: Scan, watch: Stopwatch) -> WeightsInfo:
+    """Place and convert the weights, attach them to the graph and write the ONNX file."""
     from q2export.exporter.weights.attach import attach, places_of, serialize
     from q2export.exporter.weights.convert import convert_weights
     from q2export.exporter.weights.place import place_weights
 
-    plan, graphs, converted = graph.plan, {GRAPH_FILE: graph}, list(graph.plan.converted)
+    plan = graph.plan
     with watch.stage("weights in place"):
         locations = place_weights(writer, plan, scan, job.weights.files)
     with watch.stage("weights converted"):
         places = places_of(plan, locations, convert_weights(writer, plan, _CONVERTED_FILE, scan))
-        if prefill is not None:
-            graphs[PREFILL_GRAPH_FILE], own = prefill, prefill.plan.without(plan)
-            places |= places_of(own, locations, convert_weights(writer, own, _PREFILL_WEIGHTS_FILE, scan))
-            converted += own.converted
     with watch.stage("onnx"):
-        for name, one in graphs.items():
-            attach(one.model, one.plan, places)
-            writer.add_bytes(name, serialize(one.model))
+        attach(graph.model, plan, places)
+        writer.add_bytes(GRAPH_FILE, serialize(graph.model))
     return WeightsInfo(
         # quantizing checks every value
         value_scan=job.weights.is_written or scan == "all" or (scan == "converted" and not plan.in_place),
         files=writer.weights,
         in_place_bytes=plan.in_place_bytes,
         in_place_tensors=plan.in_place_tensors,
-        converted_bytes=sum(binding.nbytes for binding in converted),
-        converted_tensors=len(converted),
+        converted_bytes=plan.converted_bytes,
+        converted_tensors=len(plan.converted),
     )
 
 
@@ -158,7 +141,7 @@ def _engine_info(config: ModelConfig, job: Job) -> EngineInfo:
         format="onnx",
         file=GRAPH_FILE,
         dtype=dtype,  # type: ignore[arg-type]
-        kv_dtype=dtype,  # type: ignore[arg-type]
+        kv_dtype=job.kv_dtype,  # type: ignore[arg-type]
         num_hidden_layers=config.num_hidden_layers,
         num_key_value_heads=config.num_key_value_heads,
         head_dim=config.head_dim,
@@ -167,7 +150,6 @@ def _engine_info(config: ModelConfig, job: Job) -> EngineInfo:
         max_capacity=job.max_capacity,
         prefill_chunk=min(job.profile.prefill_chunk, job.max_capacity),
         context_length=config.context_length,
-        prefill_file=PREFILL_GRAPH_FILE if job.has_prefill_graph else None,
     )
 
 

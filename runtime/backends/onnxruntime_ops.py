@@ -25,7 +25,7 @@ def register_ops(options: onnxruntime.SessionOptions, model: Path | bytes) -> No
 
     Args:
         options: of the session.
-        model: path of its ONNX file, or the bytes; the library is not loaded for a graph without our ops.
+        model: path of its ONNX file, or the bytes; the library is not loaded for a graph of another target.
 
     Raises:
         Exception: one of ONNX Runtime's, which cannot load the library.
@@ -39,7 +39,10 @@ def register_ops(options: onnxruntime.SessionOptions, model: Path | bytes) -> No
 
 
 def _has_ops(model: Path | bytes) -> bool:
-    """Whether the name of one of the ops stands in the file: graphs are small, their weights elsewhere."""
+    """Whether the graph is one of the CPU target; others, in types our kernels lack, run as function bodies.
+
+    Looks for the name of an op that no other target has: graphs are small, their weights elsewhere.
+    """
     names = [spec.name.encode() for spec in CPU_ONLY]
     if isinstance(model, bytes):
         return any(name in model for name in names)

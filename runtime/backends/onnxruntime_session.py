@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from q2export.contracts.step import LOGITS, LOGITS_INDICES, STEP_INPUTS, cache_names
+from q2export.contracts.step import LOGITS, STEP_INPUTS, cache_names
 from q2export.errors import PackageError
 from q2export.package.manifest import EngineInfo
 from q2export.runtime.backends.base import Float32Array, Int64Array
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
     from q2export.runtime.backends.onnxruntime import OnnxRuntimeCache
 
+_CACHE_ELEMENT_TYPES = {"float32": 1, "float16": 10, "bfloat16": 16}
+"""Values of ``TensorProto.DataType``, which bindings take where NumPy has no such type."""
+
 _WARNING_SEVERITY = 3  # errors only: ORT warns of every name it meets twice
 
 
@@ -29,9 +32,7 @@ def open_session(
     model: Path | bytes,
     *,
     threads: int = 0,
-    prepack: bool = False,
     weights_folder: Path | None = None,
-    stop_spinning: bool = False,
     profile: Path | None = None,
 ) -> onnxruntime.InferenceSession:
     """Open an ONNX file with its weights mapped from disk.
@@ -39,12 +40,7 @@ def open_session(
     Args:
         model: path of the file, or its bytes.
         threads: CPU threads, of which no more than processors are used; 0 is one per core.
-        prepack: let ONNX Runtime's own kernels copy the matrices they multiply into the layout they like
-            best. Quantized matmuls need it; loading takes a second per 2 GB, and the copy takes as much
-            memory as those weights. Our kernels read weights where they are mapped, either way.
         weights_folder: for bytes, the folder that external data are relative to.
-        stop_spinning: let the threads sleep after each call instead of waiting for the next one busily: for a
-            session that takes turns with another.
         profile: start of the path of a file for ONNX Runtime's profiler; None does not profile.
 
     Raises:
@@ -60,12 +56,11 @@ def open_session(
     # Planning which buffers to reuse takes time quadratic in the nodes: 4 s for 8 layers of 60 experts. The
     # arena, where buffers go after their last use, reuses them as well.
     options.enable_mem_reuse = False
-    options.add_session_config_entry("session.disable_prepacking", "0" if prepack else "1")
-    if stop_spinning:
-        options.add_session_config_entry("session.force_spinning_stop", "1")
+    # Our kernels read weights where they are mapped; ONNX Runtime's own would copy those they multiply.
+    options.add_session_config_entry("session.disable_prepacking", "1")
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
-    if weights_folder is not None:
+    if isinstance(model, bytes) and weights_folder is not None:
         options.add_session_config_entry(
             "session.model_external_initializers_file_folder_path", str(weights_folder)
         )
@@ -79,15 +74,12 @@ def open_session(
 
 
 class GraphSession:
-    """One graph of an engine: it appends tokens to a cache, and gives logits unless it only fills.
+    """The graph of an engine: it appends tokens to a cache and gives logits.
 
     Args:
         session: see :func:`open_session`.
         name: of the file, for messages.
         engine: from the manifest.
-
-    Attributes:
-        gives_logits: whether the graph has a head.
 
     Raises:
         PackageError: inputs or outputs are not those of the manifest; names the first, and both sides.
@@ -97,18 +89,15 @@ class GraphSession:
         self._session = session
         self._name = name
         self._layers = engine.num_hidden_layers
-        self.gives_logits = any(value.name == LOGITS.name for value in session.get_outputs())
-        step = STEP_INPUTS if self.gives_logits else STEP_INPUTS[:-1]
-        self._inputs = [tensor.name for tensor in step]
+        self._cache_type = int(_CACHE_ELEMENT_TYPES[engine.kv_dtype])
         self._check(engine)
 
     def _check(self, engine: EngineInfo) -> None:
-        left_out = () if self.gives_logits else (LOGITS_INDICES.name, LOGITS.name)
         for kind, tensors, values in (
             ("input", engine.signature.inputs, self._session.get_inputs()),
             ("output", engine.signature.outputs, self._session.get_outputs()),
         ):
-            expected = {one.name: _shown(one.dtype, one.shape) for one in tensors if one.name not in left_out}
+            expected = {one.name: _shown(one.dtype, one.shape) for one in tensors}
             found = {one.name: _found(one) for one in values}
             for name in sorted(expected.keys() | found.keys()):
                 if expected.get(name) != found.get(name):
@@ -117,33 +106,26 @@ class GraphSession:
                         f"{expected.get(name, 'there is none')}, the graph {found.get(name, 'has none')}; "
                         "rebuild the package"
                     )
-        if engine.kv_dtype != "float32":
-            raise PackageError(f"{self._name}: a KV cache of {engine.kv_dtype} is not implemented on the CPU")
 
-    def run(
-        self, cache: OnnxRuntimeCache, rows: slice, step: Sequence[Int64Array], logits: Float32Array | None
-    ) -> None:
-        """Append the tokens of ``step`` to the rows of the cache, in place.
+    def run(self, cache: OnnxRuntimeCache, step: Sequence[Int64Array], logits: Float32Array) -> None:
+        """Append the tokens of ``step`` to the first rows of the cache, in place.
 
         Args:
             cache: of the engine.
-            rows: of the cache.
-            step: ``input_ids``, ``past_lengths`` and ``query_lengths`` of these rows, and ``logits_indices``
-                where the graph gives logits.
-            logits: written, ``[rows, n, vocab]``; None for a graph without.
+            step: ``input_ids``, ``past_lengths``, ``query_lengths`` and ``logits_indices`` of these rows.
+            logits: written, ``[rows, n, vocab]``.
 
         Raises:
             PackageError: ONNX Runtime gives up: too little memory, or a graph that contradicts itself.
         """
-        key = (id(self), rows.start, rows.stop)
-        binding = cache.bindings.get(key)
+        rows = len(logits)
+        binding = cache.bindings.get(rows)
         if binding is None:
-            binding = cache.bindings[key] = self._bind_cache(cache, rows)
+            binding = cache.bindings[rows] = self._bind_cache(cache, rows)
         arrays = [np.ascontiguousarray(array, dtype=np.int64) for array in step]
-        for name, array in zip(self._inputs, arrays, strict=True):
-            binding.bind_input(name, "cpu", 0, np.int64, array.shape, array.ctypes.data)
-        if logits is not None:
-            binding.bind_output(LOGITS.name, "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
+        for tensor, array in zip(STEP_INPUTS, arrays, strict=True):
+            binding.bind_input(tensor.name, "cpu", 0, np.int64, array.shape, array.ctypes.data)
+        binding.bind_output(LOGITS.name, "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
         try:
             self._session.run_with_iobinding(binding)
         except Exception as error:  # ORT's exceptions share no base class
@@ -153,14 +135,14 @@ class GraphSession:
         """Write what the profiler has recorded; only of a session opened with ``profile``."""
         return Path(self._session.end_profiling())
 
-    def _bind_cache(self, cache: OnnxRuntimeCache, rows: slice) -> Any:
-        """Bind every layer's cache rows, as input and output of the same memory."""
+    def _bind_cache(self, cache: OnnxRuntimeCache, rows: int) -> Any:
+        """Bind the first rows of every layer's cache, as input and output of the same memory."""
         binding = self._session.io_binding()
         for names in cache_names(self._layers):
-            part = cache.data[names.layer, names.index, rows]
+            part = cache.data[names.layer, names.index, :rows]
             address = part.ctypes.data
-            binding.bind_input(names.past, "cpu", 0, np.float32, part.shape, address)
-            binding.bind_output(names.present, "cpu", 0, np.float32, part.shape, address)
+            binding.bind_input(names.past, "cpu", 0, self._cache_type, part.shape, address)
+            binding.bind_output(names.present, "cpu", 0, self._cache_type, part.shape, address)
         return binding
 
 

@@ -37,7 +37,7 @@ class TimedEngine:
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> TimedEngine:
     fake = TimedEngine()
-    monkeypatch.setattr("q2export.api.load", lambda package, threads, prepack: fake)
+    monkeypatch.setattr("q2export.api.load", lambda package, threads: fake)
     return fake
 
 

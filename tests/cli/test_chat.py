@@ -16,7 +16,7 @@ Lines = Callable[..., None]
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     fake = FakeEngine()
-    monkeypatch.setattr("q2export.api.load", lambda package, threads, prepack: fake)
+    monkeypatch.setattr("q2export.api.load", lambda package, threads: fake)
     return fake
 
 

@@ -18,8 +18,8 @@ TIMINGS = "prompt 8 tokens in 4.0 ms (2000 tokens/s), generated 5 tokens in 20.0
 def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     fake = FakeEngine()
 
-    def load(package: Path, *, threads: int | None, prepack: bool | None) -> FakeEngine:
-        assert (package, threads, prepack) in ((Path("package"), None, None), (Path("package"), 3, False))
+    def load(package: Path, *, threads: int | None) -> FakeEngine:
+        assert (package, threads) in ((Path("package"), None), (Path("package"), 3))
         return fake
 
     monkeypatch.setattr("q2export.api.load", load)
@@ -35,7 +35,7 @@ def test_text_to_stdout_and_timings_to_stderr(engine: FakeEngine, capsys: pytest
 
 
 def test_json(engine: FakeEngine, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["generate", "package", "--prompt", "p", "--threads", "3", "--no-prepack", "--json"]) == 0
+    assert main(["generate", "package", "--prompt", "p", "--threads", "3", "--json"]) == 0
     captured = capsys.readouterr()
     assert json.loads(captured.out) == {
         "prompt": "p",

@@ -191,10 +191,8 @@ def test_compute_capability_is_text(tmp_path: Path) -> None:
         ("cpu", "weight_streaming", True),
         ("cpu", "workspace_mib", 1),
         ("a100", "threads", 2),
-        ("a100", "prepack", "always"),
         ("a100", "device", "cpu"),
         ("a100", "quantization.activations", "int8"),
-        ("a100", "quantization.prefill", "int8"),
     ],
 )
 def test_what_the_target_would_ignore_is_refused(profile: str, key: str, value: object) -> None:

@@ -9,9 +9,11 @@ import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
+import pytest
 
 from q2export.contracts import opspec
 from q2export.exporter.graph.ops.functions import function_for
+from q2export.plugins.kernel_build import CPU_LIBRARY
 
 Array = npt.NDArray[np.generic]
 
@@ -32,12 +34,21 @@ def fill(model: ir.Model, weights: Mapping[str, Array]) -> ir.Model:
     return model
 
 
-def run(model: ir.Model | onnx.ModelProto, feed: Mapping[str, Array]) -> dict[str, Array]:
-    """Outputs by name. ONNX Runtime's own graph optimisations are off: what runs is what is written."""
+def run(
+    model: ir.Model | onnx.ModelProto, feed: Mapping[str, Array], *, with_kernels: bool = False
+) -> dict[str, Array]:
+    """Outputs by name. ONNX Runtime's own graph optimisations are off: what runs is what is written.
+
+    With ``with_kernels``, our ops are run by our CPU kernels, else by their function bodies.
+    """
     proto = ir.to_proto(model) if isinstance(model, ir.Model) else model
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 3
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if with_kernels:
+        if not CPU_LIBRARY.is_file():
+            pytest.skip(f"needs {CPU_LIBRARY}, which takes a C++ compiler")
+        options.register_custom_ops_library(str(CPU_LIBRARY))
     session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
     names = [value.name for value in session.get_outputs()]
     return dict(zip(names, session.run(names, dict(feed)), strict=True))

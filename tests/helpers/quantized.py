@@ -56,9 +56,9 @@ def reference(source: Source, tokens: Sequence[int] = TOKENS) -> Float32Array:
     return CheckpointReference(source).run([tokens]).logits[0]
 
 
-def run_export(result: BuildResult, tokens: Sequence[int] = TOKENS, *, prepack: bool = True) -> Float32Array:
+def run_export(result: BuildResult, tokens: Sequence[int] = TOKENS) -> Float32Array:
     """Logits of an exported graph in ONNX Runtime, ``[tokens, vocab]``."""
-    session = open_session(result.onnx, threads=1, prepack=prepack)
+    session = open_session(result.onnx, threads=1)
     feed = step_inputs(result.manifest.engine, tokens, np.arange(len(tokens), dtype=np.int64))
     (logits,) = session.run(["logits"], feed)
     found: Float32Array = logits[0]

@@ -142,6 +142,24 @@ def number(value: int | list[int]) -> Callable[[onnx.ModelProto], None]:
     return change
 
 
+def loop(depth: int) -> onnx.NodeProto:
+    """Loops within one another, in the end a node."""
+    node = helper.make_node("Neg", ["x"], ["n"])
+    for _ in range(depth):
+        node = helper.make_node("Loop", ["m", "go"], ["l"], body=helper.make_graph([node], "body", [], []))
+    return node
+
+
+def test_a_loop_in_a_function_of_ours_passes_and_its_nodes_count(tmp_path: Path) -> None:
+    model = good()
+    model.functions[0].node.append(loop(1))
+    check(tmp_path, model.SerializeToString())
+    body = model.functions[0].node[-1].attribute[0].g
+    body.node.extend(helper.make_node("Neg", ["x"], [f"n{index}"]) for index in range(70_000))
+    with pytest.raises(PackageError, match=r"has \d+ nodes, its functions expanded, more than 65536"):
+        check(tmp_path, model.SerializeToString())
+
+
 REFUSED: list[tuple[Callable[[onnx.ModelProto], None], str]] = [
     (chain, r"holds the function 'evil\.F0', which is not q2export's"),
     (lambda m: m.functions.append(function("Q2MoE", [("", "Neg")], "evil")), r"function 'evil\.Q2MoE'"),
@@ -149,6 +167,8 @@ REFUSED: list[tuple[Callable[[onnx.ModelProto], None], str]] = [
     (lambda m: m.functions.append(function("Q2MoE", [("", "Neg")])), r"function 'q2export\.Q2MoE'"),
     (lambda m: m.functions.append(function("Q2MoE", [("", "Neg")], overload="x")), "an overloaded function"),
     (lambda m: m.functions[0].node.append(branch(1)), "a node with a subgraph"),
+    (lambda m: m.functions[0].node.append(loop(2)), "a node with a subgraph"),
+    (lambda m: m.graph.node.append(loop(1)), "a node with a subgraph"),
     (recursive, "holds the function Q2(MoE|RotaryEmbedding), which calls itself"),
     (bomb, r"has \d{8} nodes, its functions expanded, more than 65536"),
     (lambda m: m.graph.node.append(branch(1)), "a node with a subgraph"),

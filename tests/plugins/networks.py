@@ -89,7 +89,7 @@ def one_node(
         helper.make_graph([node], "one", inputs, outputs),
         opset_imports=[helper.make_opsetid("", ONNX_OPSET), helper.make_opsetid(opspec.DOMAIN, 1)],
         ir_version=IR_VERSION,
-        functions=[function_for(spec, repeats)] if with_function else [],
+        functions=[function_for(spec, num_experts=repeats)] if with_function else [],
     )
 
 

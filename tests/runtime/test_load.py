@@ -9,7 +9,6 @@ import pytest
 
 from q2export.errors import ConfigError, OptionError, PackageError
 from q2export.package import reader as package_reader
-from q2export.package.manifest import Manifest
 from q2export.runtime import load
 from q2export.runtime.backends import onnxruntime as backend_module
 from tests.runtime.fakes import END, FakeBackend, byte_tokenizer
@@ -21,9 +20,6 @@ def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     record: dict[str, Any] = {
         "folder": tmp_path,
         "target": "onnxruntime",
-        "prepack": "auto",
-        "converted_bytes": 0,
-        "quantization": None,
         "tensorrt": None,
     }
 
@@ -33,18 +29,12 @@ def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             target=record["target"],
             engine=SimpleNamespace(tensorrt=record["tensorrt"], vocab_size=300),
             threads=3,
-            profile=SimpleNamespace(prepack=record["prepack"]),
-            weights=SimpleNamespace(in_place_bytes=2, converted_bytes=record["converted_bytes"]),
-            quantization=record["quantization"],
         )
-        manifest.prepacks = Manifest.prepacks.fget(manifest)  # type: ignore[attr-defined]
         return SimpleNamespace(folder=folder, manifest=manifest, rebuild_command=lambda: "q2export build")
 
-    def backend(
-        folder: Path, engine: object, *, threads: int, prepack: bool, profile: Path | None
-    ) -> FakeBackend:
+    def backend(folder: Path, engine: object, *, threads: int, profile: Path | None) -> FakeBackend:
         assert profile is None
-        record.update(engine=engine, threads=threads, prepacked=prepack)
+        record.update(engine=engine, threads=threads)
         return FakeBackend(vocab_size=300)
 
     monkeypatch.setattr(package_reader, "read_package", read_package)
@@ -104,39 +94,8 @@ def test_tensorrt_engine_goes_to_its_own_backend(
     load(opened["folder"])
     assert (opened["built"], opened["rebuild_command"]) == ("what it was built with", "q2export build")
     assert "threads" not in opened
-    for option in ({"threads": 2}, {"prepack": False}):
-        with pytest.raises(
-            OptionError, match=r"(threads|prepack) is for engines of ONNX Runtime; .* TensorRT"
-        ):
-            load(opened["folder"], **option)
-
-
-@pytest.mark.parametrize(
-    ("profile", "converted_bytes", "argument", "expected"),
-    [
-        ("auto", 0, None, False),
-        ("auto", 4, None, True),
-        ("always", 0, None, True),
-        ("never", 4, None, False),
-        ("never", 4, True, True),
-        ("always", 4, False, False),
-    ],
-)
-def test_weights_of_an_fp32_checkpoint_stay_mapped_unless_asked(
-    opened: dict[str, Any], profile: str, converted_bytes: int, argument: bool | None, expected: bool
-) -> None:
-    opened.update(prepack=profile, converted_bytes=converted_bytes)
-    load(opened["folder"], prepack=argument)
-    assert opened["prepacked"] is expected
-
-
-@pytest.mark.parametrize(("profile", "expected"), [("auto", True), ("never", False)])
-def test_quantized_weights_are_prepacked_unless_told_otherwise(
-    opened: dict[str, Any], profile: str, expected: bool
-) -> None:
-    opened.update(prepack=profile, quantization="how they are quantized")
-    load(opened["folder"])
-    assert opened["prepacked"] is expected
+    with pytest.raises(OptionError, match=r"threads is for engines of ONNX Runtime; .* TensorRT"):
+        load(opened["folder"], threads=2)
 
 
 @pytest.mark.parametrize("threads", [1.5, "2", 2**31, -1, True, 100_000])

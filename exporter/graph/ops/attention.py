@@ -15,7 +15,7 @@ def append_to_cache(cache: Tensor, new: Tensor, past_lengths: Tensor, query_leng
     Args:
         cache: ``[batch, heads, capacity, head_dim]``.
         new: ``[batch, sequence, heads, head_dim]``; only the first ``query_lengths[b]`` of row ``b`` are
-            written.
+            written, rounded to the type of the cache.
         past_lengths: int64 ``[batch]``.
         query_lengths: int64 ``[batch]``.
     """
@@ -110,8 +110,10 @@ BODY = """
     value_slots = GatherND <batch_dims = 1> (value, source_index)
     key_heads = Transpose <perm = [0, 2, 1, 3]> (key_slots)
     value_heads = Transpose <perm = [0, 2, 1, 3]> (value_slots)
-    present_key = Where (is_new_mask, key_heads, past_key)
-    present_value = Where (is_new_mask, value_heads, past_value)
+    key_stored = CastLike (key_heads, past_key)
+    value_stored = CastLike (value_heads, past_value)
+    present_key = Where (is_new_mask, key_stored, past_key)
+    present_value = Where (is_new_mask, value_stored, past_value)
 
     step = Range (zero, sequence, one)
     query_position = Add (past_column, step)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import onnx
 
 from q2export.contracts import opspec
-from q2export.exporter.graph.ops import attention, linear, moe, rotary
+from q2export.contracts.quantization import Scheme
+from q2export.exporter.graph.ops import attention, linear, moe, quantized, rotary
 
 ONNX_OPSET = 23
 """Opset of the graph and of all function bodies (the first with RMSNormalization)."""
 
 IR_VERSION = 11
+
+PLUGIN_ATTRIBUTES = ("plugin_version", "plugin_namespace")
+"""What every node of an op that is a TensorRT plugin carries beside the op's own attributes."""
 
 _FUSED = """
     zero = Constant <value_int = 0> ()
@@ -35,28 +39,40 @@ _FUSED = """
         (query_rotated, key_rotated, value, past_key, past_value, past_lengths, query_lengths)
 """
 
+_BODIES = {
+    opspec.ROTARY.name: rotary.BODY,
+    opspec.ATTENTION.name: attention.BODY,
+    opspec.ROTARY_ATTENTION.name: _FUSED,
+    opspec.LINEAR.name: linear.BODY,
+}
 
-def function_for(spec: opspec.OpSpec, num_experts: int = 0) -> onnx.FunctionProto:
+
+def function_for(
+    spec: opspec.OpSpec, *, num_experts: int = 0, widen: bool = False, scheme: Scheme | None = None
+) -> onnx.FunctionProto:
     """Return the function that defines ``spec`` in standard ONNX ops.
 
     Args:
         spec: the op.
         num_experts: for ``Q2MoE``, whose function has three inputs per expert; functions have no
             variadic ones.
+        widen: for ``Q2MoE``, whose weights are of another type than what they multiply.
+        scheme: for ops over packed weights, that of all of a graph.
     """
-    bodies = {
-        opspec.ROTARY.name: rotary.BODY,
-        opspec.ATTENTION.name: attention.BODY,
-        opspec.ROTARY_ATTENTION.name: _FUSED,
-        opspec.LINEAR.name: linear.BODY,
-    }
-    body = moe.body(num_experts) if spec.name == opspec.MOE.name else bodies[spec.name]
-    of_plugins = ("plugin_version", "plugin_namespace") if spec in opspec.ALL else ()
-    attributes = ", ".join((*spec.attribute_names(), *of_plugins))
+    attributes = ", ".join((*spec.attribute_names(), *(PLUGIN_ATTRIBUTES if spec in opspec.ALL else ())))
     inputs = ", ".join(spec.input_names(num_experts))
     outputs = ", ".join(spec.output_names())
     imports = f'["" : {ONNX_OPSET}, "{opspec.DOMAIN}" : {opspec.DOMAIN_VERSION}]'
     return onnx.parser.parse_function(
         f'<domain: "{opspec.DOMAIN}", opset_import: {imports}>\n'
-        f"{spec.name} {f'<{attributes}>' if attributes else ''} ({inputs}) => ({outputs})\n{{{body}}}"
+        f"{spec.name} {f'<{attributes}>' if attributes else ''} ({inputs}) => ({outputs})\n"
+        f"{{{_body(spec, num_experts, widen, scheme)}}}"
     )
+
+
+def _body(spec: opspec.OpSpec, num_experts: int, widen: bool, scheme: Scheme | None) -> str:
+    if spec is opspec.MOE:
+        return moe.body(num_experts, widen=widen)
+    if scheme is not None:
+        return (quantized.linear_body if spec is opspec.QUANTIZED_LINEAR else quantized.moe_body)(scheme)
+    return _BODIES[spec.name]

@@ -47,17 +47,19 @@ def moe_reference(
     for expert in index.unique().tolist():
         token, slot = (index == expert).nonzero(as_tuple=True)
         rows = hidden[token]
-        activated = functional.silu(functional.linear(rows, gate[expert])) * functional.linear(
-            rows, up[expert]
+        matrices = [weights[expert].to(hidden.dtype) for weights in (gate, up, down)]
+        activated = functional.silu(functional.linear(rows, matrices[0])) * functional.linear(
+            rows, matrices[1]
         )
-        result = functional.linear(activated, down[expert]).to(torch.float32)
+        result = functional.linear(activated, matrices[2]).to(torch.float32)
         output.index_add_(0, token, result * weight[token, slot, None])
     return output.to(hidden.dtype)
 
 
 moe = define(MOE, moe_reference)
 
-_DISPATCH = """
+# Routing, and the slots of all tokens sorted by expert: `rows` of `counts` tokens per expert.
+DISPATCH = """
     axis0 = Constant <value_ints = [0]> ()
     axis1 = Constant <value_ints = [1]> ()
     last = Constant <value_ints = [-1]> ()
@@ -89,16 +91,23 @@ _DISPATCH = """
     counts = ReduceSum <keepdims = 0> (is_expert_count, axis0)
 """
 
+_WIDEN = """
+    gate_wide_{e} = CastLike (gate_{e}, hidden)
+    up_wide_{e} = CastLike (up_{e}, hidden)
+    down_wide_{e} = CastLike (down_{e}, hidden)
+"""
+
 _EXPERT = """
-    gate_rows_{e} = Gemm <transB = 1> (rows_{e}, gate_{e})
-    up_rows_{e} = Gemm <transB = 1> (rows_{e}, up_{e})
+    gate_rows_{e} = Gemm <transB = 1> (rows_{e}, gate{wide}_{e})
+    up_rows_{e} = Gemm <transB = 1> (rows_{e}, up{wide}_{e})
     sigmoid_{e} = Sigmoid (gate_rows_{e})
     silu_{e} = Mul (gate_rows_{e}, sigmoid_{e})
     activated_{e} = Mul (silu_{e}, up_rows_{e})
-    result_{e} = Gemm <transB = 1> (activated_{e}, down_{e})
+    result_{e} = Gemm <transB = 1> (activated_{e}, down{wide}_{e})
 """
 
-_COMBINE = """
+# From the `results` of those rows to the weighted sum per token.
+COMBINE = """
     sorted_again, inverse = TopK <axis = 0, largest = 0> (order, slots)
     by_slot = Gather <axis = 0> (results, inverse)
     hidden_dim = Shape <start = 1, end = 2> (hidden)
@@ -112,8 +121,10 @@ _COMBINE = """
 """
 
 
-def body(num_experts: int) -> str:
+def body(num_experts: int, *, widen: bool = False) -> str:
     """Return the function body for ``num_experts`` experts.
+
+    With ``widen``, their weights are of another type than what they multiply.
 
     Token slots are sorted by expert and split, so that every expert multiplies just the rows sent to it
     (none, for an idle one) and its weights are read where they are: nothing is stacked. Ties in the sort do
@@ -122,4 +133,6 @@ def body(num_experts: int) -> str:
     names = [str(expert) for expert in range(num_experts)]
     split = f"    {', '.join(f'rows_{e}' for e in names)} = Split <axis = 0> (rows, counts)\n"
     concat = f"    results = Concat <axis = 0> ({', '.join(f'result_{e}' for e in names)})\n"
-    return _DISPATCH + split + "".join(_EXPERT.format(e=e) for e in names) + concat + _COMBINE
+    expert = _WIDEN + _EXPERT if widen else _EXPERT
+    experts = "".join(expert.format(e=e, wide="_wide" if widen else "") for e in names)
+    return DISPATCH + split + experts + concat + COMBINE

@@ -1,4 +1,4 @@
-"""``Gemm`` -> ``Q2Linear``, and rows of an embedding widened after they are gathered: weights as on disk.
+"""Weights as they lie on disk: ``Gemm`` -> ``Q2Linear``, experts and embedding in the type they have.
 
 ONNX Runtime's kernels on the CPU want float32 weights. A checkpoint of 16 bits would be written anew for
 them, twice as large, and be read at twice the cost for every token.
@@ -13,35 +13,39 @@ import onnx_ir as ir
 from q2export.contracts import opspec
 from q2export.contracts.dtypes import BY_NAME
 from q2export.exporter.graph.ops.functions import function_for
-from q2export.exporter.passes.base import Inserter, Pass, PassResult, input_of, nodes_of, replace
+from q2export.exporter.passes.base import (
+    Inserter,
+    Pass,
+    PassResult,
+    attribute_int,
+    define,
+    input_of,
+    nodes_of,
+    replace,
+)
 from q2export.exporter.weights.stack import META_KEY
+
+_FIXED_MOE_INPUTS = len(opspec.MOE.inputs)
 
 
 class LowerLinear(Pass):
-    """Attributes:
-    dtypes: of the weights on disk, by Hugging Face name; those that are not here are left alone.
+    """What multiplies a weight or gathers its rows takes it in the type it has on disk.
+
+    Args:
+        dtypes: of the weights on disk, by Hugging Face name; those that are not here are left alone.
+        bfloat16_activations: round what bfloat16 weights multiply to bfloat16.
     """
 
-    def __init__(self, dtypes: Mapping[str, str]) -> None:
+    def __init__(self, dtypes: Mapping[str, str], *, bfloat16_activations: bool = False) -> None:
         self.dtypes = dtypes
+        self.bfloat16_activations = bfloat16_activations
 
     def rewrite(self, model: ir.Model, result: PassResult) -> None:
-        """Replace every Gemm and Gather whose weight nothing else reads but others of these."""
-        graph, narrowed = model.graph, set[str]()
-        for value in list(graph.initializers.values()):
-            if self._is_weight(value):
-                others = [use.node for use in value.uses() if not _reads_in_place(use.node, use.idx)]
-                if others:
-                    result.refused.append(f"{value.name}: {others[0].op_type} reads it as float32")
-                else:
-                    narrowed.add(value.name or "")
+        """Replace every Gemm, Gather and mixture whose weights nothing else reads but others of these."""
+        graph, narrowed = model.graph, self._narrowed(model.graph, result)
         for gemm in nodes_of(graph, "Gemm"):
             if input_of(gemm, 1).name in narrowed:
-                attributes = {"bfloat16_activations": 0}
-                new = Inserter(graph, gemm).op(
-                    opspec.LINEAR.name, gemm.inputs, domain=opspec.DOMAIN, attributes=attributes
-                )
-                replace(graph, gemm, [new])
+                self._lower(graph, gemm)
                 result.matched += 1
         for gather in nodes_of(graph, "Gather"):
             if input_of(gather, 0).name in narrowed:
@@ -51,8 +55,31 @@ class LowerLinear(Pass):
             weight = graph.initializers[name]
             weight.type = ir.TensorType(self._type(weight))
         if nodes_of(graph, opspec.LINEAR.name, opspec.DOMAIN):
-            function = ir.serde.deserialize_function(function_for(opspec.LINEAR))
-            model.functions[function.identifier()] = function
+            define(model, function_for(opspec.LINEAR))
+        mixtures = nodes_of(graph, opspec.MOE.name, opspec.DOMAIN)
+        result.matched += len(mixtures)
+        for moe in mixtures[:1]:
+            experts = attribute_int(moe, "num_experts")
+            define(model, function_for(opspec.MOE, num_experts=experts, widen=True))
+
+    def _narrowed(self, graph: ir.Graph, result: PassResult) -> set[str]:
+        """Names of the weights that can be read in their own type."""
+        narrowed = set()
+        for value in filter(self._is_weight, graph.initializers.values()):
+            others = [use.node for use in value.uses() if not self._reads_in_place(use.node, use.idx)]
+            if others:
+                result.refused.append(f"{value.name}: {others[0].op_type} reads it as float32")
+            else:
+                narrowed.add(value.name or "")
+        return narrowed
+
+    def _lower(self, graph: ir.Graph, gemm: ir.Node) -> None:
+        is_bfloat16 = self._type(input_of(gemm, 1)) == ir.DataType.BFLOAT16
+        attributes = {"bfloat16_activations": int(self.bfloat16_activations and is_bfloat16)}
+        linear = Inserter(graph, gemm).op(
+            opspec.LINEAR.name, gemm.inputs, domain=opspec.DOMAIN, attributes=attributes
+        )
+        replace(graph, gemm, [linear])
 
     def _is_weight(self, value: ir.Value) -> bool:
         is_bound = value.const_value is not None or META_KEY in value.meta
@@ -62,17 +89,20 @@ class LowerLinear(Pass):
     def _type(self, weight: ir.Value) -> ir.DataType:
         return ir.DataType[BY_NAME[self.dtypes[weight.name or ""]].onnx]
 
-
-def _reads_in_place(node: ir.Node, index: int) -> bool:
-    """Whether the node reads its input ``index`` as a matrix ``[out, in]`` or as rows to gather."""
-    attributes = {name: attribute.value for name, attribute in node.attributes.items()}
-    if (node.domain, node.op_type) == ("", "Gather"):
-        return index == 0 and attributes.get("axis", 0) == 0
-    defaults = {"alpha": 1, "beta": 1, "transA": 0}
-    return (node.domain, node.op_type, index) == ("", "Gemm", 1) and {
-        **defaults,
-        **attributes,
-    } == defaults | {"transB": 1}
+    def _reads_in_place(self, node: ir.Node, index: int) -> bool:
+        """Whether the node reads its input ``index`` as a matrix ``[out, in]`` or as rows to gather."""
+        if (node.domain, node.op_type) == (opspec.DOMAIN, opspec.MOE.name):
+            experts = node.inputs[_FIXED_MOE_INPUTS:]
+            types = {self.dtypes.get(each.name or "") for each in experts if each is not None}
+            return index >= _FIXED_MOE_INPUTS and len(types) == 1  # the kernel takes one type
+        attributes = {name: attribute.value for name, attribute in node.attributes.items()}
+        if (node.domain, node.op_type) == ("", "Gather"):
+            return index == 0 and attributes.get("axis", 0) == 0
+        defaults = {"alpha": 1, "beta": 1, "transA": 0}
+        return (node.domain, node.op_type, index) == ("", "Gemm", 1) and {
+            **defaults,
+            **attributes,
+        } == defaults | {"transB": 1}
 
 
 def _widen_rows(graph: ir.Graph, gather: ir.Node, dtype: ir.DataType) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from q2export.compare.verify.activations import Activation
-from q2export.runtime.backends.base import Backend, Float32Array, Int64Array
+from q2export.runtime.backends.base import Backend, Float32Array
 from q2export.runtime.prefill import prefill
 
 
@@ -37,16 +37,7 @@ class EngineProbe:
             past, query = np.array([start], dtype=np.int64), np.array([length], dtype=np.int64)
             piece = ids[:, start : start + length]
             logits[start : start + length] = backend.forward(cache, piece, past, query, wanted)[0]
-            self._refill(backend, cache, piece, past)
         return logits
-
-    def _refill(self, backend: Backend[Any], cache: Any, piece: Int64Array, past: Int64Array) -> None:
-        """Replace what a step has put into the cache by what the prompt of a generation would have put there.
-
-        Args:
-            backend: made the step. cache: of the backend.
-            piece: the step's tokens, ``[1, tokens]``. past: ``[1]`` tokens before them.
-        """
 
     def greedy(self, prompt: Sequence[int], n: int) -> list[int]:
         """Exactly ``n`` greedy tokens after ``prompt``, one decode step each, past any end-of-text token."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from q2export.compare.verify.engine_probe import EngineProbe
 from q2export.contracts.commands import install_command
 from q2export.errors import MissingDependencyError
 from q2export.package.manifest import EngineInfo
-from q2export.runtime.backends.base import Backend, Float32Array, Int64Array
+from q2export.runtime.backends.base import Float32Array
 from q2export.runtime.backends.onnxruntime import OnnxRuntimeBackend, step_inputs
 from q2export.runtime.backends.onnxruntime_session import open_session
 
@@ -26,31 +26,31 @@ if TYPE_CHECKING:
     import onnx
 
 
+_ROUNDING = ("int8_activations", "bfloat16_activations")
+"""Attributes of our ops that let them round what they multiply."""
+
+
 class OnnxRuntimeProbe(EngineProbe):
     """The ONNX engine of a package; it shows every activation its graph still has."""
 
-    def __init__(self, folder: Path, engine: EngineInfo, *, threads: int = 0, prepack: bool = False) -> None:
+    def __init__(self, folder: Path, engine: EngineInfo, *, threads: int = 0, exact: bool = False) -> None:
         """Remember the package; nothing is loaded yet.
 
         Args:
             folder: the package.
             engine: from its manifest.
             threads: CPU threads; 0 is one per core.
-            prepack: as the engine will be run: kernels for quantized weights compute otherwise without it.
+            exact: matmuls do not round what they multiply.
         """
         super().__init__(
-            lambda: OnnxRuntimeBackend(folder, engine, threads=threads, prepack=prepack, prefill_from=1)
+            lambda: OnnxRuntimeBackend(
+                folder, engine, threads=threads, graph=self._model().SerializeToString() if exact else None
+            )
         )
         self._folder = folder
         self._engine = engine
         self._threads = threads
-        self._prepack = prepack
-
-    def _refill(self, backend: Backend[Any], cache: Any, piece: Int64Array, past: Int64Array) -> None:
-        """A prompt that a prefill graph has put into the cache: the logits of the next piece depend on it."""
-        if isinstance(backend, OnnxRuntimeBackend) and backend.has_prefill_graph:
-            length = np.array([piece.shape[1]], dtype=np.int64)
-            backend.forward(cache, piece, past, length, np.empty((1, 0), dtype=np.int64))
+        self._exact = exact
 
     def activations(self) -> list[Activation]:
         """The activations of :mod:`.activations` that exist in this engine's graph, in order."""
@@ -81,7 +81,6 @@ class OnnxRuntimeProbe(EngineProbe):
         session = open_session(
             model.SerializeToString(),
             threads=self._threads,
-            prepack=self._prepack,
             weights_folder=self._folder,
         )
         asked = sorted(set(values.values()))
@@ -91,6 +90,10 @@ class OnnxRuntimeProbe(EngineProbe):
 
     def _model(self) -> onnx.ModelProto:
         model: onnx.ModelProto = _onnx().load(str(self._folder / self._engine.file), load_external_data=False)
+        for node in model.graph.node if self._exact else ():
+            for attribute in node.attribute:
+                if attribute.name in _ROUNDING:
+                    attribute.i = 0
         return model
 
 

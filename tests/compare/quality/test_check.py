@@ -102,7 +102,7 @@ def test_a_tensorrt_engine_is_measured_itself_where_its_gpu_is(
         profile=load_profile("a100"),
         engine=SimpleNamespace(),
     )
-    made: Any = SimpleNamespace(quantization="int4", prepacks=True, source=load_source(package / "weights"))
+    made: Any = SimpleNamespace(quantization="int4", source=load_source(package / "weights"))
     engine = Manifest.from_json((package / "manifest.json").read_text()).engine
     (tmp_path / "tokenizer.json").write_bytes((MODEL / "tokenizer.json").read_bytes())
     written: dict[str, str] = {}

@@ -79,7 +79,7 @@ def single_op(
     specs = [opspec.ROTARY, opspec.ATTENTION, spec] if spec == opspec.ROTARY_ATTENTION else [spec]
     model = helper.make_model(
         graph,
-        functions=[function_for(one, count) for one in specs],
+        functions=[function_for(one, num_experts=count) for one in specs],
         opset_imports=[
             helper.make_opsetid("", ONNX_OPSET),
             helper.make_opsetid(opspec.DOMAIN, opspec.DOMAIN_VERSION),

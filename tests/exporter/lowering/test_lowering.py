@@ -9,16 +9,13 @@ import onnx_ir as ir
 import pytest
 
 from q2export.contracts import opspec
-from q2export.errors import ExportError
 from q2export.exporter.checkpoint.config import ModelConfig, parse_config
 from q2export.exporter.graph.check import check_structure
 from q2export.exporter.graph.emit import emit
 from q2export.exporter.lowering import onnxruntime as onnxruntime_lowering
 from q2export.exporter.lowering import tensorrt as tensorrt_lowering
-from q2export.exporter.passes.base import nodes_of, run_passes
+from q2export.exporter.passes.base import run_passes
 from q2export.exporter.passes.clean import clean
-from q2export.exporter.passes.fuse_rotary_attention import FuseRotaryAttention
-from q2export.exporter.passes.onnxruntime.lower_attention import LowerAttention
 from tests.helpers.checkpoints import random_weights, tiny_config
 from tests.helpers.onnx_graphs import Array, check_same, fill, run
 
@@ -37,15 +34,15 @@ def tiny(name: str) -> tuple[ModelConfig, ir.Model]:
 
 
 def step(config: ModelConfig, past: int = 0) -> dict[str, Array]:
-    """A ragged prefill, or single tokens on top of a past: what the attention kernel takes in a batch."""
+    """A ragged prefill, on top of nothing or of a ragged past."""
     rng = np.random.default_rng(0)
-    sequence = 1 if past else 5
+    sequence = 5
     cache = (2, config.num_key_value_heads, 12, config.head_dim)
     feed: dict[str, Array] = {
         "input_ids": rng.integers(0, 131, (2, sequence)),
         "past_lengths": np.array([past, past // 2]),
-        "query_lengths": np.array([1, 1] if past else [3, 5]),
-        "logits_indices": np.array([[0], [0]] if past else [[2], [4]]),
+        "query_lengths": np.array([3, 5]),
+        "logits_indices": np.array([[2], [4]]),
     }
     for layer in range(config.num_hidden_layers):
         for kind in ("key", "value"):
@@ -54,25 +51,27 @@ def step(config: ModelConfig, past: int = 0) -> dict[str, Array]:
 
 
 ORT_COUNTS = {
-    "dense": {"FuseRotaryAttention": 3, "LowerAttention": 3, "MergeReshapes": 12,
-              "InlineFunctions": 0, "FuseSilu": 3},
-    "moe": {"FuseRotaryAttention": 3, "LowerAttention": 3, "MergeReshapes": 12,
-            "InlineFunctions": 2, "FuseSilu": 1 + 2 * 7},
-    "small-heads": {"FuseRotaryAttention": 2, "LowerAttention": 0, "MergeReshapes": 0,
-                    "InlineFunctions": 2, "FuseSilu": 2},
+    "dense": {"FuseRotaryAttention": 3, "FuseSilu": 3, "LowerLinear": 23},
+    "moe": {"FuseRotaryAttention": 3, "FuseSilu": 3, "LowerLinear": 29},
+    "small-heads": {"FuseRotaryAttention": 2, "FuseSilu": 2, "LowerLinear": 16},
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("library", [True, False], ids=["kernels", "bodies"])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_onnxruntime_lowering(name: str) -> None:
+def test_onnxruntime_lowering(name: str, library: bool) -> None:
     config, canonical = tiny(name)
     proto = ir.to_proto(canonical)
-    results = run_passes(canonical, onnxruntime_lowering.passes(config.context_length))
+    weights = {one: "float32" for one in canonical.graph.initializers if one.endswith(".weight")}
+    for value in canonical.graph.initializers.values():
+        value.const_value, value.meta["data"] = None, value.const_value
+    results = run_passes(canonical, onnxruntime_lowering.passes({}, dtypes=weights))
+    for value in canonical.graph.initializers.values():
+        value.const_value = value.meta.pop("data", value.const_value)
     counts = {result.name: result.matched for result in results}
     assert {pass_name: counts[pass_name] for pass_name in ORT_COUNTS[name]} == ORT_COUNTS[name]
-    assert not any(node.domain == opspec.DOMAIN for node in canonical.graph)
-    assert not canonical.functions
-    assert opspec.DOMAIN not in canonical.graph.opset_imports
+    ours = {node.op_type for node in canonical.graph if node.domain == opspec.DOMAIN}
+    assert ours == {"Q2RotaryAttention", "Q2Linear"} | ({"Q2MoE"} if name == "moe" else set())
     read = {value for node in canonical.graph for value in node.inputs}
     assert all(value in read for value in canonical.graph.initializers.values())
     lowered = ir.to_proto(canonical)
@@ -80,7 +79,7 @@ def test_onnxruntime_lowering(name: str) -> None:
     for past in (0, 6):
         feed = step(config, past)
         totals = feed["past_lengths"] + feed["query_lengths"]
-        before, after = run(proto, feed), run(lowered, feed)
+        before, after = run(proto, feed), run(lowered, feed, with_kernels=library)
         assert np.abs(before["logits"]).max() > 3
         for arrays in (before, after):
             for row, total in enumerate(totals):
@@ -101,16 +100,3 @@ def test_tensorrt_lowering(name: str) -> None:
     check_structure(lowered)
     feed = step(config)
     check_same(run(proto, feed), run(lowered, feed), 2e-5)
-
-
-def test_lower_attention_refuses_layers_that_rotate_differently() -> None:
-    """The tables are shared by all layers."""
-    config, model = tiny("dense")
-    FuseRotaryAttention()(model)
-    last = nodes_of(model.graph, "Q2RotaryAttention", opspec.DOMAIN)[-1]
-    last.attributes["attention_factor"] = ir.AttrFloat32("attention_factor", 1.5)
-    message = (
-        "model.layers.2.*: other lengths, frequencies or attention factor than model.layers.0.self_attn.att"
-    )
-    with pytest.raises(ExportError, match=message):
-        LowerAttention(config.context_length)(model)

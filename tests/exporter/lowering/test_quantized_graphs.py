@@ -66,7 +66,7 @@ def test_weights_kept_in_high_precision(tmp_path: Path, keep: str, target: str) 
     assert np.abs(run_export(result) - reference(source)).max() <= MAX_ERROR
     operators = Counter(node.op_type for node in onnx.load(result.onnx, load_external_data=False).graph.node)
     if target == "onnxruntime":
-        assert operators["QMoE"] == (0 if keep == "experts" else 2)
+        assert operators["Q2QuantizedMoE"] == (0 if keep == "experts" else 2)
         assert operators["GatherBlockQuantized"] == (0 if keep == "embedding" else 1)
     quantization = result.manifest.quantization
     assert quantization is not None and quantization.kept_weights == {"experts": 7, "embedding": 3}[keep]
@@ -97,7 +97,7 @@ def test_the_portable_graph_in_the_reference_evaluator(tmp_path: Path) -> None:
 
 def graph_of(source: Source, target: str) -> Graph:
     dtype = "float16" if target == "tensorrt" else "float32"
-    return build_graph(source, target, dtype, 64)  # type: ignore[arg-type]
+    return build_graph(source, target, dtype)  # type: ignore[arg-type]
 
 
 def test_all_quantized_weights_are_read_in_place_and_all_bytes_are_planned(case: Source) -> None:

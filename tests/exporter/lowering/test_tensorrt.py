@@ -42,7 +42,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     config = DENSE if request.param == "dense" else MOE
     folder = write_checkpoint(tmp_path_factory.mktemp("model") / request.param, config, dtype="BF16")
     source = load_source(folder)
-    return Case(source, {dtype: build_graph(source, "tensorrt", dtype, 64) for dtype in ONNX_TYPES})
+    return Case(source, {dtype: build_graph(source, "tensorrt", dtype) for dtype in ONNX_TYPES})
 
 
 @pytest.fixture(scope="module", params=list(ONNX_TYPES))

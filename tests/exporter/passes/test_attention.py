@@ -1,4 +1,4 @@
-"""Fusing rotation and attention, lowering them to ONNX Runtime, and inlining what is not lowered."""
+"""Fusing rotation and attention, and a cache of another type."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from q2export.contracts import opspec
 from q2export.errors import ExportError
 from q2export.exporter.passes.base import nodes_of, run_passes
 from q2export.exporter.passes.fuse_rotary_attention import FuseRotaryAttention
-from q2export.exporter.passes.inline_functions import InlineFunctions
-from q2export.exporter.passes.onnxruntime.lower_attention import LowerAttention
+from q2export.exporter.passes.narrow_cache import NarrowCache
 from tests.helpers.onnx_graphs import Array, check_same, normal, op_types, parse, run
 
 # FuseRotaryAttention
@@ -109,74 +108,30 @@ def test_fuse_rotary_attention_refusals(changes: dict[str, str], reason: str) ->
     assert "Q2GroupQueryAttention" in op_types(model)
 
 
-# Lowering of attention to ONNX Runtime
+# A KV cache of another type
 
 
-def lowered_attention(max_capacity: int = 32) -> ir.Model:
-    model = attention_model()
-    run_passes(model, [FuseRotaryAttention()])
-    result = LowerAttention(max_capacity)(model)
-    assert (result.matched, result.refused) == (1, [])
-    return model
+@pytest.mark.parametrize("dtype", ["FLOAT16", "BFLOAT16"])
+def test_narrow_cache(dtype: str) -> None:
+    """Attention rounds what it appends, and computes in float32 from what it reads."""
+    model, wanted = attention_model(), ir.DataType[dtype]
+    exact = run(model, attention_feed(5))
+    assert run_passes(model, [FuseRotaryAttention(), NarrowCache(wanted)])[1].matched == 4
+    caches = {value.name: value.dtype for value in (*model.graph.inputs, *model.graph.outputs)}
+    assert [name for name, found in caches.items() if found == wanted] == [
+        *("past_key", "past_value"),
+        *("present_key", "present_value"),
+    ]
+    if dtype == "FLOAT16":  # NumPy has no bfloat16
+        feed = attention_feed(5)
+        narrow = {name: feed[name].astype(np.float16) for name in ("past_key", "past_value")}
+        rounded = run(model, {**feed, **narrow})
+        assert rounded["present_key"].dtype == np.float16
+        assert 0 < np.abs(rounded["output"] - exact["output"]).max() < 2e-3
 
 
-@pytest.mark.parametrize("past", [0, 1, 6])
-def test_lower_attention(past: int) -> None:
-    """One row, several tokens on top of a past, a window that cuts."""
-    model = lowered_attention()
-    assert not nodes_of(model.graph, "Q2RotaryAttention", opspec.DOMAIN)
-    assert len(nodes_of(model.graph, "GroupQueryAttention", "com.microsoft")) == 1
-    before = run(attention_model(), attention_feed(past))
-    after = run(model, attention_feed(past))
-    valid = past + 3
-    check_same({"output": before["output"]}, {"output": after["output"]})
-    for name in ("present_key", "present_value"):
-        assert np.abs(before[name][:, :, :valid] - after[name][:, :, :valid]).max() < 1e-6
-
-
-def test_lower_attention_tables() -> None:
-    model = lowered_attention(max_capacity=50)
-    initializers = model.graph.initializers
-    cos, sin = (initializers[f"rotary/{name}_cache"].const_value.numpy() for name in ("cos", "sin"))
-    inv_freq = initializers["inv_freq"].const_value.numpy()
-    angle = np.arange(50)[:, None] * inv_freq.astype(np.float64)
-    assert cos.shape == sin.shape == (50, 8)
-    assert np.abs(cos - 1.25 * np.cos(angle)).max() < 1e-5
-    assert np.abs(sin - 1.25 * np.sin(angle)).max() < 1e-5
-
-
-def test_lower_attention_needs_the_fused_op() -> None:
-    with pytest.raises(
-        ExportError, match=r"layer\.attention/Q2GroupQueryAttention: run FuseRotaryAttention first"
-    ):
-        LowerAttention(32)(attention_model())
-
-
-def test_lower_attention_leaves_other_head_sizes() -> None:
-    model = attention_model(head_dim="24")
+def test_a_cache_that_something_else_reads_is_refused() -> None:
+    model = attention_model(output=", float[B,2,C,16] z", extra="z = Neg (past_key)")
     FuseRotaryAttention()(model)
-    result = LowerAttention(32)(model)
-    assert result.matched == 0
-    assert result.refused == ["layer.attention/Q2RotaryAttention: head_dim 24 is not a multiple of 16"]
-    assert "Q2RotaryAttention" in op_types(model)
-
-
-# Inlining
-
-
-def test_inline_functions_without_a_body() -> None:
-    model = attention_model()
-    model.functions.clear()
-    with pytest.raises(ExportError, match=r"layer\.rotary_q: Q2RotaryEmbedding has no function body"):
-        InlineFunctions()(model)
-
-
-def test_inline_functions_within_functions() -> None:
-    model = attention_model()
-    before = run(model, attention_feed(4))
-    FuseRotaryAttention()(model)
-    assert InlineFunctions()(model).matched == 1
-    assert not any(node.domain == opspec.DOMAIN for node in model.graph)
-    assert not model.functions
-    assert opspec.DOMAIN not in model.graph.opset_imports
-    check_same(before, run(model, attention_feed(4)))
+    with pytest.raises(ExportError, match="Neg reads the KV cache 'past_key'"):
+        NarrowCache(ir.DataType.FLOAT16)(model)

@@ -206,7 +206,7 @@ def heads(value: int) -> Change:
     """2**40 becomes 0 in 32 bits, and ONNX Runtime divides by it."""
 
     def change(model: onnx.ModelProto) -> None:
-        node = next(each for each in model.graph.node if each.op_type == "GroupQueryAttention")
+        node = next(each for each in model.graph.node if each.op_type == "Q2RotaryAttention")
         next(each for each in node.attribute if each.name == "num_heads").i = value
 
     return change

@@ -51,7 +51,8 @@ def test_a_mismatch_names_both_sides_and_the_command(built: TensorRTInfo, found:
 def test_plugins_of_another_contract_are_refused() -> None:
     built = dataclasses.replace(BUILT, plugin_contract_version=opspec.CONTRACT_VERSION + 1)
     with pytest.raises(
-        PackageError, match="built for version 2 of the custom ops, this q2export has version"
+        PackageError,
+        match=f"built for version {opspec.CONTRACT_VERSION + 1} of the custom ops, this q2export has version",
     ):
         check_compatible("rank0.engine", built, FOUND, REBUILD)
 

@@ -1,4 +1,4 @@
-"""``Gemm`` with a quantized weight -> a matmul that ONNX Runtime makes without dequantizing it."""
+"""``Gemm`` with a quantized weight -> ``Q2QuantizedLinear``, which multiplies with the codes as stored."""
 
 from __future__ import annotations
 
@@ -6,35 +6,40 @@ from dataclasses import replace as replace_fields
 
 import onnx_ir as ir
 
+from q2export.contracts import opspec
+from q2export.contracts.quantization import Activations
 from q2export.exporter.checkpoint.packed import PackedWeight
+from q2export.exporter.graph.ops.functions import function_for
 from q2export.exporter.passes.base import (
     Inserter,
     PassResult,
     attribute_int,
+    define,
     input_of,
     nodes_of,
     replace,
 )
-from q2export.exporter.passes.onnxruntime.matmul_forms import MatMul
 from q2export.exporter.passes.packed_operands import (
     PackedPass,
     PackedWeights,
+    kernel_operands,
+    packed_attributes,
     packed_operand,
     require_all_lowered,
 )
 
 
-class LowerQuantizedMatMuls(PackedPass):
-    """``Gemm`` with a quantized weight becomes a matmul with its codes.
+class LowerQuantizedLinear(PackedPass):
+    """``Gemm`` with a quantized weight becomes ``Q2QuantizedLinear``.
 
     Args:
         packed: the quantized weights.
-        matmul: how they are multiplied.
+        activations: the type they have in matmuls with quantized weights.
     """
 
-    def __init__(self, packed: PackedWeights, matmul: MatMul) -> None:
+    def __init__(self, packed: PackedWeights, activations: Activations) -> None:
         super().__init__(packed)
-        self.matmul = matmul
+        self.activations = activations
 
     def rewrite(self, model: ir.Model, result: PassResult) -> None:
         """Replace every matmul with a quantized weight."""
@@ -48,11 +53,23 @@ class LowerQuantizedMatMuls(PackedPass):
                 result.refused.append(f"{gemm.name}: its weight is not [out, in]")
                 continue
             if weight.row_step == 1:
-                matmul = self.matmul(Inserter(graph, gemm), input_of(gemm, 0), [weight], bias_of(gemm))
-                replace(graph, gemm, [matmul])
+                replace(graph, gemm, [self._linear(Inserter(graph, gemm), gemm, weight)])
             else:
                 self._lower_alternating(graph, gemm, weight, alternating)
             result.matched += 1
+        if result.matched:
+            scheme = next(iter(self.packed.values())).scheme
+            define(model, function_for(opspec.QUANTIZED_LINEAR, scheme=scheme))
+
+    def _linear(self, emit: Inserter, gemm: ir.Node, weight: PackedWeight) -> ir.Value:
+        matrix = kernel_operands(emit.graph, weight.tensor, [weight])
+        bias = gemm.inputs[2] if len(gemm.inputs) > 2 else None
+        return emit.op(
+            opspec.QUANTIZED_LINEAR.name,
+            [input_of(gemm, 0), matrix.codes, matrix.scales, matrix.zero_points, bias],
+            domain=opspec.DOMAIN,
+            attributes=packed_attributes(weight.scheme, self.activations),
+        )
 
     def _lower_alternating(
         self,
@@ -66,7 +83,7 @@ class LowerQuantizedMatMuls(PackedPass):
         key = input_of(gemm, 0), weight.tensor
         if key not in matmuls:
             whole = replace_fields(weight, shape=(weight.rows, weight.shape[1]), first_row=0, row_step=1)
-            both = self.matmul(emit.under("both"), input_of(gemm, 0), [whole], bias_of(gemm))
+            both = self._linear(emit.under("both"), gemm, whole)
             columns = emit.int64([-1, weight.shape[0], weight.row_step])
             matmuls[key] = emit.op("Reshape", [both, columns], "columns")
         index = emit.int64(weight.first_row)
@@ -75,8 +92,3 @@ class LowerQuantizedMatMuls(PackedPass):
     def ensures(self, model: ir.Model) -> None:
         """No quantized weight is read as floating point."""
         require_all_lowered(model.graph, self.packed)
-
-
-def bias_of(gemm: ir.Node) -> ir.Value | None:
-    """The third input of a ``Gemm``."""
-    return gemm.inputs[2] if len(gemm.inputs) > 2 else None

@@ -1,0 +1,244 @@
+"""Q2QuantizedLinear and Q2QuantizedMoE: torch operators and ONNX function bodies."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from q2export.contracts.opspec import QUANTIZED_LINEAR, QUANTIZED_MOE
+from q2export.contracts.quantization import Scheme
+from q2export.exporter.graph.ops.library import define
+from q2export.exporter.graph.ops.moe import COMBINE, DISPATCH, route
+
+_LARGEST_CODE = 127
+
+
+def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor | None, bits: int, block_size: int) -> Tensor:
+    """Weights in float32.
+
+    Args:
+        codes: uint8 ``[..., out, in * bits / 8]``.
+        scale: ``[..., out, in / block_size]``.
+        zero_point: uint8 ``[..., out, ceil(in / block_size * bits / 8)]``, packed as the codes; None: in the
+            middle.
+        bits: of a code, 4 or 8.
+        block_size: elements that share a scale.
+
+    Returns:
+        ``[..., out, in]``.
+    """
+    blocks = _unpack(codes, bits).to(torch.float32).unflatten(-1, (-1, block_size))
+    if zero_point is None:
+        centre = torch.tensor(float(1 << (bits - 1)))
+    else:
+        centre = _unpack(zero_point, bits)[..., : scale.shape[-1], None].to(torch.float32)
+    weights: Tensor = ((blocks - centre) * scale.to(torch.float32)[..., None]).flatten(-2)
+    return weights
+
+
+def _unpack(codes: Tensor, bits: int) -> Tensor:
+    return codes if bits == 8 else torch.stack((codes & 15, codes >> 4), dim=-1).flatten(-2)
+
+
+def round_to_int8(x: Tensor, block_size: int) -> Tensor:
+    """Every block of the last axis rounded to multiples of its largest magnitude over 127."""
+    blocks = x.unflatten(-1, (-1, block_size))
+    scale = blocks.abs().amax(dim=-1, keepdim=True) / _LARGEST_CODE
+    inverse = torch.where(scale > 0, 1 / scale, torch.zeros_like(scale))
+    rounded: Tensor = ((blocks * inverse).round() * scale).flatten(-2)
+    return rounded
+
+
+def quantized_linear_reference(
+    input: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    weight_zero_point: Tensor | None,
+    bias: Tensor | None,
+    bits: int,
+    block_size: int,
+    int8_activations: int,
+) -> Tensor:
+    """``input @ weight.T + bias`` over dequantized weights; shapes as in ``opspec.QUANTIZED_LINEAR``."""
+    x = round_to_int8(input, block_size) if int8_activations else input
+    matrix = dequantize(weight, weight_scale, weight_zero_point, bits, block_size)
+    return functional.linear(x, matrix, bias)
+
+
+quantized_linear = define(QUANTIZED_LINEAR, quantized_linear_reference)
+
+
+def quantized_moe_reference(
+    hidden: Tensor,
+    router_logits: Tensor,
+    gate_up: Tensor,
+    gate_up_scale: Tensor,
+    down: Tensor,
+    down_scale: Tensor,
+    gate_up_zero_point: Tensor | None,
+    down_zero_point: Tensor | None,
+    num_experts: int,
+    top_k: int,
+    norm_topk_prob: int,
+    bits: int,
+    block_size: int,
+    int8_activations: int,
+) -> Tensor:
+    """Send every token to its experts and add up what they return, weighted.
+
+    Shapes are as in ``opspec.QUANTIZED_MOE``.
+    """
+    weight, index = route(router_logits, top_k, bool(norm_topk_prob))
+    output = torch.zeros(hidden.shape, dtype=torch.float32)
+    attributes = (bits, block_size, int8_activations)
+    for expert in index.unique().tolist():
+        token, slot = (index == expert).nonzero(as_tuple=True)
+        points = [None if each is None else each[expert] for each in (gate_up_zero_point, down_zero_point)]
+        rows = hidden[token].to(torch.float32)
+        both = quantized_linear_reference(
+            rows, gate_up[expert], gate_up_scale[expert], points[0], None, *attributes
+        )
+        activated = functional.silu(both[:, 0::2]) * both[:, 1::2]
+        result = quantized_linear_reference(
+            activated, down[expert], down_scale[expert], points[1], None, *attributes
+        )
+        output.index_add_(0, token, result * weight[token, slot, None])
+    return output.to(hidden.dtype)
+
+
+quantized_moe = define(QUANTIZED_MOE, quantized_moe_reference)
+
+_CODES_OF = {
+    8: """
+    {name} = Identity ({packed})
+""",
+    4: """
+    {name}_mask = Constant <value = uint8[1] {{15}}> ()
+    {name}_shift = Constant <value = uint8[1] {{4}}> ()
+    {name}_low = BitwiseAnd ({packed}, {name}_mask)
+    {name}_high = BitShift <direction = "RIGHT"> ({packed}, {name}_shift)
+    {name}_low_column = Unsqueeze ({name}_low, last)
+    {name}_high_column = Unsqueeze ({name}_high, last)
+    {name} = Concat <axis = -1> ({name}_low_column, {name}_high_column)
+""",
+}
+
+_LINEAR = """
+    last = Constant <value_ints = [-1]> ()
+    zero = Constant <value_float = 0.0> ()
+    one = Constant <value_float = 1.0> ()
+    size = Constant <value_int: int = @block_size> ()
+    size_1d = Reshape (size, last)
+    input_shape = Shape (input)
+    tokens = Shape <start = 0, end = 1> (input)
+    block_count = Shape <start = 1, end = 2> (weight_scale)
+    blocks_shape = Concat <axis = 0> (tokens, block_count, size_1d)
+    blocks = Reshape (input, blocks_shape)
+    magnitude = Abs (blocks)
+    largest = ReduceMax (magnitude, last)
+    largest_code = Constant <value_float = 127.0> ()
+    scale = Div (largest, largest_code)
+    has_scale = Greater (scale, zero)
+    divisor = Where (has_scale, scale, one)
+    inverse = Div (one, divisor)
+    scaled = Mul (blocks, inverse)
+    whole = Round (scaled)
+    rounded = Mul (whole, scale)
+    rounds = Constant <value_int: int = @int8_activations> ()
+    is_rounded = Cast <to = 9> (rounds)
+    chosen = Where (is_rounded, rounded, blocks)
+    x = Reshape (chosen, input_shape)
+
+    scale_shape = Shape (weight_scale)
+    outs = Shape <start = 0, end = 1> (weight_scale)
+    code_shape = Concat <axis = 0> (scale_shape, size_1d)
+{codes}
+    codes_by_block = Reshape (codes, code_shape)
+    codes_wide = CastLike (codes_by_block, input)
+{centre}
+    centred = Sub (codes_wide, centre)
+    weight_scale_wide = CastLike (weight_scale, input)
+    weight_scale_column = Unsqueeze (weight_scale_wide, last)
+    values = Mul (centred, weight_scale_column)
+    matrix_shape = Concat <axis = 0> (outs, last)
+    matrix = Reshape (values, matrix_shape)
+    output = Gemm <transB = 1> (x, matrix, bias)
+"""
+
+_ZERO_POINTS = """
+    point_row_shape = Concat <axis = 0> (outs, last)
+    point_rows = Reshape (points, point_row_shape)
+    first = Constant <value_ints = [0]> ()
+    columns = Constant <value_ints = [1]> ()
+    point_matrix = Slice (point_rows, first, block_count, columns)
+    point_wide = CastLike (point_matrix, input)
+    centre = Unsqueeze (point_wide, last)
+"""
+
+
+def linear_body(scheme: Scheme) -> str:
+    """Function body of ``Q2QuantizedLinear``: all weights of a graph have one scheme.
+
+    An input of a function that may be absent can only be handed on as such, hence a body for symmetric
+    schemes, which does not read the zero points, and one for others, which wants them.
+    """
+    unpack = _CODES_OF[scheme.bits]
+    centre = f"    centre = Constant <value_float = {scheme.default_zero_point}.0> ()\n"
+    if not scheme.symmetric:
+        centre = unpack.format(name="points", packed="weight_zero_point") + _ZERO_POINTS
+    return _LINEAR.format(codes=unpack.format(name="codes", packed="weight"), centre=centre)
+
+
+_EXPERTS = """
+    start_of_all = Constant <value_ints = [0]> ()
+    past_all = Constant <value_ints = [2147483647]> ()
+    every_second = Constant <value_ints = [2]> ()
+    hidden_size = Shape <start = 1, end = 2> (hidden)
+    nothing_shape = Concat <axis = 0> (start_of_all, hidden_size)
+    nothing = ConstantOfShape (nothing_shape)
+    go = Cast <to = 9> (one)
+    rows_wide = Cast <to = 1> (rows)
+    end_of_all, results = Loop <body = experts_loop
+        (int64 expert_number, bool go_in, int64[1] start, float[done, width] done_rows)
+        => (bool go_out, int64[1] end, float[more, width] more_rows) {{
+            go_out = Identity (go_in)
+            expert_1d = Unsqueeze (expert_number, axis0)
+            count = Gather (counts, expert_1d)
+            end = Add (start, count)
+            own = Slice (rows_wide, start, end, axis0)
+            gate_up_codes = Gather (gate_up, expert_number)
+            gate_up_scales = Gather (gate_up_scale, expert_number)
+            down_codes = Gather (down, expert_number)
+            down_scales = Gather (down_scale, expert_number)
+{points}
+            both = q2export.Q2QuantizedLinear
+                <bits: int = @bits, block_size: int = @block_size, int8_activations: int = @int8_activations>
+                (own, gate_up_codes, gate_up_scales{gate_up_points})
+            gate_rows = Slice (both, start_of_all, past_all, axis1, every_second)
+            up_rows = Slice (both, axis1, past_all, axis1, every_second)
+            sigmoid = Sigmoid (gate_rows)
+            silu = Mul (gate_rows, sigmoid)
+            activated = Mul (silu, up_rows)
+            result = q2export.Q2QuantizedLinear
+                <bits: int = @bits, block_size: int = @block_size, int8_activations: int = @int8_activations>
+                (activated, down_codes, down_scales{down_points})
+            more_rows = Concat <axis = 0> (done_rows, result)
+        }}> (experts, go, start_of_all, nothing)
+"""
+
+_EXPERT_POINTS = """
+            gate_up_points = Gather (gate_up_zero_point, expert_number)
+            down_points = Gather (down_zero_point, expert_number)
+"""
+
+
+def moe_body(scheme: Scheme) -> str:
+    """Function body of ``Q2QuantizedMoE``: one expert after the other, for any number of them."""
+    if scheme.symmetric:
+        experts = _EXPERTS.format(points="", gate_up_points=', "", ""', down_points=', "", ""')
+    else:
+        experts = _EXPERTS.format(
+            points=_EXPERT_POINTS, gate_up_points=', gate_up_points, ""', down_points=', down_points, ""'
+        )
+    return DISPATCH + experts + COMBINE
