@@ -47,8 +47,13 @@ def without_kernels(error: kernel_build.KernelBuildError) -> None:
         none = f"{kernel_build.ARCHITECTURES_VARIABLE}=none"
         sys.exit(f"error: no CUDA kernels: {error}\n{none} installs q2export without them")
     sys.stderr.write(f"q2export without CUDA kernels: {error}\n")
-    command, *said = str(error).splitlines()  # of what does not compile; else one line
-    reason = next((line for line in said if re.search("error|fatal", line)), command)
+    reason = first_error(error)
+
+
+def first_error(error: kernel_build.KernelBuildError) -> str:
+    """In one line: of what does not compile, the compiler's first error."""
+    command, *said = str(error).splitlines()
+    return next((line for line in said if re.search("error|fatal", line)), command)
 
 
 class BuildKernels(Command):
@@ -112,6 +117,7 @@ class BuildKernels(Command):
 
 
 CPU_LIBRARY = PLUGINS / "lib" / kernel_build.CPU_LIBRARY.name
+CPU_RECORD = CPU_LIBRARY.with_name(kernel_build.CPU_RECORD.name)
 
 
 @cache
@@ -119,32 +125,55 @@ def cpu_library() -> kernel_build.CpuLibrary | None:
     """The library for ONNX Runtime on the CPU; None where there is nothing to build it with."""
     try:
         return kernel_build.cpu_library(os.environ, ROOT / "build" / "cpu")
-    except kernel_build.NoKernelsError as error:
-        sys.stderr.write(f"q2export without CPU kernels: {error}\n")
-        return None
     except kernel_build.KernelBuildError as error:
-        sys.exit(f"error: {error}")
+        without_cpu_kernels(error)
+        return None
+
+
+cpu_reason = ""
+"""Why there are no CPU kernels."""
+
+
+def without_cpu_kernels(error: kernel_build.KernelBuildError) -> None:
+    """Keep the reason and go on, as without CUDA kernels: engines then run their function bodies."""
+    global cpu_reason
+    if kernel_build.cpu_is_required(os.environ):
+        none = f"{kernel_build.CPU_VARIABLE}=none"
+        sys.exit(f"error: no CPU kernels: {error}\n{none} installs q2export without them")
+    sys.stderr.write(f"q2export without CPU kernels: {error}\n")
+    cpu_reason = first_error(error)
 
 
 class BuildCpuKernels(BuildKernels):
-    """Part of ``build``: the custom ops for ONNX Runtime on the CPU; a failing compiler fails the build."""
+    """Part of ``build``: the custom ops for ONNX Runtime on the CPU, and what they were built with."""
 
     description = "compile the CPU kernels"
 
     def run(self) -> None:
-        library = cpu_library()
+        """Build the library, or record why there is none; a tree keeps the library it has."""
         folder = ROOT if self.editable_mode else Path(self.build_lib or "")
+        record = folder / CPU_RECORD
+        record.parent.mkdir(parents=True, exist_ok=True)
+        if self.compile(folder / CPU_LIBRARY):
+            record.write_text(f"{cpu_library()}\n", encoding="utf-8")
+            self.built = [CPU_LIBRARY, CPU_RECORD]
+        elif not (self.editable_mode and (folder / CPU_LIBRARY).is_file()):
+            (folder / CPU_LIBRARY).unlink(missing_ok=True)
+            record.write_text(f"none: {cpu_reason}\n", encoding="utf-8")
+            self.built = [CPU_RECORD]
+
+    def compile(self, target: Path) -> bool:
+        """Bring the library up to date; False where there is none to be."""
+        library = cpu_library()
         if library is None:
-            if not self.editable_mode:  # that of an earlier build is not this one's
-                (folder / CPU_LIBRARY).unlink(missing_ok=True)
-            return
-        self.announce(f"CPU kernels, by {library.compiler}", logging.INFO)
+            return False
+        self.announce(f"CPU kernels, by {library}", logging.INFO)
         try:
-            library.build(folder / CPU_LIBRARY, kernel_build.available_cores())
+            library.build(target, kernel_build.available_cores())
         except kernel_build.KernelBuildError as error:
-            none = f"{kernel_build.CPU_VARIABLE}=none"
-            sys.exit(f"error: no CPU kernels: {error}\n{none} installs q2export without them")
-        self.built = [CPU_LIBRARY]
+            without_cpu_kernels(error)
+            return False
+        return True
 
 
 class Build(build):

@@ -187,9 +187,13 @@ def test_the_wheel_has_the_cpu_kernels(source: Source) -> None:
     assert built.name.startswith(f"{NAME}-py3-none-linux_")
     with zipfile.ZipFile(built) as archive:
         assert archive.read(library)[:4] == b"\x7fELF"
+        assert "g++" in archive.read(library.replace(".so", ".txt")).decode()
         assert not [name for name in archive.namelist() if "csrc" in name]
     (csrc / "onnxruntime" / "library.cpp").write_text("#error\n")
-    done = source.pip_wheel("none", environment)
+    with zipfile.ZipFile(source.wheel("none", environment)) as archive:
+        assert library not in archive.namelist()
+        assert re.match("none: .*library.cpp.*#error", archive.read(library.replace(".so", ".txt")).decode())
+    done = source.pip_wheel("none", {**environment, "Q2EXPORT_CPU_KERNELS": "required"})
     assert done.returncode != 0
     assert "Q2EXPORT_CPU_KERNELS=none installs q2export without them" in done.stderr
     assert source.wheel("none", {**environment, "CXX": "absent"}).name == f"{NAME}-py3-none-any.whl"

@@ -1,7 +1,7 @@
 """Rows of quantized weights, and their codes as bytes.
 
 One code per byte for 8 bits, two for 4, the first in the low nibble: that is the order of ONNX INT4 and UINT4
-tensors and of ``com.microsoft.MatMulNBits``.
+tensors.
 """
 
 from __future__ import annotations

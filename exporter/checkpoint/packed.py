@@ -12,13 +12,13 @@ NAME.weight_zero_point   U8    [out, ceil(in / block_size  packed as the codes; 
 NAME.weight_input_order  I32   [in]                        seldom there, see :class:`PackedWeight`
 ======================== ===== =========================== ===================================================
 
-The bytes of the codes are those of an ONNX UINT4 (or UINT8) tensor ``[out, in]`` and of the operand ``B`` of
-``com.microsoft.MatMulNBits``, so both are mapped in place. Weights that a kernel wants as one matrix (the
-three projections of the attention, gate and up) lie next to each other in the file, first their codes, then
-their scales, then their zero points, so that the fused matrix is in place, too.
+The bytes of the codes are those of an ONNX UINT4 (or UINT8) tensor ``[out, in]``, so they are mapped in
+place. Weights that a kernel wants as one (all experts of a layer; the three projections of the attention,
+gate and up) lie next to each other in the file, first their codes, then their scales, then their zero points,
+so that the whole is in place, too.
 
 Gate and up of a routed expert, where both are quantized, are one tensor whose rows alternate (gate 0, up 0,
-gate 1, ...), for ``com.microsoft.QMoE`` takes no other order on the CPU: ``experts.N.gate_up_proj.weight``
+gate 1, ...), so that one matmul gives both side by side: ``experts.N.gate_up_proj.weight``
 ``[2 * intermediate, ...]``, with its scales and zero points likewise.
 """
 

@@ -1,1 +1,1 @@
-"""From tensors on disk to the initializers of a graph: in place, converted or stacked."""
+"""From tensors on disk to the initializers of a graph: in place or converted."""

@@ -18,13 +18,14 @@ from .compiler import (
     plan,
     wanted_architectures,
 )
-from .cpu import CPU_LIBRARY, CPU_VARIABLE, CpuLibrary, cpu_library
+from .cpu import CPU_LIBRARY, CPU_RECORD, CPU_VARIABLE, CpuLibrary, cpu_is_required, cpu_library
 from .library import LIBRARY, RECORD, KernelLibrary, available_cores, recorded
 
 __all__ = [
     "ARCHITECTURES",
     "ARCHITECTURES_VARIABLE",
     "CPU_LIBRARY",
+    "CPU_RECORD",
     "CPU_VARIABLE",
     "LIBRARY",
     "RECORD",
@@ -35,6 +36,7 @@ __all__ = [
     "NoKernelsError",
     "Plan",
     "available_cores",
+    "cpu_is_required",
     "cpu_library",
     "find_compiler",
     "is_required",

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from .compiler import KernelBuildError, NoKernelsError, plan
-from .cpu import CPU_LIBRARY, cpu_library
+from .cpu import CPU_LIBRARY, CPU_RECORD, cpu_library
 from .library import CSRC, LIBRARY, RECORD, KernelLibrary, available_cores
 
 
@@ -41,7 +41,8 @@ def main() -> int:
 def _build_cpu(folder: Path) -> str:
     library = cpu_library(os.environ, folder / "cpu")
     library.build(CPU_LIBRARY, available_cores())
-    return f"{CPU_LIBRARY}: {library.compiler}"
+    CPU_RECORD.write_text(f"{library}\n", encoding="utf-8")
+    return f"{CPU_LIBRARY}: {library}"
 
 
 def _build_cuda(folder: Path) -> str:

@@ -18,8 +18,11 @@ from .library import CSRC, command_text, dependencies, is_current, run_compiler
 CPU_LIBRARY = CSRC.with_name("lib") / "libq2export_onnxruntime.so"
 """Where the package has its custom ops for ONNX Runtime on the CPU."""
 
+CPU_RECORD = CPU_LIBRARY.with_suffix(".txt")
+"""Beside it: what it was built with, or why it was not."""
+
 CPU_VARIABLE = "Q2EXPORT_CPU_KERNELS"
-"""Environment variable whose value "none" leaves them out."""
+"""Environment variable: "none" leaves them out, "required" fails an installation without them."""
 
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra")
 """Of every source. Multiplying and adding are one operation only where a kernel says so: otherwise a row's
@@ -56,6 +59,10 @@ class CpuLibrary:
     ort_include: Path | None = None
     csrc: Path = CSRC
     machine: str = platform.machine()
+
+    def __str__(self) -> str:
+        said = run_compiler([str(self.compiler), "--version"]).splitlines()
+        return f"{said[0] if said else self.compiler} for {self.machine}"
 
     @property
     def sources(self) -> list[Path]:
@@ -121,7 +128,7 @@ def cpu_library(environment: Mapping[str, str], folder: Path) -> CpuLibrary:
 
     Args:
         environment: variables of the process: CXX names the compiler, ORT_INCLUDE the folder of ONNX
-            Runtime's header, Q2EXPORT_CPU_KERNELS=none leaves all out.
+            Runtime's header, :data:`CPU_VARIABLE` says whether to build.
         folder: of what is kept between builds.
 
     Raises:
@@ -129,11 +136,11 @@ def cpu_library(environment: Mapping[str, str], folder: Path) -> CpuLibrary:
             for.
         KernelBuildError: the environment asks for what cannot be.
     """
-    wanted = environment.get(CPU_VARIABLE, "").strip().lower()
+    wanted = _wanted(environment)
     if wanted == "none":
         raise NoKernelsError(f"{CPU_VARIABLE} is none")
-    if wanted:
-        raise KernelBuildError(f"{CPU_VARIABLE} is {wanted!r}, expected none, or to be unset")
+    if wanted not in ("", "required"):
+        raise KernelBuildError(f"{CPU_VARIABLE} is {wanted!r}, expected none, required, or to be unset")
     include = environment.get("ORT_INCLUDE")
     if include and not (Path(include) / "onnxruntime_c_api.h").is_file():
         raise KernelBuildError(f"ORT_INCLUDE is {include}, which has no onnxruntime_c_api.h")
@@ -143,6 +150,15 @@ def cpu_library(environment: Mapping[str, str], folder: Path) -> CpuLibrary:
         if path is not None and _runs([path, "--version"]):
             return CpuLibrary(Path(path), folder, ort_include=Path(include) if include else None)
     raise NoKernelsError(f"no C++ compiler: looked for {', '.join(names)} on PATH; install g++, or set CXX")
+
+
+def cpu_is_required(environment: Mapping[str, str]) -> bool:
+    """Whether an installation without the library has failed."""
+    return _wanted(environment) not in ("", "none")
+
+
+def _wanted(environment: Mapping[str, str]) -> str:
+    return environment.get(CPU_VARIABLE, "").strip().lower()
 
 
 def _runs(command: Sequence[str]) -> bool:

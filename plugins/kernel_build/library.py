@@ -113,7 +113,8 @@ def recorded(path: Path = RECORD) -> str:
     try:
         return path.read_text(encoding="utf-8").strip()
     except FileNotFoundError:
-        return "not built"
+        is_there = path.with_suffix(LIBRARY.suffix).is_file()
+        return "built, without a record of how" if is_there else "not built"
 
 
 def available_cores() -> int:

@@ -36,6 +36,7 @@ def command(as_json: bool) -> None:
         ("processor", f"{found.processor}, {found.cores} cores usable"),
         ("memory", memory),
         *(gpus or [("GPU", "none found by nvidia-smi")]),
+        ("CPU kernels", found.cpu_kernels),
         ("CUDA kernels", found.kernels),
         ("onnxruntime", ", ".join(found.providers) or "not usable"),
     ]

@@ -121,10 +121,10 @@ def write_golden(folder: Path, engine: EngineInfo) -> None:
     from q2export.runtime.backends.onnxruntime import step_inputs
     from q2export.runtime.backends.onnxruntime_session import open_session
 
-    if engine.dtype == "bfloat16":
+    if "bfloat16" in (engine.dtype, engine.kv_dtype):
         raise ParityError(
-            "golden files are computed by ONNX Runtime, which has no bfloat16 arithmetic on the CPU; leave "
-            "them out, or take float16 or float32"
+            "golden files are computed by ONNX Runtime, which has no bfloat16 arithmetic on the CPU, and "
+            "read by Polygraphy, which has no such type; leave them out, or take float16 or float32"
         )
     tokens, positions = golden_step(engine)
     feed = step_inputs(engine, tokens, positions)

@@ -85,6 +85,11 @@ class Quantization:
         if self.block_size not in BLOCK_SIZES:
             sizes = ", ".join(map(str, BLOCK_SIZES))
             raise ProfileError(f"block_size is {self.block_size}, expected one of {sizes}")
+        if self.enabled and self.activations == "bfloat16":
+            raise ProfileError(
+                f"activations is 'bfloat16', which is for weights that are not quantized, and weights is "
+                f"{self.weights!r}: take 'int8' or 'float32'"
+            )
 
     @property
     def enabled(self) -> bool:

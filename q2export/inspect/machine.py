@@ -65,6 +65,7 @@ class Environment:
         packages: installed versions, by distribution.
         providers: execution providers of ONNX Runtime; empty if it is not installed.
         kernels: what the CUDA kernels were built with, or why there are none.
+        cpu_kernels: likewise, the kernels for ONNX Runtime on the CPU.
         problems: what is wrong with the installation, one sentence each.
     """
 
@@ -78,6 +79,7 @@ class Environment:
     packages: Mapping[str, str]
     providers: tuple[str, ...]
     kernels: str
+    cpu_kernels: str
     gpus: tuple[Gpu, ...]
     capabilities: tuple[Capability, ...]
     problems: tuple[str, ...]
@@ -85,7 +87,7 @@ class Environment:
 
 def examine() -> Environment:
     """Look at this machine; takes well under a second, more where ``nvidia-smi`` is slow."""
-    from q2export.plugins.kernel_build import recorded
+    from q2export.plugins.kernel_build import CPU_RECORD, recorded
 
     packages = installed_versions(_PACKAGES)
     providers, provider_problem = _providers()
@@ -102,6 +104,7 @@ def examine() -> Environment:
         packages=packages,
         providers=providers,
         kernels=recorded(),
+        cpu_kernels=recorded(CPU_RECORD),
         gpus=found_gpus,
         capabilities=(*_capabilities(packages, providers), _runs_tensorrt(packages, found_gpus)),
         problems=(*provider_problem, *_conflicts(packages)),
@@ -109,11 +112,15 @@ def examine() -> Environment:
 
 
 def _capabilities(packages: Mapping[str, str], providers: tuple[str, ...]) -> Iterator[Capability]:
+    from q2export.plugins.kernel_build import CPU_LIBRARY, CPU_RECORD, recorded
+
     missing = [name for name in _TO_BUILD if name not in packages]
     export_hint = f"{', '.join(missing)}: {install_command('export')}" if missing else ""
     runs = "CPUExecutionProvider" in providers
     run_hint = "" if runs else "a working onnxruntime: pip install onnxruntime"
     yield Capability("run engines on the CPU", runs, run_hint)
+    fast, built = CPU_LIBRARY.is_file(), f"the CPU kernels: {recorded(CPU_RECORD)}"
+    yield Capability("run them at full speed", runs and fast, run_hint or ("" if fast else built))
     yield Capability("export ONNX (portable, onnxruntime, tensorrt)", not missing, export_hint)
     yield Capability("build and verify engines for the CPU", runs and not missing, export_hint or run_hint)
     built_with = any(name in packages for name in _TENSORRT)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -212,9 +212,11 @@ def resolve_graph(found: ModelSource, target: Target, profile: Profile, dtype: s
     return Job(found, weights, target, fit_to_model(profile, weights.config.context_length), chosen)
 
 
-def _refuse_idle_quantization(given: Iterable[str]) -> None:
+def _refuse_idle_quantization(given: Mapping[str, object]) -> None:
     """Refuse what was asked of quantized weights where none are."""
-    for key in given:
+    for key, value in given.items():
+        if (key, value) == ("quantization.activations", "bfloat16"):
+            continue
         if key.startswith(("quantization.", "quality.")) and key != "quantization.weights":
             raise ProfileError(
                 f"{key} is given, but no weight is quantized: leave it out, or give quantization.weights, too"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from q2export.contracts.opspec import CPU_ONLY
-from q2export.plugins.kernel_build import CPU_LIBRARY
+from q2export.plugins.kernel_build import CPU_LIBRARY, CPU_RECORD, recorded
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -35,7 +35,7 @@ def register_ops(options: onnxruntime.SessionOptions, model: Path | bytes) -> No
     if CPU_LIBRARY.is_file():
         options.register_custom_ops_library(str(CPU_LIBRARY))
     else:
-        _warn_once(f"{CPU_LIBRARY} does not exist")
+        _warn_once(f"{CPU_LIBRARY}: {recorded(CPU_RECORD)}")
 
 
 def _has_ops(model: Path | bytes) -> bool:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
-from q2export.contracts.step import LOGITS, STEP_INPUTS, cache_names
+from q2export.contracts.step import LOGITS, PAST, STEP_INPUTS, cache_names, tensor_named
 from q2export.errors import PackageError
 from q2export.package.manifest import EngineInfo
 from q2export.runtime.backends.base import Float32Array, Int64Array
@@ -144,6 +145,31 @@ class GraphSession:
             binding.bind_input(names.past, "cpu", 0, self._cache_type, part.shape, address)
             binding.bind_output(names.present, "cpu", 0, self._cache_type, part.shape, address)
         return binding
+
+
+def run_step(
+    session: onnxruntime.InferenceSession,
+    outputs: Sequence[str],
+    feed: Mapping[str, npt.NDArray[Any]],
+    kv_dtype: str,
+) -> list[npt.NDArray[Any]]:
+    """Run a graph once.
+
+    Args:
+        session: of the graph.
+        outputs: names of those that are wanted, all of types that NumPy has.
+        feed: inputs by name. NumPy has no bfloat16: caches of that type are given as float32.
+        kv_dtype: of the caches.
+    """
+    ort = import_onnxruntime()
+    values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in feed.items()}
+    if kv_dtype == "bfloat16":
+        make = ort.OrtValue.ortvalue_from_numpy_with_onnx_type
+        for name in values:
+            if tensor_named(name) in PAST:
+                upper = (np.ascontiguousarray(feed[name]).view(np.uint32) >> 16).astype(np.uint16)
+                values[name] = make(upper, _CACHE_ELEMENT_TYPES[kv_dtype])
+    return [value.numpy() for value in session.run_with_ort_values(list(outputs), values)]
 
 
 def _shown(dtype: str, shape: Sequence[str | int | None]) -> str:

@@ -94,6 +94,11 @@ def test_build_with_other_settings(
         (["--profile", "cpu-int88"], "did you mean 'cpu-int8'? (a file of your own is given by its path"),
         (["--set", "capacity.max=[1"], "--set capacity.max=[1"),
         (["--revision", "main"], "a local folder has no revisions"),
+        (
+            ["--profile", "cpu-bf16", "--quantization", "int4"],
+            "activations is 'bfloat16', which is for weights",
+        ),
+        (["--profile", "a100", "--set", "quantization.activations=bfloat16"], "the target is 'tensorrt'"),
         (["--timing-cache", "x"], "--timing-cache is for engines that the full TensorRT builds"),
         (["--allow-quality-loss"], "--allow-quality-loss has no effect: no weight is quantized"),
         (["--no-parity", "--quality-text", "x"], "--quality-text has no effect: without the parity check"),

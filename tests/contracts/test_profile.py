@@ -193,6 +193,7 @@ def test_compute_capability_is_text(tmp_path: Path) -> None:
         ("a100", "threads", 2),
         ("a100", "device", "cpu"),
         ("a100", "quantization.activations", "int8"),
+        ("a100", "quantization.activations", "bfloat16"),
     ],
 )
 def test_what_the_target_would_ignore_is_refused(profile: str, key: str, value: object) -> None:

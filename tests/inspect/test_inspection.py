@@ -131,7 +131,7 @@ def test_a_package_where_onnx_is_not_installed(
     captured = capsys.readouterr()
     assert "qwen2-tiny" in captured.out
     assert "memory: weights 3.4 MiB" in captured.out
-    assert "com.microsoft.GroupQueryAttention" in captured.out
+    assert "q2export.Q2RotaryAttention" in captured.out
 
 
 @pytest.mark.parametrize(

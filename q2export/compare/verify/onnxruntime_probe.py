@@ -20,7 +20,7 @@ from q2export.errors import MissingDependencyError
 from q2export.package.manifest import EngineInfo
 from q2export.runtime.backends.base import Float32Array
 from q2export.runtime.backends.onnxruntime import OnnxRuntimeBackend, step_inputs
-from q2export.runtime.backends.onnxruntime_session import open_session
+from q2export.runtime.backends.onnxruntime_session import open_session, run_step
 
 if TYPE_CHECKING:
     import onnx
@@ -85,7 +85,7 @@ class OnnxRuntimeProbe(EngineProbe):
         )
         asked = sorted(set(values.values()))
         feed = step_inputs(self._engine, tokens, np.arange(len(tokens), dtype=np.int64))
-        found = dict(zip(asked, session.run(asked, feed), strict=True))
+        found = dict(zip(asked, run_step(session, asked, feed, self._engine.kv_dtype), strict=True))
         return {name: found[value].reshape(len(tokens), -1) for name, value in values.items()}
 
     def _model(self) -> onnx.ModelProto:

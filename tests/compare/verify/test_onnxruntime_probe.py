@@ -26,7 +26,7 @@ LAYERS, BOUND = 4, 1e-4
 CONFIGS: dict[str, dict[str, object]] = {
     "dense": {"head_dim": 16, "num_hidden_layers": LAYERS},
     "moe": {"head_dim": 16, "num_hidden_layers": LAYERS, "model_type": "qwen2_moe", "mlp_only_layers": [1]},
-    "function-body": {"head_dim": 8, "num_hidden_layers": LAYERS, "tie_word_embeddings": True},
+    "small-heads": {"head_dim": 8, "num_hidden_layers": LAYERS, "tie_word_embeddings": True},
 }
 
 
@@ -89,8 +89,7 @@ def test_activations(built: Built) -> None:
     assert ops["model.embed_tokens"] == "Gather"
     assert ops["model.layers.1.input_layernorm"] == "RMSNormalization"
     assert ops["model.layers.1.self_attn.q_proj"] == ops["model.layers.1.mlp"] == ops["lm_head"] == "Q2Linear"
-    attention = "MatMul" if built.name == "function-body" else "GroupQueryAttention"
-    assert ops["model.layers.2.self_attn.attention"] == attention
+    assert ops["model.layers.2.self_attn.attention"] == "Q2RotaryAttention"
 
 
 def test_captures_are_those_of_the_reference(built: Built) -> None:
@@ -173,22 +172,22 @@ def attention_of(graph: onnx.GraphProto, layer: int) -> onnx.NodeProto:
     (node,) = (
         node
         for node in graph.node
-        if node.op_type == "GroupQueryAttention" and f".{layer}.self_attn" in node.name
+        if node.op_type == "Q2RotaryAttention" and f".{layer}.self_attn" in node.name
     )
     return node
 
 
 def other_rope(graph: onnx.GraphProto) -> None:
-    """Layer 2 rotates with cosines of its own, three per cent off in position."""
+    """Layer 2 rotates with frequencies of its own, three per cent off."""
     node = attention_of(graph, 2)
-    (cos,) = (one for one in graph.initializer if one.name == "rotary/cos_cache")
-    angle = np.arccos(np.clip(onnx.numpy_helper.to_array(cos), -1, 1))
-    graph.initializer.append(onnx.numpy_helper.from_array(np.cos(angle * 1.03), "wrong_cos"))
-    node.input[list(node.input).index("rotary/cos_cache")] = "wrong_cos"
+    (frequencies,) = (one for one in graph.initializer if one.name == node.input[7])
+    wrong = onnx.numpy_helper.to_array(frequencies) * np.float32(1.03)
+    graph.initializer.append(onnx.numpy_helper.from_array(wrong, "wrong_frequencies"))
+    node.input[7] = "wrong_frequencies"
 
 
 def short_window(graph: onnx.GraphProto) -> None:
-    (attribute,) = (a for a in attention_of(graph, 1).attribute if a.name == "local_window_size")
+    (attribute,) = (a for a in attention_of(graph, 1).attribute if a.name == "sliding_window")
     attribute.i = 9
 
 
@@ -232,8 +231,8 @@ FAULTS = {
     "one weight of the head": Fault(
         "dense", None, "lm_head", "Q2Linear", ("lm_head.weight", 56 * 130 + 3, 0.05)
     ),
-    "rope of one layer": Fault("dense", 2, "self_attn.attention", "GroupQueryAttention", edit=other_rope),
-    "window of one layer": Fault("dense", 1, "self_attn.attention", "GroupQueryAttention", edit=short_window),
+    "rope of one layer": Fault("dense", 2, "self_attn.attention", "Q2RotaryAttention", edit=other_rope),
+    "window of one layer": Fault("dense", 1, "self_attn.attention", "Q2RotaryAttention", edit=short_window),
     "epsilon of one norm": Fault("dense", 3, "input_layernorm", "RMSNormalization", edit=other_epsilon),
     "keys and values swapped": Fault("dense", 1, "self_attn.k_proj", "Q2Linear", edit=swapped_projections),
     "one weight of a router": Fault(
@@ -245,8 +244,8 @@ FAULTS = {
     "one weight of a shared expert gate": Fault(
         "moe", 0, "mlp", "Add", ("model.layers.0.mlp.shared_expert_gate.weight", 8, 0.3)
     ),
-    "one weight of k_proj, inlined attention": Fault(
-        "function-body", 1, "self_attn.k_proj", "Q2Linear", ("model.layers.1.self_attn.k_proj.weight", 5, 0.5)
+    "one weight of k_proj, heads of 12": Fault(
+        "small-heads", 1, "self_attn.k_proj", "Q2Linear", ("model.layers.1.self_attn.k_proj.weight", 5, 0.5)
     ),
 }
 
