@@ -165,10 +165,9 @@ def test_quantized_linear_refuses(onnxruntime_library: Path) -> None:
 
 def attention_node(spec: opspec.OpSpec, dtype: int) -> Node:
     """A node of the specification, its cache of an element type."""
-    kinds = {"T": F, "F": F, "L": onnx.TensorProto.INT64}
+    kinds = {"T": F, "F": F, "KV": ELEMENT_TYPES[dtype], "L": onnx.TensorProto.INT64}
     inputs = {each.name: kinds[each.element_type] for each in spec.inputs}
-    inputs |= dict.fromkeys(("past_key", "past_value"), ELEMENT_TYPES[dtype])
-    outputs = dict(zip(spec.output_names(), (F, *[ELEMENT_TYPES[dtype]] * 2), strict=True))
+    outputs = {each.name: kinds[each.element_type] for each in spec.outputs}
     values = {
         "num_heads": 4,
         "num_kv_heads": 2,
