@@ -32,8 +32,7 @@ void direct(Linear const& linear, LinearTask const& task)
         }
     };
     // The four columns of a tile run through a quarter of the task's weights each: four streams far apart are as fast as
-    // one, and keep enough additions going, where four neighbouring rows in one page are half as fast. The processor
-    // fetches ahead by itself; doing so here made it slower.
+    // one, and keep enough additions going, where four neighbouring rows in one page are half as fast.
     int64_t const quarter = (task.last_out - task.first_out) / kOuts;
     for (int64_t out = task.first_out; out < task.first_out + quarter; ++out)
     {

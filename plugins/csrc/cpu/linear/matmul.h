@@ -25,6 +25,8 @@ namespace
 constexpr int64_t kBlockBytes = 3584; // of a row that are summed at a time: what a tile reads is about the L1 cache
 constexpr int64_t kPackedOuts = 64;   // outputs whose weights are put into panels at a time: 224 KB
 constexpr int kOuts = 4;              // columns of a register tile
+// Bytes by which a tile of three rows or more fetches weights ahead; with fewer the processor itself is ahead enough.
+constexpr int kFetchAhead = 1024;
 
 // Length of all blocks but the last: equal shares, in whole cache lines of 16-bit and 32-bit elements.
 template <typename Product>
@@ -50,9 +52,9 @@ inline float read_bias(Linear const& linear, int64_t out)
     }
 }
 
-// Rows of input times columns of weights, over one block. Weights of `kColumns` outputs lie `weight_stride` bytes apart;
-// columns of `sums` beyond them are zero.
-template <typename Product, int kRows, int kColumns>
+// Rows of input times columns of weights, over one block. Weights of `kColumns` outputs lie `weight_stride` bytes apart and
+// are fetched `kAhead` bytes ahead; columns of `sums` beyond them are zero.
+template <typename Product, int kRows, int kColumns, int kAhead = 0>
 inline void multiply_tile(typename Product::Element const* input, int64_t input_stride, Bytes weight,
     int64_t weight_stride, int64_t length, float (&sums)[kRows][kOuts])
 {
@@ -74,6 +76,10 @@ inline void multiply_tile(typename Product::Element const* input, int64_t input_
         Q2EXPORT_UNROLL
         for (int column = 0; column < kColumns; ++column)
         {
+            if (kAhead > 0)
+            {
+                __builtin_prefetch(weight + column * weight_stride + k * Product::kBytes + kAhead);
+            }
             w[column] = Product::weight(weight + column * weight_stride + k * Product::kBytes);
         }
         Q2EXPORT_UNROLL
@@ -149,7 +155,7 @@ inline void multiply_rows(Linear const& linear, int64_t row, Tile const& tile)
     auto const* const input = Product::input(linear) + row * linear.in_features + tile.start;
     if (tile.columns == kOuts)
     {
-        multiply_tile<Product, kRows, kOuts>(
+        multiply_tile<Product, kRows, kOuts, kRows < 3 ? 0 : kFetchAhead>(
             input, linear.in_features, tile.weight, tile.weight_stride, tile.length, sums);
     }
     else
