@@ -40,6 +40,8 @@ class Case:
     """Sizes of one linear layer; ``bits`` 16 is bfloat16, else packed in blocks of 32.
 
     ``rounded``: the input is rounded to bfloat16, too.
+    With ``experts``, of a mixture of them of which each row goes to four: ``out_features`` is then the size
+    between gate, up and down.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Case:
     out_features: int
     bits: int
     rounded: bool = False
+    experts: int = 0
 
 
 CASES = (
@@ -63,6 +66,7 @@ CASES = (
     Case("int4, 512 rows", 512, 896, 4864, 4),
     Case("int8, 1 row", 1, 896, 110_000, 8),
     Case("int8, 512 rows", 512, 896, 4864, 8),
+    Case("int4 experts, 512 rows", 512, 512, 352, 4, 60),
 )
 
 
@@ -135,6 +139,44 @@ def quantized(case: Case, threads: int) -> tuple[dict[str, Any], Array]:
     }, np.concatenate([codes.reshape(-1), scales.reshape(-1).view(np.uint8)])
 
 
+def mixture(case: Case, threads: int) -> tuple[dict[str, Any], Array]:
+    """Sessions of the kernel over packed experts and over the same in bfloat16, and the codes."""
+    rng = np.random.default_rng(0)
+    names: dict[str, tuple[Array, int]] = {
+        "router_logits": (rng.standard_normal((case.rows, case.experts), np.float32), TensorProto.FLOAT)
+    }
+    wide: dict[str, tuple[Array, int]] = dict(names)
+    shapes = {
+        "gate_up": (2 * case.out_features, case.in_features),
+        "down": (case.in_features, case.out_features),
+    }
+    values = {}
+    for name, (rows, columns) in shapes.items():
+        codes = rng.integers(0, 2**case.bits, (case.experts, rows, columns), np.uint8)
+        scales = np.full((case.experts, rows, columns // 32), 2.0**-case.bits / columns**0.5, np.float32)
+        values[name] = (codes.astype(np.float32) - 2 ** (case.bits - 1)) * scales[:, :, :1]
+        packed = codes if case.bits == 8 else codes[..., ::2] | codes[..., 1::2] << 4
+        names |= {name: (packed, TensorProto.UINT8), f"{name}_scale": (scales, TensorProto.FLOAT)}
+    for expert in range(case.experts):
+        gate_up = values["gate_up"][expert]
+        for name, each in (("gate", gate_up[::2]), ("up", gate_up[1::2]), ("down", values["down"][expert])):
+            stored = (np.ascontiguousarray(each).view(np.uint32) >> 16).astype(np.uint16)
+            wide[f"{name}_{expert}"] = (stored, TensorProto.BFLOAT16)
+    common: dict[str, Any] = {
+        "domain": "q2export",
+        "num_experts": case.experts,
+        "top_k": 4,
+        "norm_topk_prob": 0,
+    }
+    packing: dict[str, Any] = {"bits": case.bits, "block_size": 32, "int8_activations": 1}
+    own = helper.make_node("Q2QuantizedMoE", ["x", *names], ["y"], **common, **packing)
+    peer = helper.make_node("Q2MoE", ["x", *wide], ["y"], **common)
+    held = [array.reshape(-1).view(np.uint8) for array, _ in names.values()]
+    return {OURS: session(own, names, threads), "Q2MoE bf16": session(peer, wide, threads)}, np.concatenate(
+        held
+    )
+
+
 def timed(run: Callable[[], object], repeats: int, clock: Callable[[], float]) -> list[float]:
     """Seconds of each run."""
     seconds = []
@@ -155,7 +197,8 @@ def read(pool: ThreadPoolExecutor, parts: Sequence[Array]) -> None:
 
 def measure(case: Case, threads: int, rounds: int, repeats: int) -> dict[str, Any]:
     """Check and time one case."""
-    sessions, held = (dense if case.bits == 16 else quantized)(case, threads)
+    make = mixture if case.experts else dense if case.bits == 16 else quantized
+    sessions, held = make(case, threads)
     x = np.random.default_rng(1).standard_normal((case.rows, case.in_features), np.float32)
     outputs = {name: each.run(None, {"x": x})[0] for name, each in sessions.items()}
     own, peer = outputs.values()
@@ -181,7 +224,7 @@ def measure(case: Case, threads: int, rounds: int, repeats: int) -> dict[str, An
         name: round(paired_speedup(samples[OURS], each), 3) for name, each in samples.items() if name != OURS
     }
     summaries = {name: summarize(each).as_dict() for name, each in samples.items()}
-    flops = 2 * case.rows * case.in_features * case.out_features
+    flops = 2 * case.rows * case.in_features * case.out_features * (12 if case.experts else 1)
     return {
         "case": case.name,
         "bytes": whole.size,

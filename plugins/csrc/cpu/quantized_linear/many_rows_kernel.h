@@ -87,7 +87,10 @@ inline void store_steps(Integers::Vector const& codes, unsigned char* target)
     }
 }
 
-// Codes of up to a vector of outputs; calls for those that come next.
+// How many outputs ahead memory is called for: beyond those that are unpacked together.
+constexpr int64_t kAhead = kUnpackedPanels * kPanelOuts;
+
+// Codes of up to a vector of outputs.
 template <int kBits>
 void unpack_codes(PackedWeight const& weight, int64_t out, int64_t outs, unsigned char* target)
 {
@@ -95,7 +98,7 @@ void unpack_codes(PackedWeight const& weight, int64_t out, int64_t outs, unsigne
     constexpr int64_t kTarget = 8 / kBits * kStepBytes; // of four bytes of each output
     int64_t const stride = weight.code_stride();
     Bytes const source = weight.codes + out * stride;
-    int64_t const next = out + kPanelOuts + Simd::kWidth <= weight.out_features ? kPanelOuts * stride : 0;
+    int64_t const next = out + kAhead + Simd::kWidth <= weight.out_features ? kAhead * stride : 0;
     int64_t start = 0;
     Integers::Vector lanes[Simd::kWidth];
     for (; outs == Simd::kWidth && start + kBytes <= stride; start += kBytes)
@@ -134,13 +137,15 @@ template <typename Scale>
 void unpack_scales(PackedWeight const& weight, int64_t out, int64_t outs, float* target)
 {
     int64_t const blocks = weight.blocks();
+    int64_t const next = out + kAhead + Simd::kWidth <= weight.out_features ? kAhead * blocks * Scale::kBytes : 0;
     for (int64_t first = 0; first < blocks; first += Simd::kWidth)
     {
         int64_t const count = std::min<int64_t>(Simd::kWidth, blocks - first);
         Integers::Vector lanes[Simd::kWidth];
         for (int64_t i = 0; i < Simd::kWidth; ++i)
         {
-            Bytes const row = weight.scales + ((out + i) * blocks + first) * Scale::kBytes;
+            Bytes const row = weight.scales + ((out + std::min(i, outs - 1)) * blocks + first) * Scale::kBytes;
+            __builtin_prefetch(row + next, 0, 2);
             lanes[i] = i >= outs ? Integers::zero()
                                  : Integers::from_floats(Simd::widen_first(Scale{}, row, static_cast<int>(count)));
         }
