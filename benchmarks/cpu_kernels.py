@@ -66,7 +66,7 @@ CASES = (
     Case("int4, 512 rows", 512, 896, 4864, 4),
     Case("int8, 1 row", 1, 896, 110_000, 8),
     Case("int8, 512 rows", 512, 896, 4864, 8),
-    Case("int4 experts, 512 rows", 512, 512, 352, 4, 60),
+    Case("int4 experts, 512 rows", 512, 512, 352, 4, experts=60),
 )
 
 
@@ -162,15 +162,10 @@ def mixture(case: Case, threads: int) -> tuple[dict[str, Any], Array]:
         for name, each in (("gate", gate_up[::2]), ("up", gate_up[1::2]), ("down", values["down"][expert])):
             stored = (np.ascontiguousarray(each).view(np.uint32) >> 16).astype(np.uint16)
             wide[f"{name}_{expert}"] = (stored, TensorProto.BFLOAT16)
-    common: dict[str, Any] = {
-        "domain": "q2export",
-        "num_experts": case.experts,
-        "top_k": 4,
-        "norm_topk_prob": 0,
-    }
+    common: dict[str, Any] = {"num_experts": case.experts, "top_k": 4, "norm_topk_prob": 0}
     packing: dict[str, Any] = {"bits": case.bits, "block_size": 32, "int8_activations": 1}
-    own = helper.make_node("Q2QuantizedMoE", ["x", *names], ["y"], **common, **packing)
-    peer = helper.make_node("Q2MoE", ["x", *wide], ["y"], **common)
+    own = helper.make_node("Q2QuantizedMoE", ["x", *names], ["y"], domain="q2export", **common, **packing)
+    peer = helper.make_node("Q2MoE", ["x", *wide], ["y"], domain="q2export", **common)
     held = [array.reshape(-1).view(np.uint8) for array, _ in names.values()]
     return {OURS: session(own, names, threads), "Q2MoE bf16": session(peer, wide, threads)}, np.concatenate(
         held
