@@ -14,10 +14,10 @@ namespace
 {
 
 constexpr char kOp[] = "linear";
-constexpr int64_t kTaskOuts = 64;   // whose weights a task widens
-constexpr int64_t kMostRows = 256;  // that share them: short enough a run for the L3 cache to keep
-constexpr int64_t kLeastRows = 96;  // for which widening costs a few percent
-constexpr int64_t kLeastTasks = 16; // so that no thread waits for another in the end
+constexpr int64_t kTaskOuts = 64;        // whose weights a task widens
+constexpr int64_t kMostBytes = 5 << 20; // of input that share them: the L3 cache has it when the next task asks
+constexpr int64_t kLeastRows = 96;       // for which widening costs a few percent
+constexpr int64_t kLeastTasks = 12;      // so that no thread waits long for another in the end
 
 #if Q2EXPORT_CPU_X86
 constexpr LinearKernels const* kTables[3] = {&kLinearPortable, &kLinearAvx2, &kLinearAvx512};
@@ -56,7 +56,8 @@ struct Cut
         int64_t const streamed = ceil_div(streamed_bytes(linear.out_features * row_bytes), row_bytes * 4) * 4;
         outs = direct ? streamed : kTaskOuts;
         out_tasks = ceil_div(linear.out_features, outs);
-        row_tasks = direct ? 1 : ceil_div(linear.rows, kMostRows);
+        int64_t const most_rows = std::max<int64_t>(kLeastRows, kMostBytes / (linear.in_features * 4));
+        row_tasks = direct ? 1 : ceil_div(linear.rows, most_rows);
         if (!direct && row_tasks * out_tasks < kLeastTasks)
         {
             int64_t const wanted = std::min(ceil_div(kLeastTasks, out_tasks), linear.rows / kLeastRows);

@@ -279,6 +279,32 @@ inline void copy_columns(float const* source, int64_t source_stride, int64_t col
     }
 }
 
+// One panel, that of output `out` of `panels`, times rows of input, added to the output.
+template <typename Product, int kRows, bool kAhead>
+inline void multiply_and_add(Linear const& linear, int64_t row, int64_t out, Panels<Product> const& panels,
+    float const* bias, typename Product::Element const* ahead)
+{
+    auto const* const input = Product::input(linear) + row * linear.in_features + panels.start;
+    auto const* const panel = panels.data + out / kOuts * panels.stride;
+    float* const output = linear.output + row * linear.out_features + panels.first_out + out;
+    int64_t const stride = linear.out_features;
+    int64_t const columns = std::min<int64_t>(kOuts, panels.outs - out);
+    float const* const add = bias == nullptr ? nullptr : bias + out;
+    Simd::Vector acc[kRows][kOuts];
+    multiply_panel<Product, kRows, kAhead>(input, linear.in_features, panel, panels.length, ahead, acc);
+    float few[kRows * kOuts] = {};
+    bool const whole = columns == kOuts;
+    if (!whole)
+    {
+        copy_columns<kRows>(output, stride, columns, few, kOuts);
+    }
+    add_panel_sums<kRows>(acc, panels.start == 0, add, whole ? output : few, whole ? stride : kOuts);
+    if (!whole)
+    {
+        copy_columns<kRows>(few, kOuts, columns, output, stride);
+    }
+}
+
 // All panels times `rows` of 1 .. kTileRows. `bias` is of the panels' outputs, null before the last block.
 template <typename Product, int kRows = Simd::kTileRows>
 inline void multiply_panels(
@@ -292,38 +318,21 @@ inline void multiply_panels(
             return;
         }
     }
-    int64_t const input_stride = linear.in_features;
-    int64_t const output_stride = linear.out_features;
+    int64_t const stride = linear.in_features;
     auto const* const all = Product::input(linear) + panels.start;
-    auto const* const input = all + row * input_stride;
-    float* const output = linear.output + row * output_stride + panels.first_out;
-    bool const first = panels.start == 0;
     for (int64_t out = 0; out < panels.outs; out += kOuts)
     {
-        Simd::Vector acc[kRows][kOuts];
-        auto const* const panel = panels.data + out / kOuts * panels.stride;
         // The first panel wants the next rows all at once. Where they are no continuation of these, the processor does not
         // see them coming: each panel of these rows fetches one of them.
         int64_t const later = row + kRows + out / kOuts;
-        if (panels.length < input_stride && out / kOuts < kRows && later < linear.rows)
+        if (panels.length < stride && out / kOuts < kRows && later < linear.rows)
         {
-            multiply_panel<Product, kRows, true>(
-                input, input_stride, panel, panels.length, all + later * input_stride, acc);
+            multiply_and_add<Product, kRows, true>(linear, row, out, panels, bias, all + later * stride);
         }
         else
         {
-            multiply_panel<Product, kRows, false>(input, input_stride, panel, panels.length, nullptr, acc);
+            multiply_and_add<Product, kRows, false>(linear, row, out, panels, bias, nullptr);
         }
-        int64_t const columns = std::min<int64_t>(kOuts, panels.outs - out);
-        if (columns == kOuts)
-        {
-            add_panel_sums<kRows>(acc, first, bias == nullptr ? nullptr : bias + out, output + out, output_stride);
-            continue;
-        }
-        float few[kRows * kOuts] = {};
-        copy_columns<kRows>(output + out, output_stride, columns, few, kOuts);
-        add_panel_sums<kRows>(acc, first, bias == nullptr ? nullptr : bias + out, few, kOuts);
-        copy_columns<kRows>(few, kOuts, columns, output + out, output_stride);
     }
 }
 
