@@ -174,6 +174,11 @@ void few_rows_tile(QuantizedLinear const& call, int64_t row, Streams const& stre
     Simd::Vector points[kSums];
     std::fill_n(points, kSums, Simd::broadcast(static_cast<float>(weight.default_zero_point())));
     auto const add_unit = [&](int64_t unit, Bytes codes, int64_t code_stride, Bytes scales, int64_t scale_stride) {
+        // For one row the processor itself is ahead enough.
+        for (int i = 0; kRows > 1 && i < kStreams * kDepth; ++i)
+        {
+            __builtin_prefetch(codes + i % kStreams * code_stride + i / kStreams * 64 + kFetchAhead);
+        }
         Integers::Vector sums[kRows][kSums];
         unit_sums<kBits, kDepth>(codes, code_stride, values + unit * kUnit * kBlockSize, value_stride, sums);
         Simd::Vector weight_scales[kSums];
