@@ -190,20 +190,20 @@ void quantized_linears()
 }
 
 // Caches without a position to spare, of which the last one stays empty in the second row.
-void attention(q2export_dtype dtype, int64_t sequence, int32_t window)
+void attention(q2export_dtype dtype, int64_t sequence, int32_t window, int32_t dim)
 {
     int64_t const capacity = 260 + sequence;
-    q2export_cpu_attention_desc const desc{2, sequence, capacity, 6, 2, 10, window, dtype, 0.3f, 1.0f};
+    q2export_cpu_attention_desc const desc{2, sequence, capacity, 6, 2, dim, window, dtype, 0.3f, 1.0f};
     int64_t const past[] = {260, 3};
     int64_t const lengths[] = {sequence, sequence - 1};
-    std::vector<float> const query = numbers(2 * sequence * 6 * 10);
-    std::vector<float> const key = numbers(2 * sequence * 2 * 10);
-    std::vector<float> const value = numbers(2 * sequence * 2 * 10);
-    std::vector<float> const inv_freq = numbers(5);
+    std::vector<float> const query = numbers(2 * sequence * 6 * dim);
+    std::vector<float> const key = numbers(2 * sequence * 2 * dim);
+    std::vector<float> const value = numbers(2 * sequence * 2 * dim);
+    std::vector<float> const inv_freq = numbers(dim / 2);
     std::vector<float> outputs[2];
     for (int together = 0; together < 2; ++together)
     {
-        size_t const bytes = static_cast<size_t>(2 * 2 * capacity * 10) * (dtype == Q2EXPORT_FLOAT32 ? 4 : 2);
+        size_t const bytes = static_cast<size_t>(2 * 2 * capacity * dim) * (dtype == Q2EXPORT_FLOAT32 ? 4 : 2);
         std::vector<unsigned char> key_cache(bytes);
         std::vector<unsigned char> value_cache(bytes);
         outputs[together].resize(query.size());
@@ -221,10 +221,13 @@ void attentions()
 {
     for (q2export_dtype const dtype : {Q2EXPORT_FLOAT32, Q2EXPORT_FLOAT16, Q2EXPORT_BFLOAT16})
     {
-        attention(dtype, 1, 0);
-        attention(dtype, 2, 5);
-        attention(dtype, 23, 0);
-        attention(dtype, 23, 9);
+        for (int32_t const dim : {10, 32})
+        {
+            attention(dtype, 1, 0, dim);
+            attention(dtype, 2, 5, dim);
+            attention(dtype, 23, 0, dim);
+            attention(dtype, 23, 9, dim);
+        }
     }
 }
 

@@ -122,11 +122,14 @@ def test_equals_the_reference(
 
 @pytest.mark.parametrize("window", [0, 70])
 @pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16], ids=["float32", "bfloat16"])
-def test_a_token_does_not_depend_on_how_a_prompt_is_cut(kernels: CpuKernels, window: int, dtype: int) -> None:
+@pytest.mark.parametrize("heads", HEADS)
+def test_a_token_does_not_depend_on_how_a_prompt_is_cut(
+    kernels: CpuKernels, heads: tuple[int, int, int], window: int, dtype: int
+) -> None:
     """A prompt at once, in chunks of any length, and token by token beside another row: the same bits."""
-    step = step_of((14, 2, 64), 400, 300, [20], [300], window, dtype)
+    step = step_of(heads, 400, 300, [20], [300], window, dtype)
     whole, key_cache, value_cache = kernels.attention(step)
-    other = step_of((14, 2, 64), 400, 1, [399], [1], window, dtype)
+    other = step_of(heads, 400, 1, [399], [1], window, dtype)
     for first, count in ((0, 250), (250, 17), (299, 1)):
         cut: dict[str, Any] = {
             name: getattr(step, name)[:, first : first + count] for name in ("query", "key", "value")
@@ -142,6 +145,22 @@ def test_a_token_does_not_depend_on_how_a_prompt_is_cut(kernels: CpuKernels, win
     }
     both = replace(chunk, **joined, past_lengths=[399, 319], query_lengths=[1, 1])
     np.testing.assert_array_equal(kernels.attention(both)[0][1], whole[0, 299:])
+
+
+@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("window", [0, 3])
+def test_a_token_beyond_sight_does_not_matter(
+    kernels: CpuKernels, heads: tuple[int, int, int], window: int
+) -> None:
+    """Not even where its key and value are infinite."""
+    step = step_of(heads, 300, 40, [250], [40], window)
+    clean = kernels.attention(step)[0]
+    for name in ("key", "value"):
+        getattr(step, name)[:, 21] = np.inf
+    found = kernels.attention(step)[0]
+    np.testing.assert_array_equal(found[:, :21], clean[:, :21])
+    if window:
+        np.testing.assert_array_equal(found[:, 21 + window :], clean[:, 21 + window :])
 
 
 @pytest.mark.parametrize(

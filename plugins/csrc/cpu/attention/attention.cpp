@@ -15,7 +15,7 @@ namespace
 {
 
 constexpr char kOp[] = "attention";
-constexpr int64_t kTaskVectors = 32; // query vectors that share a block of keys
+constexpr int64_t kTaskVectors = 64; // query vectors that share a block of keys
 constexpr int64_t kFewTokens = 16;   // up to which blocks of keys are tasks of their own
 
 #if Q2EXPORT_CPU_X86
@@ -68,7 +68,7 @@ int64_t ceil_div(int64_t value, int64_t divisor)
 
 void clear(Attention const& attention, Queries const& queries, float* merged)
 {
-    int64_t const stride = attention.desc.head_dim + 2;
+    int64_t const stride = part_stride(attention);
     std::fill(merged, merged + part_floats(attention, queries), 0.0f);
     for (int64_t row = 0; row < queries.count * attention.group(); ++row)
     {
@@ -160,7 +160,7 @@ void run(Attention attention, q2export_cpu_parallel_for const* pool)
         KeyBlocks const blocks = visible_blocks(attention, task_queries(attention, item, tokens, token_tasks));
         most_blocks = std::max(most_blocks, blocks.last - blocks.first);
     }
-    int64_t const floats = tokens * group * (desc.head_dim + 2);
+    int64_t const floats = tokens * group * part_stride(attention);
     bool const is_short = desc.batch * desc.sequence <= kFewTokens;
     int64_t const rotated = desc.batch * desc.sequence * desc.num_heads * desc.head_dim;
     int64_t const parts = is_short ? (items * most_blocks + 1) * floats : 0;

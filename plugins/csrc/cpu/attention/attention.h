@@ -69,10 +69,16 @@ struct KeyBlocks
 
 KeyBlocks visible_blocks(Attention const& attention, Queries const& queries);
 
-// A part, or several merged: of each query vector the largest score, then the sum, then head_dim weighted values.
+// A part, or several merged: of each query vector the largest score, then the sum, then head_dim weighted values, in
+// whole vectors of the widest instruction set.
+inline int64_t part_stride(Attention const& attention)
+{
+    return (attention.desc.head_dim + 15) / 16 * 16 + 2;
+}
+
 inline int64_t part_floats(Attention const& attention, Queries const& queries)
 {
-    return queries.count * attention.group() * (attention.desc.head_dim + 2);
+    return queries.count * attention.group() * part_stride(attention);
 }
 
 struct AttentionKernels

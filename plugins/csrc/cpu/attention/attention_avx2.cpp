@@ -1,4 +1,4 @@
-#include "simd/avx2.h"
+#include "attention/transpose_avx2.h"
 
 #include "attention/attention_kernel.h"
 

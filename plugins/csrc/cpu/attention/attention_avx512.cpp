@@ -1,4 +1,4 @@
-#include "simd/avx512.h"
+#include "attention/transpose_avx512.h"
 
 #include "attention/attention_kernel.h"
 

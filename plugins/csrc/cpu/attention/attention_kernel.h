@@ -6,7 +6,8 @@
 #include <limits>
 
 #include "attention/attention.h"
-#include "linear/matmul.h"
+#include "attention/tile.h"
+#include "common/scratch.h"
 #include "simd/exponential.h"
 
 namespace q2export::cpu
@@ -92,134 +93,117 @@ void append(Attention const& attention, int64_t row, int64_t token)
     });
 }
 
-// A block of keys or values as floats: in place, or widened into `memory`, rows padded with zeros to whole vectors.
-struct Block
+// A block of keys and values, which are put into the form that tiles read when a panel is first wanted.
+class KeyBlock
 {
-    float const* data;
-    int64_t stride;
+public:
+    // `keeps`: panels are wanted again; otherwise all lie in the memory of one, which stays in the L1 cache.
+    KeyBlock(Attention const& attention, int64_t cache_offset, int64_t count, int64_t first, bool keeps, float* memory)
+        : attention_(attention)
+        , keys_(attention.key_cache + cache_offset)
+        , values_(attention.value_cache + cache_offset)
+        , count_(count)
+        , keeps_(keeps)
+        , in_place_(attention.desc.cache_dtype == Q2EXPORT_FLOAT32 && attention.desc.head_dim % Simd::kWidth == 0)
+        , next_key_panel_(first / kPanelKeys)
+        , next_value_panel_(first / kPanelKeys)
+        , key_memory_(memory)
+        , value_memory_(memory + (keeps ? kKeyBlock : kPanelKeys) * attention.desc.head_dim)
+    {
+    }
+
+    static int64_t memory_floats(int64_t dim)
+    {
+        return kKeyBlock * (dim + padded(dim));
+    }
+
+    // head_dim in whole vectors: how far values lie apart.
+    static int64_t padded(int64_t dim)
+    {
+        return (dim + Simd::kWidth - 1) / Simd::kWidth * Simd::kWidth;
+    }
+
+    // Keys of panel `index`; panels are asked for in order, from the one of `first` on.
+    float const* keys(int64_t index)
+    {
+        int64_t const dim = attention_.desc.head_dim;
+        for (; next_key_panel_ <= index; ++next_key_panel_)
+        {
+            by_dtype(attention_.desc.cache_dtype, [&](auto element) {
+                int64_t const first = next_key_panel_ * kPanelKeys;
+                Bytes const source = keys_ + first * dim * element.kBytes;
+                transpose_keys(element, source, std::min(kPanelKeys, count_ - first), dim,
+                    key_memory_ + (keeps_ ? first * dim : 0));
+            });
+        }
+        return key_memory_ + (keeps_ ? index * kPanelKeys * dim : 0);
+    }
+
+    // Values of panel `index`.
+    float const* values(int64_t index)
+    {
+        int64_t const dim = attention_.desc.head_dim;
+        if (in_place_)
+        {
+            return reinterpret_cast<float const*>(values_) + index * kPanelKeys * dim;
+        }
+        for (; next_value_panel_ <= index; ++next_value_panel_)
+        {
+            by_dtype(attention_.desc.cache_dtype, [&](auto element) {
+                int64_t const first = next_value_panel_ * kPanelKeys;
+                Bytes const source = values_ + first * dim * element.kBytes;
+                widen_rows(element, source, std::min(kPanelKeys, count_ - first), dim,
+                    value_memory_ + (keeps_ ? first * padded(dim) : 0));
+            });
+        }
+        return value_memory_ + (keeps_ ? index * kPanelKeys * padded(dim) : 0);
+    }
+
+private:
+    Attention const& attention_;
+    Bytes keys_;
+    Bytes values_;
+    int64_t count_;
+    bool keeps_;
+    bool in_place_;
+    int64_t next_key_panel_;
+    int64_t next_value_panel_;
+    float* key_memory_;
+    float* value_memory_;
 };
 
-inline Block block_of(Attention const& attention, unsigned char const* cache, int64_t count, float* memory)
+// Keys of a block that a query sees: [first, last).
+struct Visible
 {
-    int64_t const dim = attention.desc.head_dim;
-    int64_t const padded = (dim + Simd::kWidth - 1) / Simd::kWidth * Simd::kWidth;
-    if (attention.desc.cache_dtype == Q2EXPORT_FLOAT32 && padded == dim)
-    {
-        return {reinterpret_cast<float const*>(cache), dim};
-    }
-    by_dtype(attention.desc.cache_dtype, [&](auto element) {
-        using Element = decltype(element);
-        for (int64_t key = 0; key < count; ++key)
-        {
-            Bytes const source = cache + key * dim * Element::kBytes;
-            float* const target = memory + key * padded;
-            int64_t i = 0;
-            for (; i + Simd::kWidth <= dim; i += Simd::kWidth)
-            {
-                Simd::store(target + i, Simd::widen(element, source + i * Element::kBytes));
-            }
-            if (i < dim)
-            {
-                Simd::store(target + i,
-                    Simd::widen_first(element, source + i * Element::kBytes, static_cast<int>(dim - i)));
-            }
-        }
-    });
-    return {memory, padded};
-}
+    int64_t first;
+    int64_t last;
+};
 
-// Scores of `kRows` queries against all keys of a block.
-template <int kRows = Simd::kTileRows>
-inline void score_rows(
-    float const* queries, int64_t rows, int64_t dim, Block const& keys, int64_t count, float* scores)
+// Turns the scores of the keys that a query sees into exponentials; returns the largest score and their sum.
+inline void exponentials(float* scores, Visible const& visible, float* largest, float* sum)
 {
-    if constexpr (kRows > 1)
+    if (visible.first >= visible.last)
     {
-        if (rows < kRows)
-        {
-            score_rows<kRows - 1>(queries, rows, dim, keys, count, scores);
-            return;
-        }
-    }
-    for (int64_t key = 0; key < count;)
-    {
-        float sums[kRows][kOuts];
-        bool const whole = count - key >= kOuts;
-        Bytes const source = reinterpret_cast<Bytes>(keys.data + key * keys.stride);
-        int64_t const stride = keys.stride * Float32::kBytes;
-        if (whole)
-        {
-            multiply_tile<Widened<Float32>, kRows, kOuts>(queries, dim, source, stride, dim, sums);
-        }
-        else
-        {
-            multiply_tile<Widened<Float32>, kRows, 1>(queries, dim, source, stride, dim, sums);
-        }
-        for (int row = 0; row < kRows; ++row)
-        {
-            std::copy(sums[row], sums[row] + (whole ? kOuts : 1), scores + row * kKeyBlock + key);
-        }
-        key += whole ? kOuts : 1;
-    }
-}
-
-// Sums of values weighted with the exponentials of `kRows` queries, key after key. Keys that a query does not see weigh
-// zero, which leaves its sums as they are.
-template <int kRows = 4>
-inline void weigh_rows(float const* weights, int64_t rows, Block const& values, int64_t count, int64_t dim, float* sums,
-    int64_t sums_stride)
-{
-    if constexpr (kRows > 1)
-    {
-        if (rows < kRows)
-        {
-            weigh_rows<kRows - 1>(weights, rows, values, count, dim, sums, sums_stride);
-            return;
-        }
-    }
-    for (int64_t start = 0; start < dim; start += Simd::kWidth)
-    {
-        Simd::Vector acc[kRows];
-        for (int row = 0; row < kRows; ++row)
-        {
-            acc[row] = Simd::zero();
-        }
-        for (int64_t key = 0; key < count; ++key)
-        {
-            Simd::Vector const value = Simd::load(values.data + key * values.stride + start);
-            for (int row = 0; row < kRows; ++row)
-            {
-                acc[row] = Simd::fma(Simd::broadcast(weights[row * kKeyBlock + key]), value, acc[row]);
-            }
-        }
-        int const lanes = static_cast<int>(std::min<int64_t>(Simd::kWidth, dim - start));
-        for (int row = 0; row < kRows; ++row)
-        {
-            Simd::store_first(sums + row * sums_stride + start, acc[row], lanes);
-        }
-    }
-}
-
-// Turns a query's scores into exponentials, zero outside [first, last), and returns the largest score and their sum.
-inline void exponentials(float* scores, int64_t count, int64_t first, int64_t last, float* largest, float* sum)
-{
-    float highest = kNothing;
-    for (int64_t key = first; key < last; ++key)
-    {
-        highest = std::max(highest, scores[key]);
-    }
-    *largest = highest;
-    *sum = 0.0f;
-    if (first >= last)
-    {
-        std::fill(scores, scores + count, 0.0f);
+        *largest = kNothing;
+        *sum = 0.0f;
         return;
     }
-    std::fill(scores, scores + first, kNothing);
-    std::fill(scores + last, scores + kKeyBlock, kNothing); // whole vectors
-    Simd::Vector const maximum = Simd::broadcast(highest);
+    // Whole vectors; their lanes are those of the block, wherever the query's keys begin.
+    int64_t const begin = visible.first / Simd::kWidth * Simd::kWidth;
+    int64_t const end = (visible.last + Simd::kWidth - 1) / Simd::kWidth * Simd::kWidth;
+    std::fill(scores + begin, scores + visible.first, kNothing);
+    std::fill(scores + visible.last, scores + end, kNothing);
+    Simd::Vector lanes = Simd::load(scores + begin);
+    for (int64_t key = begin + Simd::kWidth; key < end; key += Simd::kWidth)
+    {
+        lanes = Simd::maximum(lanes, Simd::load(scores + key));
+    }
+    float each[Simd::kWidth];
+    Simd::store(each, lanes);
+    *largest = *std::max_element(each, each + Simd::kWidth);
+    Simd::Vector const maximum = Simd::broadcast(*largest);
     Simd::Vector total = Simd::zero();
-    for (int64_t key = 0; key < kKeyBlock; key += Simd::kWidth)
+    for (int64_t key = begin; key < end; key += Simd::kWidth)
     {
         Simd::Vector const value = exponential(Simd::subtract(Simd::load(scores + key), maximum));
         Simd::store(scores + key, value);
@@ -231,48 +215,129 @@ inline void exponentials(float* scores, int64_t count, int64_t first, int64_t la
     *sum = sums[0];
 }
 
+// Some query vectors of a task, at most kStripRows, and what they get of a block.
+struct Strip
+{
+    float const* queries;
+    int64_t rows;
+    Visible const* visible; // of each; neither end ever falls
+    float* scores;          // [rows, kKeyBlock]
+    float* part;            // [rows, part_stride]
+    int64_t part_stride;
+};
+
+constexpr int64_t kStripRows = 2 * Simd::kTileRows;
+
+// Calls body(first row, rows) for the tiles of a strip, which are of nearly equal size.
+template <typename Body>
+inline void for_tiles(int64_t rows, Body const& body)
+{
+    int64_t const tiles = (rows + Simd::kTileRows - 1) / Simd::kTileRows;
+    for (int64_t tile = 0; tile < tiles; ++tile)
+    {
+        int64_t const row = tile * rows / tiles;
+        body(row, (tile + 1) * rows / tiles - row);
+    }
+}
+
+// Adds the values of one panel, which begins at key `start`, to a tile of queries. No value is multiplied that a query
+// does not see, be it infinite: keys that not all of them see, each adds alone.
+inline void weigh_panel(
+    Strip const& strip, int64_t row, int64_t rows, float const* values, int64_t start, int64_t width)
+{
+    Visible const* const visible = strip.visible + row;
+    int64_t const shared = visible[rows - 1].first;
+    int64_t const shared_end = std::max(shared, visible[0].last);
+    auto const add = [&](int64_t from, int64_t count_rows, int64_t first, int64_t last) {
+        first = std::max(first, start);
+        last = std::min(last, start + kPanelKeys);
+        if (first < last)
+        {
+            weigh_rows(strip.scores + (row + from) * kKeyBlock + first, count_rows, values + (first - start) * width,
+                width, last - first, strip.part + (row + from) * strip.part_stride + 2, strip.part_stride);
+        }
+    };
+    for (int64_t each = 0; each < rows; ++each)
+    {
+        add(each, 1, visible[each].first, std::min(shared, visible[each].last));
+    }
+    add(0, rows, shared, shared_end);
+    for (int64_t each = 0; each < rows; ++each)
+    {
+        add(each, 1, shared_end, visible[each].last);
+    }
+}
+
+inline void attend_strip(Strip const& strip, int64_t dim, KeyBlock& block)
+{
+    int64_t const first = strip.visible[0].first;
+    int64_t const last = strip.visible[strip.rows - 1].last;
+    int64_t const width = KeyBlock::padded(dim);
+    for (int64_t row = 0; row < strip.rows; ++row)
+    {
+        std::fill(strip.part + row * strip.part_stride + 2, strip.part + (row + 1) * strip.part_stride, 0.0f);
+    }
+    for (int64_t panel = first / kPanelKeys; panel * kPanelKeys < last; ++panel)
+    {
+        float const* const keys = block.keys(panel);
+        int64_t const start = panel * kPanelKeys;
+        for_tiles(strip.rows, [&](int64_t row, int64_t rows) {
+            int64_t const begin = std::max<int64_t>(strip.visible[row].first - start, 0);
+            int64_t const end = std::min(strip.visible[row + rows - 1].last - start, kPanelKeys);
+            score_panel(
+                strip.queries + row * dim, rows, dim, keys, begin, end, strip.scores + row * kKeyBlock + start);
+        });
+    }
+    for (int64_t row = 0; row < strip.rows; ++row)
+    {
+        float* const own = strip.part + row * strip.part_stride;
+        exponentials(strip.scores + row * kKeyBlock, strip.visible[row], &own[0], &own[1]);
+    }
+    for (int64_t panel = first / kPanelKeys; panel * kPanelKeys < last; ++panel)
+    {
+        float const* const values = block.values(panel);
+        for_tiles(strip.rows, [&](int64_t row, int64_t rows) {
+            weigh_panel(strip, row, rows, values, panel * kPanelKeys, width);
+        });
+    }
+}
+
 void attend_block(Attention const& attention, Queries const& queries, int64_t block, float* part)
 {
     q2export_cpu_attention_desc const& desc = attention.desc;
     int64_t const dim = desc.head_dim;
     int64_t const group = attention.group();
     int64_t const rows = queries.count * group;
-    int64_t const past = attention.past_lengths[queries.row];
     int64_t const start = block * kKeyBlock;
-    int64_t const count = std::min(kKeyBlock, past + queries.token + queries.count - start);
-    int64_t const padded = (dim + Simd::kWidth - 1) / Simd::kWidth * Simd::kWidth;
-    int64_t const floats = rows * kKeyBlock + 2 * kKeyBlock * padded;
+    int64_t const position = attention.past_lengths[queries.row] + queries.token - start; // of the first query
+    int64_t const count = std::min(kKeyBlock, position + queries.count);
+    auto const sees = [&](int64_t row) {
+        int64_t const own = position + row / group;
+        int64_t const oldest = desc.sliding_window == 0 ? 0 : own - desc.sliding_window + 1;
+        return Visible{std::clamp<int64_t>(oldest, 0, kKeyBlock), std::clamp<int64_t>(own + 1, 0, count)};
+    };
+    int64_t const floats = kStripRows * kKeyBlock + KeyBlock::memory_floats(dim);
     float* const scores
         = static_cast<float*>(thread_scratch(Scratch::kKeys, static_cast<size_t>(floats) * sizeof(float)));
-    int64_t const offset = attention.cache_offset(queries.row, queries.kv_head, start);
-    float* const memory = scores + rows * kKeyBlock;
-    Block const keys = block_of(attention, attention.key_cache + offset, count, memory);
-    Block const values = block_of(attention, attention.value_cache + offset, count, memory + kKeyBlock * padded);
+    KeyBlock memory(attention, attention.cache_offset(queries.row, queries.kv_head, start), count, sees(0).first,
+        rows > kStripRows, scores + kStripRows * kKeyBlock);
     float const* const query = attention.rotated_rows(queries.row, queries.kv_head, queries.token);
-    int64_t const groups = (rows + Simd::kTileRows - 1) / Simd::kTileRows;
-    for (int64_t i = 0; i < groups; ++i)
+    int64_t const stride = part_stride(attention);
+    for (int64_t row = 0; row < rows; row += kStripRows)
     {
-        int64_t const row = i * rows / groups;
-        score_rows(query + row * dim, (i + 1) * rows / groups - row, dim, keys, count, scores + row * kKeyBlock);
-    }
-    for (int64_t row = 0; row < rows; ++row)
-    {
-        int64_t const position = past + queries.token + row / group - start; // of the query, in the block
-        int64_t const last = std::min(count, position + 1);
-        int64_t const oldest = desc.sliding_window == 0 ? 0 : position - desc.sliding_window + 1;
-        float* const own = part + row * (dim + 2);
-        exponentials(scores + row * kKeyBlock, count, std::max<int64_t>(0, oldest), last, &own[0], &own[1]);
-    }
-    for (int64_t row = 0; row < rows; row += 4)
-    {
-        weigh_rows(scores + row * kKeyBlock, std::min<int64_t>(4, rows - row), values, count, dim,
-            part + row * (dim + 2) + 2, dim + 2);
+        int64_t const strip_rows = std::min(kStripRows, rows - row);
+        Visible visible[kStripRows];
+        for (int64_t each = 0; each < strip_rows; ++each)
+        {
+            visible[each] = sees(row + each);
+        }
+        attend_strip({query + row * dim, strip_rows, visible, scores, part + row * stride, stride}, dim, memory);
     }
 }
 
 void merge(Attention const& attention, Queries const& queries, float const* part, float* merged)
 {
-    int64_t const stride = attention.desc.head_dim + 2;
+    int64_t const stride = part_stride(attention);
     for (int64_t row = 0; row < queries.count * attention.group(); ++row)
     {
         float const* const from = part + row * stride;
@@ -299,13 +364,14 @@ void finish(Attention const& attention, Queries const& queries, float const* mer
     int64_t const group = attention.group();
     for (int64_t row = 0; row < queries.count * group; ++row)
     {
-        float const* const from = merged + row * (dim + 2);
+        float const* const from = merged + row * part_stride(attention);
         int64_t const token = queries.row * desc.sequence + queries.token + row / group;
         float* const target
             = attention.output + (token * desc.num_heads + queries.kv_head * group + row % group) * dim;
+        float const sum = from[1];
         for (int64_t i = 0; i < dim; ++i)
         {
-            target[i] = from[2 + i] / from[1];
+            target[i] = from[2 + i] / sum;
         }
     }
 }

@@ -1,4 +1,4 @@
-#include "simd/portable.h"
+#include "attention/transpose_portable.h"
 
 #include "attention/attention_kernel.h"
 
