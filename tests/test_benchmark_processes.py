@@ -79,7 +79,7 @@ def test_what_a_peer_runs_is_built_once_and_what_q2export_runs_each_time(
     (tmp_path / "checkpoint").mkdir()
     (tmp_path / "checkpoint" / "config.json").write_text("{}")
     script = tmp_path / "builder"
-    output = f'"{tmp_path}/work/checkpoint-$last"'
+    output = f'"{tmp_path / "bench"}/checkpoint-$last"'
     script.write_text(f"#!/bin/sh\necho run >> {tmp_path}/runs\nfor last; do :; done\n: > {output}\n")
     script.chmod(0o755)
     settings = RunSettings(tmp_path / "work", *[str(script)] * 4)

@@ -1,12 +1,13 @@
 """The ONNX Runtime lowering (CPU): the ops of the TensorRT target, over weights as they lie on disk.
 
-``Q2RotaryAttention``, ``Q2MoE`` and ``Q2QuantizedMoE``, and for linear layers ``Q2Linear`` and
-``Q2QuantizedLinear``, are run by ``libq2export_onnxruntime.so`` (``plugins/csrc/onnxruntime``), and by their
-function bodies where that is absent. No weight of a matmul is converted, repacked or copied.
+``Q2RotaryAttention``, ``Q2MoE`` and ``Q2QuantizedMoE``, for linear layers ``Q2Linear`` and
+``Q2QuantizedLinear``, and ``Q2SwiGLU`` are run by ``libq2export_onnxruntime.so``
+(``plugins/csrc/onnxruntime``), and by their function bodies where that is absent. No weight of a matmul is
+converted, repacked or copied.
 
-For three small things ONNX Runtime's contrib ops are faster than standard ones
-(``benchmarks/results/ort_ops.md``): SiLU, the rows of a quantized embedding, and, where decoding is short,
-sum and norm in one.
+For two small things ONNX Runtime's contrib ops are faster than standard ones
+(``benchmarks/results/ort_ops.md``): the rows of a quantized embedding, and, where decoding is short, sum and
+norm in one.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from q2export.contracts.quantization import Activations
 from q2export.exporter.passes.base import Pass
 from q2export.exporter.passes.fuse_rotary_attention import FuseRotaryAttention
 from q2export.exporter.passes.narrow_cache import NarrowCache
-from q2export.exporter.passes.onnxruntime.fuse_silu import FuseSilu
 from q2export.exporter.passes.onnxruntime.fuse_skip_norm import FuseSkipNorm
+from q2export.exporter.passes.onnxruntime.fuse_swiglu import FuseSwiGLU
 from q2export.exporter.passes.onnxruntime.lower_linear import LowerLinear
 from q2export.exporter.passes.onnxruntime.lower_quantized_experts import LowerQuantizedExperts
 from q2export.exporter.passes.onnxruntime.lower_quantized_gather import LowerQuantizedGather
@@ -55,7 +56,7 @@ def passes(
         FuseRotaryAttention(),
         NarrowCache(kv_dtype),
         *(quantized if packed else []),
-        FuseSilu(),
+        FuseSwiGLU(),
         *([FuseSkipNorm()] if packed else []),
         LowerLinear(dtypes, bfloat16_activations=activations == "bfloat16"),
         RemoveUnused(),

@@ -224,6 +224,15 @@ exact and sums float32 all the same. Only over a weight of bfloat16.
 Made by a pass for the CPU, where ONNX Runtime multiplies weights of its own types only.
 """
 
+SWIGLU = OpSpec(
+    name="Q2SwiGLU",
+    torch_name="swiglu",
+    inputs=(TensorSpec("gate", "F", ("T", "I")), TensorSpec("up", "F", ("T", "I"))),
+    outputs=(TensorSpec("output", "F", ("T", "I")),),
+    attributes=(),
+)
+"""``silu(gate) * up`` in float32, element by element (Shazeer 2020), in one pass over both."""
+
 QUANTIZED_LINEAR = OpSpec(
     name="Q2QuantizedLinear",
     torch_name="quantized_linear",
@@ -270,7 +279,7 @@ All experts of a layer follow each other in the packed form, so one input holds 
 ALL: tuple[OpSpec, ...] = (ROTARY, ATTENTION, ROTARY_ATTENTION, MOE)
 """The ops that are TensorRT plugins, too."""
 
-CPU_ONLY: tuple[OpSpec, ...] = (LINEAR, QUANTIZED_LINEAR, QUANTIZED_MOE)
+CPU_ONLY: tuple[OpSpec, ...] = (LINEAR, SWIGLU, QUANTIZED_LINEAR, QUANTIZED_MOE)
 """The ops that have kernels for the CPU alone, where the others have some, too."""
 
 BY_NAME: dict[str, OpSpec] = {spec.name: spec for spec in (*ALL, *CPU_ONLY)}

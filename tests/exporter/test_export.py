@@ -123,7 +123,7 @@ def test_exported_folder(tmp_path: Path, target: str, kind: str) -> None:
         custom
         == {
             "portable": {"Q2RotaryEmbedding", "Q2GroupQueryAttention"} | moe,
-            "onnxruntime": {"Q2Linear", "Q2RotaryAttention"} | moe,
+            "onnxruntime": {"Q2Linear", "Q2SwiGLU", "Q2RotaryAttention"} | moe,
             "tensorrt": {"Q2RotaryAttention"} | moe,
         }[target]
     )

@@ -6,7 +6,7 @@ import onnx
 
 from q2export.contracts import opspec
 from q2export.contracts.quantization import Scheme
-from q2export.exporter.graph.ops import attention, linear, moe, quantized, rotary
+from q2export.exporter.graph.ops import attention, linear, moe, quantized, rotary, swiglu
 
 ONNX_OPSET = 23
 """Opset of the graph and of all function bodies (the first with RMSNormalization)."""
@@ -44,6 +44,7 @@ _BODIES = {
     opspec.ATTENTION.name: attention.BODY,
     opspec.ROTARY_ATTENTION.name: _FUSED,
     opspec.LINEAR.name: linear.BODY,
+    opspec.SWIGLU.name: swiglu.BODY,
 }
 
 

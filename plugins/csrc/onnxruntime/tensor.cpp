@@ -82,6 +82,19 @@ void expect_shape(Tensor const& tensor, char const* name, std::initializer_list<
     }
 }
 
+void expect_shape(Tensor const& tensor, char const* name, Shape const& expected)
+{
+    bool same = tensor.shape.rank == expected.rank;
+    for (size_t axis = 0; same && axis < expected.rank; ++axis)
+    {
+        same = tensor.shape[axis] == expected[axis];
+    }
+    if (!same)
+    {
+        throw Refusal(std::string(name) + " has shape " + tensor.shape.text() + ", expected " + expected.text());
+    }
+}
+
 void expect_packing(int64_t bits, int64_t block_size)
 {
     if (bits != 4 && bits != 8)

@@ -77,6 +77,7 @@ q2export_dtype float_dtype(Tensor const& tensor, char const* name);
 
 // Throws Refusal unless the shape is this; -1 stands for any size.
 void expect_shape(Tensor const& tensor, char const* name, std::initializer_list<int64_t> expected);
+void expect_shape(Tensor const& tensor, char const* name, Shape const& expected);
 
 // Throws Refusal unless packed weights may have these bits and blocks.
 void expect_packing(int64_t bits, int64_t block_size);

@@ -51,9 +51,9 @@ def step(config: ModelConfig, past: int = 0) -> dict[str, Array]:
 
 
 ORT_COUNTS = {
-    "dense": {"FuseRotaryAttention": 3, "FuseSilu": 3, "LowerLinear": 23},
-    "moe": {"FuseRotaryAttention": 3, "FuseSilu": 3, "LowerLinear": 29},
-    "small-heads": {"FuseRotaryAttention": 2, "FuseSilu": 2, "LowerLinear": 16},
+    "dense": {"FuseRotaryAttention": 3, "FuseSwiGLU": 3, "LowerLinear": 23},
+    "moe": {"FuseRotaryAttention": 3, "FuseSwiGLU": 3, "LowerLinear": 29},
+    "small-heads": {"FuseRotaryAttention": 2, "FuseSwiGLU": 2, "LowerLinear": 16},
 }  # fmt: skip
 
 
@@ -71,7 +71,7 @@ def test_onnxruntime_lowering(name: str, library: bool) -> None:
     counts = {result.name: result.matched for result in results}
     assert {pass_name: counts[pass_name] for pass_name in ORT_COUNTS[name]} == ORT_COUNTS[name]
     ours = {node.op_type for node in canonical.graph if node.domain == opspec.DOMAIN}
-    assert ours == {"Q2RotaryAttention", "Q2Linear"} | ({"Q2MoE"} if name == "moe" else set())
+    assert ours == {"Q2RotaryAttention", "Q2Linear", "Q2SwiGLU"} | ({"Q2MoE"} if name == "moe" else set())
     read = {value for node in canonical.graph for value in node.inputs}
     assert all(value in read for value in canonical.graph.initializers.values())
     lowered = ir.to_proto(canonical)

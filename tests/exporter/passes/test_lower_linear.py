@@ -28,7 +28,7 @@ def test_matrices_keep_the_type_they_have_on_disk(tmp_path: Path) -> None:
     assert types["model.norm.weight"] == onnx.TensorProto.FLOAT
     assert not [node for node in model.graph.node if node.op_type == "Gemm"]
     ours = {node.op_type for node in model.graph.node if node.domain == opspec.DOMAIN}
-    assert ours == {opspec.LINEAR.name, opspec.ROTARY_ATTENTION.name}
+    assert ours == {opspec.LINEAR.name, opspec.SWIGLU.name, opspec.ROTARY_ATTENTION.name}
     within = {opspec.ROTARY.name, opspec.ATTENTION.name}  # the body of the second
     assert {function.name for function in model.functions} == ours | within
 

@@ -11,7 +11,7 @@ import pytest
 from q2export.errors import ExportError
 from q2export.exporter.passes.base import Pass, PassResult, nodes_of
 from q2export.exporter.passes.merge_reshapes import MergeReshapes
-from q2export.exporter.passes.onnxruntime.fuse_silu import FuseSilu
+from q2export.exporter.passes.onnxruntime.fuse_swiglu import FuseSwiGLU
 from q2export.exporter.passes.remove_unused import RemoveUnused
 from tests.helpers.onnx_graphs import check_same, normal, op_types, parse, run
 
@@ -69,18 +69,21 @@ def test_merge_reshapes_refuses_copied_sizes(attribute: str, refused: int) -> No
 # Small fusions
 
 
-def test_fuse_silu() -> None:
-    """``x * sigmoid(x)`` either way round; a gate on something else, or a sigmoid read twice, stays."""
-    model = parse("""g (float[3,4] x, float[3,4] g)
-        => (float[3,4] a, float[3,4] b, float[3,4] c, float[3,4] d) {
-        s0 = Sigmoid (x)  ["first"] a = Mul (x, s0)
-        s1 = Sigmoid (g)  ["second"] b = Mul (s1, g)
-        s2 = Sigmoid (x)  c = Mul (s2, g)
-        s3 = Sigmoid (g)  e = Mul (s3, g)  d = Add (e, s3) }""")
-    feed = {"x": 3 * normal(3, 4), "g": 3 * normal(3, 4, seed=1)}
+def test_fuse_swiglu() -> None:
+    """``gate * sigmoid(gate) * up`` in any order; other gates, other shapes, and what is read twice stay."""
+    model = parse("""g (float[3,4] x, float[3,4] u, float[3,1] column)
+        => (float[3,4] a, float[3,4] b, float[3,4] c, float[3,4] d, float[3,4] e) {
+        s0 = Sigmoid (x)  m0 = Mul (x, s0)  ["first"] a = Mul (m0, u)
+        s1 = Sigmoid (u)  m1 = Mul (s1, u)  ["second"] b = Mul (x, m1)
+        s2 = Sigmoid (x)  m2 = Mul (s2, u)  c = Mul (m2, x)
+        s3 = Sigmoid (x)  ["third"] m3 = Mul (s3, x)  d = Mul (m3, column)
+        s4 = Sigmoid (x)  m4 = Mul (s4, x)  e = Mul (m4, m4) }""")
+    feed = {"x": 3 * normal(3, 4), "u": 3 * normal(3, 4, seed=1), "column": normal(3, 1)}
     before = run(model, feed)
-    assert FuseSilu()(model).matched == 2
-    assert Counter(op_types(model)) == {"QuickGelu": 2, "Sigmoid": 2, "Mul": 2, "Add": 1}
+    result = FuseSwiGLU()(model)
+    assert (result.matched, len(result.refused)) == (2, 2)
+    assert result.refused[0] == "third: it is not multiplied by a tensor of its shape"
+    assert Counter(op_types(model)) == {"Q2SwiGLU": 2, "Sigmoid": 3, "Mul": 6}
     check_same(before, run(model, feed))
 
 

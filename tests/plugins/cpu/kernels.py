@@ -305,6 +305,13 @@ class CpuKernels:
         self.check(self.library.q2export_cpu_attention(byref(desc), *map(address, held), None))
         return output, key_cache, value_cache
 
+    def swiglu(self, gate: Floats, up: Floats) -> Floats:
+        """``silu(gate) * up``."""
+        output = np.full_like(gate, np.nan)
+        pointers = map(address, (gate, up, output))
+        self.check(self.library.q2export_cpu_swiglu(c_int64(gate.size), *pointers, None))
+        return output
+
     def moe(self, hidden: Floats, logits: Floats, experts: Experts, top_k: int, norm: bool) -> Floats:
         """``hidden [tokens, hidden]`` through the experts that ``logits [tokens, experts]`` choose."""
         hidden, logits = np.ascontiguousarray(hidden), np.ascontiguousarray(logits)

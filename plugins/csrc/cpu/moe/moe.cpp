@@ -3,10 +3,10 @@
 
 #include "common/element.h"
 #include "common/error.h"
-#include "common/isa.h"
 #include "common/scratch.h"
 #include "linear/linear.h"
 #include "moe/dispatch.h"
+#include "swiglu/swiglu.h"
 
 namespace q2export::cpu
 {
@@ -14,12 +14,6 @@ namespace
 {
 
 constexpr char kOp[] = "moe";
-
-#if Q2EXPORT_CPU_X86
-constexpr MoeKernels const* kTables[3] = {&kMoePortable, &kMoeAvx2, &kMoeAvx512};
-#else
-constexpr MoeKernels const* kTables[3] = {&kMoePortable, &kMoePortable, &kMoePortable};
-#endif
 
 struct Experts
 {
@@ -77,19 +71,16 @@ void run(MoeShape const& shape, float const* hidden, float const* router_logits,
             experts.dtype, 0});
     }
     run_layers(up, pool, linear_tasks, run_linear_task);
-    MoeKernels const& kernels = moe_kernels();
-    parallel_for(threads, shape.slots(),
-        [&](int64_t row) { kernels.swiglu(buffers.gate + row * inner, buffers.up + row * inner, inner); });
+    SwigluKernels const& kernels = swiglu_kernels();
+    parallel_for(threads, shape.slots(), [&](int64_t row) {
+        float* const gate = buffers.gate + row * inner;
+        kernels.swiglu(gate, buffers.up + row * inner, gate, inner);
+    });
     run_layers(down, pool, linear_tasks, run_linear_task);
     dispatch.combine(buffers.results, output, pool);
 }
 
 } // namespace
-
-MoeKernels const& moe_kernels()
-{
-    return chosen(kTables);
-}
 
 } // namespace q2export::cpu
 

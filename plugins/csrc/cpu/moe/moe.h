@@ -1,4 +1,4 @@
-// Mixture of experts: what the instruction sets implement, and lists of linear layers run as one.
+// Mixture of experts: lists of linear layers run as one.
 #pragma once
 
 #include <algorithm>
@@ -9,21 +9,6 @@
 
 namespace q2export::cpu
 {
-
-struct MoeKernels
-{
-    // gate = silu(gate) * up, element by element.
-    void (*swiglu)(float* gate, float const* up, int64_t count);
-    // The same of `count` pairs of a gate and an up.
-    void (*swiglu_pairs)(float const* pairs, float* output, int64_t count);
-};
-
-extern MoeKernels const kMoePortable;
-extern MoeKernels const kMoeAvx2;
-extern MoeKernels const kMoeAvx512;
-
-// Those of the selected instruction set.
-MoeKernels const& moe_kernels();
 
 // Runs the tasks of several layers as one list, so that no thread waits where one layer ends: tasks(layer) is how many
 // there are, run(layer, index) does one.

@@ -7,6 +7,7 @@
 #include "moe/dispatch.h"
 #include "moe/moe.h"
 #include "quantized_linear/quantized_linear.h"
+#include "swiglu/swiglu.h"
 
 namespace q2export::cpu
 {
@@ -118,7 +119,7 @@ void round_inner(MoeShape const& shape, std::vector<QuantizedLinear> const& up, 
     q2export_cpu_parallel_for const* threads)
 {
     QuantizedLinearKernels const& kernels = quantized_linear_kernels();
-    MoeKernels const& activation = moe_kernels();
+    SwigluKernels const& activation = swiglu_kernels();
     int64_t const inner = shape.intermediate_size;
     PackedWeight const& weight = down.front().weight;
     parallel_for(threads, static_cast<int64_t>(down.size()), [&](int64_t index) {
@@ -165,7 +166,7 @@ void run(MoeShape const& shape, float const* hidden, float const* router_logits,
         });
         run_layers(first, pool, quantized_linear_tasks, run_quantized_linear_task);
         int64_t const inner = shape.intermediate_size;
-        MoeKernels const& kernels = moe_kernels();
+        SwigluKernels const& kernels = swiglu_kernels();
         parallel_for(threads, shape.slots(), [&](int64_t row) {
             kernels.swiglu_pairs(buffers.gate_up + row * 2 * inner, buffers.inner + row * inner, inner);
         });

@@ -147,6 +147,12 @@ Q2EXPORT_API q2export_status q2export_cpu_attention(q2export_cpu_attention_desc 
     float const* inv_freq, void* key_cache, void* value_cache, float* output,
     q2export_cpu_parallel_for const* parallel_for);
 
+/* ------------------------------------------------------------------ SwiGLU */
+
+/* output = silu(gate) * up, element by element, Q2SwiGLU: float [count] each; output may be gate or up. */
+Q2EXPORT_API q2export_status q2export_cpu_swiglu(int64_t count, float const* gate, float const* up, float* output,
+    q2export_cpu_parallel_for const* parallel_for);
+
 /* ------------------------------------------------------------------ mixture of experts */
 
 typedef struct q2export_cpu_moe_desc {

@@ -1,10 +1,10 @@
 #include "simd/avx512.h"
 
-#include "moe/moe_kernel.h"
+#include "swiglu/swiglu_kernel.h"
 
 namespace q2export::cpu
 {
 
-MoeKernels const kMoeAvx512 = kKernels;
+SwigluKernels const kSwigluAvx512 = kKernels;
 
 } // namespace q2export::cpu

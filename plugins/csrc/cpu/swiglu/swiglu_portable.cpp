@@ -1,10 +1,10 @@
 #include "simd/portable.h"
 
-#include "moe/moe_kernel.h"
+#include "swiglu/swiglu_kernel.h"
 
 namespace q2export::cpu
 {
 
-MoeKernels const kMoePortable = kKernels;
+SwigluKernels const kSwigluPortable = kKernels;
 
 } // namespace q2export::cpu

@@ -1,10 +1,10 @@
 #include "simd/avx2.h"
 
-#include "moe/moe_kernel.h"
+#include "swiglu/swiglu_kernel.h"
 
 namespace q2export::cpu
 {
 
-MoeKernels const kMoeAvx2 = kKernels;
+SwigluKernels const kSwigluAvx2 = kKernels;
 
 } // namespace q2export::cpu

@@ -3,8 +3,8 @@
 
 #include <algorithm>
 
-#include "moe/moe.h"
 #include "simd/exponential.h"
+#include "swiglu/swiglu.h"
 
 namespace q2export::cpu
 {
@@ -13,14 +13,15 @@ namespace
 
 inline Simd::Vector swiglu_vector(Simd::Vector const& gate, Simd::Vector const& up)
 {
-    // exp(88) is the largest power that a float holds; a gate below -88 gives zero but for the last bits.
-    Simd::Vector const limit = Simd::broadcast(88.0f);
-    Simd::Vector const negated = Simd::subtract(Simd::zero(), Simd::maximum(gate, Simd::subtract(Simd::zero(), limit)));
-    Simd::Vector const denominator = Simd::add(Simd::broadcast(1.0f), exponential(negated));
-    return Simd::multiply(Simd::divide(gate, denominator), up);
+    // exp(88) is the largest power that a float holds. A gate below -88 is taken for -88, whose silu is -5e-37; of a NaN
+    // the maximum is its second argument.
+    Simd::Vector const limited = Simd::maximum(Simd::broadcast(-88.0f), gate);
+    Simd::Vector const denominator
+        = Simd::add(Simd::broadcast(1.0f), exponential(Simd::subtract(Simd::zero(), limited)));
+    return Simd::multiply(Simd::divide(limited, denominator), up);
 }
 
-void swiglu(float* gate, float const* up, int64_t count)
+void swiglu(float const* gate, float const* up, float* output, int64_t count)
 {
     for (int64_t i = 0; i < count; i += Simd::kWidth)
     {
@@ -28,7 +29,7 @@ void swiglu(float* gate, float const* up, int64_t count)
         bool const whole = lanes == Simd::kWidth;
         Simd::Vector const a = whole ? Simd::load(gate + i) : Simd::load_first(gate + i, lanes);
         Simd::Vector const b = whole ? Simd::load(up + i) : Simd::load_first(up + i, lanes);
-        Simd::store_first(gate + i, swiglu_vector(a, b), lanes);
+        Simd::store_first(output + i, swiglu_vector(a, b), lanes);
     }
 }
 
@@ -44,11 +45,11 @@ void swiglu_pairs(float const* pairs, float* output, int64_t count)
             output[start + i] = pairs[2 * (start + i)];
             up[i] = pairs[2 * (start + i) + 1];
         }
-        swiglu(output + start, up, length);
+        swiglu(output + start, up, output + start, length);
     }
 }
 
-constexpr MoeKernels kKernels{swiglu, swiglu_pairs};
+constexpr SwigluKernels kKernels{swiglu, swiglu_pairs};
 
 } // namespace
 } // namespace q2export::cpu
