@@ -82,7 +82,7 @@ def test_what_a_peer_runs_is_built_once_and_what_q2export_runs_each_time(
     output = f'"{tmp_path / "bench"}/checkpoint-$last"'
     script.write_text(f"#!/bin/sh\necho run >> {tmp_path}/runs\nfor last; do :; done\n: > {output}\n")
     script.chmod(0o755)
-    settings = RunSettings(tmp_path / "work", *[str(script)] * 4)
+    settings = RunSettings(tmp_path / "bench", *[str(script)] * 4)
 
     def runs(worker: str, *arguments: str) -> int:
         before = len((tmp_path / "runs").read_text().splitlines()) if (tmp_path / "runs").exists() else 0
