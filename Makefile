@@ -12,7 +12,7 @@ OPENVINO := .venv-openvino
 JOBS := 2
 DEMOS := demo-qwen2-tiny demo-qwen2-moe-tiny
 
-.PHONY: venv demo $(DEMOS) test lint format pytest bench clean
+.PHONY: venv kernels demo $(DEMOS) test lint format pytest bench clean
 
 venv: $(STAMP)
 
@@ -28,14 +28,18 @@ $(PEERS)/.stamp $(OPENVINO)/.stamp: .venv-%/.stamp: benchmarks/requirements-%.tx
 
 demo: $(DEMOS)
 
-$(DEMOS): demo-%: $(STAMP)
+# The CPU kernels, again only what has changed; where pip found no compiler, it has said so.
+kernels: $(STAMP)
+	@$(BIN)/python -m q2export.plugins.kernel_build cpu || grep '^none' plugins/lib/libq2export_onnxruntime.txt
+
+$(DEMOS): demo-%: kernels
 	$(BIN)/q2export build --model tests/data/checkpoints/$* --profile cpu --output demo/$* --overwrite
 	$(BIN)/q2export verify demo/$* --model tests/data/checkpoints/$* --report demo/$*.html --json > demo/$*.json
 	$(BIN)/q2export generate demo/$* --prompt 'A class definition' --max-new-tokens 60 --greedy
 
 test: lint pytest
 
-pytest: $(STAMP)
+pytest: kernels
 	$(BIN)/python -m pytest -q -n $(JOBS)
 
 lint: $(STAMP)
@@ -48,7 +52,7 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP) $(PEERS)/.stamp $(OPENVINO)/.stamp
+bench: kernels $(PEERS)/.stamp $(OPENVINO)/.stamp
 	$(BIN)/python -m benchmarks
 
 clean:

@@ -23,7 +23,9 @@ def manifest_rows(manifest: Manifest) -> Iterator[Row]:
     model, engine, weights = manifest.model, manifest.engine, manifest.weights
     revision = f" @ {model.revision}" if model.revision else ""
     yield "model", f"{model.id}{revision} ({model.model_type}, {model.parameters:,} parameters)"
-    yield "engine", f"{manifest.target}, {engine.dtype}, KV cache {engine.kv_dtype}"
+    rounds = manifest.profile is not None and manifest.profile.quantization.activations == "bfloat16"
+    rounded = ", bfloat16 activations in matmuls" if rounds else ""
+    yield "engine", f"{manifest.target}, {engine.dtype}{rounded}, KV cache {engine.kv_dtype}"
     if made_by := engine.tensorrt:
         title = "TensorRT-RTX" if made_by.builder == "rtx" else "TensorRT"
         yield (
