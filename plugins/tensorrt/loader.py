@@ -17,6 +17,9 @@ from q2export.strict.suggest import nearest
 Builder = Literal["auto", "tensorrt", "rtx"]
 
 _FULL_MODULES = ("tensorrt",)
+OLDEST_TENSORRT = (10, 15)
+"""The first full TensorRT that imports RMSNormalization and tells aliased inputs (``pyproject.toml``)."""
+
 _RTX_MODULES = ("tensorrt_rtx_bindings", "tensorrt_rtx")  # the wheel from PyPI; the one in NVIDIA's archive
 _RTX_LIBRARY = "libtensorrt_rtx.so"
 _RTX_VERSIONED_LIBRARY = "libtensorrt_rtx.so.1"
@@ -33,7 +36,7 @@ def import_tensorrt(builder: str = "auto") -> ModuleType:
         The module; both offer the same API. :func:`is_rtx` tells them apart.
 
     Raises:
-        MissingDependencyError: it is not installed, or cannot be loaded here; the message names the extra.
+        MissingDependencyError: it is not installed, too old, or cannot be loaded here; names the extra.
         ValueError: there is no such builder.
     """
     if builder not in get_args(Builder):
@@ -41,7 +44,7 @@ def import_tensorrt(builder: str = "auto") -> ModuleType:
     reasons: list[str] = []
     if builder == "tensorrt" or (builder == "auto" and gpu_present()):
         module = _first_importable(_FULL_MODULES, reasons)
-        if module is not None:
+        if module is not None and _is_recent(module, reasons):
             return module
     if builder != "tensorrt":
         module = _first_importable(_RTX_MODULES, reasons)
@@ -88,6 +91,17 @@ def _first_importable(names: Sequence[str], reasons: list[str]) -> ModuleType | 
         except (ImportError, OSError) as error:  # OSError: the package is there, one of its libraries is not
             reasons.append(f"import {name}: {error}")
     return None
+
+
+def _is_recent(module: ModuleType, reasons: list[str]) -> bool:
+    """Whether the full TensorRT is one that can build and run our engines; if not, ``reasons`` says so."""
+    version = str(module.__version__)
+    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+    if numbers >= OLDEST_TENSORRT:
+        return True
+    oldest = ".".join(map(str, OLDEST_TENSORRT))
+    reasons.append(f"tensorrt {version} is installed, {oldest} or later is needed")
+    return False
 
 
 def _cure_rtx_parser() -> None:

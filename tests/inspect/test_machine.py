@@ -61,7 +61,7 @@ def test_what_running_tensorrt_engines_needs(monkeypatch: pytest.MonkeyPatch, tm
         + kernel_build.recorded()
     )
     library.touch()
-    install(monkeypatch, tensorrt="10.13.0", cuda_bindings="13.0.3")
+    install(monkeypatch, tensorrt="10.15.1", cuda_bindings="13.0.3")
     monkeypatch.setattr(environment, "gpus", lambda: (Gpu("NVIDIA H200", "9.0", 143771, "570.86"),))
     assert ability() == Capability("run TensorRT engines", True)
 

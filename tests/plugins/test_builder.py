@@ -264,9 +264,9 @@ def test_targets_of_rtx(trt: ModuleType) -> None:
 
 
 def test_the_full_tensorrt_builds_for_the_gpu_at_hand() -> None:
-    full = SimpleNamespace(__name__="tensorrt", __version__="10.13.0")
+    full = SimpleNamespace(__name__="tensorrt", __version__="10.15.1")
     check_target(full, "H100", "9.0", ("8.0", "9.0"))  # type: ignore[arg-type]
-    message = r"TensorRT 10\.13\.0 builds for the GPU in this machine \(9\.0\), not for A100 .*builder rtx"
+    message = r"TensorRT 10\.15\.1 builds for the GPU in this machine \(9\.0\), not for A100 .*builder rtx"
     with pytest.raises(ExportError, match=message):
         check_target(full, "A100", "8.0", ("9.0",))  # type: ignore[arg-type]
     with pytest.raises(ExportError, match=r"\(no GPU\), not for H200 \(compute capability 9\.0\)") as caught:

@@ -8,6 +8,8 @@ import os
 import struct
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -100,6 +102,12 @@ def test_a_stub_needs_its_library_and_a_known_machine(monkeypatch: pytest.Monkey
         stub_library.provide("libq2export-stub.so", "libm.so.6")
 
 
+def full_tensorrt(version: str) -> ModuleType:
+    module = ModuleType("tensorrt")
+    module.__version__ = version  # type: ignore[attr-defined]
+    return module
+
+
 @pytest.fixture
 def importable(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType | Exception]:
     """Module name -> what importing it gives; everything else cannot be imported. No cure is attempted."""
@@ -132,7 +140,8 @@ def test_which_module_is_taken(
     importable: dict[str, ModuleType | Exception],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    importable |= {name: ModuleType(name) for name in ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings")}
+    importable |= {name: ModuleType(name) for name in ("tensorrt_rtx", "tensorrt_rtx_bindings")}
+    importable["tensorrt"] = full_tensorrt("10.15.1.29")
     monkeypatch.setattr(loader, "gpu_present", lambda: gpu)
     found = loader.import_tensorrt(builder)
     assert found.__name__ == expected
@@ -148,6 +157,28 @@ def test_a_broken_tensorrt_is_passed_over(
     assert loader.import_tensorrt().__name__ == "tensorrt_rtx"
     with pytest.raises(MissingDependencyError, match=r"libnvinfer\.so\.11: cannot open"):
         loader.import_tensorrt("tensorrt")
+
+
+@pytest.mark.parametrize(("version", "taken"), [("10.15.0", True), ("11.1.0.106", True), ("10.14.9", False)])
+def test_an_old_tensorrt_is_passed_over(
+    version: str,
+    taken: bool,
+    importable: dict[str, ModuleType | Exception],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    importable["tensorrt"] = full_tensorrt(version)
+    importable["tensorrt_rtx"] = ModuleType("tensorrt_rtx")
+    monkeypatch.setattr(loader, "gpu_present", lambda: True)
+    assert loader.import_tensorrt("auto").__name__ == ("tensorrt" if taken else "tensorrt_rtx")
+    if not taken:
+        with pytest.raises(MissingDependencyError, match=r"tensorrt 10\.14\.9 is installed, 10\.15 or later"):
+            loader.import_tensorrt("tensorrt")
+
+
+def test_the_extra_asks_for_the_same_tensorrt(repository: Path) -> None:
+    extras = tomllib.loads((repository / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    oldest = ".".join(map(str, loader.OLDEST_TENSORRT))
+    assert f"tensorrt>={oldest}" in extras["tensorrt"]
 
 
 @pytest.mark.parametrize(
