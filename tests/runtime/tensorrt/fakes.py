@@ -270,6 +270,9 @@ class FakeFile:
         self.limits = limits
         self.num_optimization_profiles = len(limits)
         self.streamable_weights_size = 0
+        self.aliases: dict[str, str | None] = {
+            name: name.replace("present", "past") for name in self.tensors if name.startswith("present")
+        }
 
     @property
     def num_io_tensors(self) -> int:
@@ -292,7 +295,7 @@ class FakeFile:
         return "device" if self.tensors[name].on_device else "host"
 
     def get_aliased_input_tensor(self, name: str) -> str | None:
-        return name.replace("present", "past") if name.startswith("present") else None
+        return self.aliases.get(name)
 
     def get_tensor_profile_shape(self, name: str, index: int) -> list[tuple[int, ...]]:
         smallest, largest = self.limits[index][name]

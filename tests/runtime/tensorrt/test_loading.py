@@ -174,11 +174,20 @@ def test_a_missing_layer_is_refused(path: Path) -> None:
         load(path, file)
 
 
-def test_a_cache_that_is_not_updated_in_place_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_lies_in_another_input_is_refused(path: Path) -> None:
     file = FakeFile(engine_info(), [PREFILL, DECODE])
-    monkeypatch.setattr(FakeFile, "get_aliased_input_tensor", lambda self, name: None)
-    with pytest.raises(PackageError, match=r"present_key.0 does not update past_key.0 in place.*no input"):
+    file.aliases["present_value.1"] = "past_key.1"
+    with pytest.raises(
+        PackageError, match=r"present_value.1 must update past_value.1 .* memory with past_key.1;"
+    ):
         load(path, file)
+
+
+@pytest.mark.parametrize("answer", [None, ""])
+def test_an_engine_that_does_not_tell_the_aliases_of_plugins_is_taken(path: Path, answer: str | None) -> None:
+    file = FakeFile(engine_info(), [PREFILL, DECODE])
+    file.aliases = dict.fromkeys(file.aliases, answer)
+    assert len(load(path, file).profiles) == 2
 
 
 @pytest.mark.parametrize(("batch", "rows"), [((2, 4), 1), ((1, 3), 4)])
