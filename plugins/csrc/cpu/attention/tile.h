@@ -15,6 +15,7 @@ namespace
 
 constexpr int kTileVectors = 4;
 constexpr int64_t kPanelKeys = kTileVectors * Simd::kWidth;
+constexpr int kFewRows = 8; // queries whose sums fit the registers beside a square of keys
 static_assert(kKeyBlock % kPanelKeys == 0, "a block of keys is whole panels");
 
 // Calls body of a constant: `rows` of 1 .. kTileRows.
@@ -32,6 +33,41 @@ inline void by_rows(int64_t rows, Body const& body)
     body(std::integral_constant<int, kRows>{});
 }
 
+// Elements of keys whose places in memory are `stride` elements apart: square[i] gets element i of each. Keys beyond
+// `present` and elements beyond `width` are not read and are zeros.
+template <typename Element>
+inline void transposed(
+    Element element, Bytes keys, int64_t stride, int64_t present, int64_t width, Simd::Vector (&square)[Simd::kWidth])
+{
+    if (present >= Simd::kWidth && width >= Simd::kWidth)
+    {
+        unrolled<Simd::kWidth>(
+            [&](auto row) { square[row] = Simd::widen(element, keys + row * stride * Element::kBytes); });
+    }
+    else
+    {
+        int const first = static_cast<int>(std::min<int64_t>(Simd::kWidth, width));
+        for (int row = 0; row < Simd::kWidth; ++row)
+        {
+            square[row] = row < present ? Simd::widen_first(element, keys + row * stride * Element::kBytes, first)
+                                        : Simd::zero();
+        }
+    }
+    transpose(square);
+}
+
+// Fetches a share of what follows a vector of keys, line after line: rows that are read side by side are no stream to
+// the processor.
+template <typename Element>
+inline void fetch_next(Element, Bytes next, int64_t share)
+{
+    constexpr int64_t kBytes = Simd::kWidth * Simd::kWidth * Element::kBytes;
+    for (int64_t line = 0; line < kBytes; line += 64)
+    {
+        __builtin_prefetch(next + share * kBytes + line);
+    }
+}
+
 // Element i of key `key` of a panel is panel[i * kPanelKeys + key]. Nothing is read of keys beyond `count`; where they
 // share a vector with others, they are zeros.
 template <typename Element>
@@ -39,40 +75,65 @@ inline void transpose_keys(Element element, Bytes keys, int64_t count, int64_t d
 {
     for (int64_t key = 0; key < count; key += Simd::kWidth)
     {
-        int64_t const present = std::min<int64_t>(Simd::kWidth, count - key);
         for (int64_t i = 0; i < dim; i += Simd::kWidth)
         {
-            int const width = static_cast<int>(std::min<int64_t>(Simd::kWidth, dim - i));
-            Bytes const source = keys + (key * dim + i) * Element::kBytes;
+            if (key + 2 * Simd::kWidth <= count)
+            {
+                fetch_next(element, keys + (key + Simd::kWidth) * dim * Element::kBytes, i / Simd::kWidth);
+            }
             Simd::Vector square[Simd::kWidth];
-            if (present == Simd::kWidth && width == Simd::kWidth)
-            {
-                unrolled<Simd::kWidth>(
-                    [&](auto row) { square[row] = Simd::widen(element, source + row * dim * Element::kBytes); });
-            }
-            else
-            {
-                for (int row = 0; row < Simd::kWidth; ++row)
-                {
-                    square[row] = row < present
-                        ? Simd::widen_first(element, source + row * dim * Element::kBytes, width)
-                        : Simd::zero();
-                }
-            }
-            transpose(square);
+            transposed(element, keys + (key * dim + i) * Element::kBytes, dim, count - key, dim - i, square);
             float* const target = panel + i * kPanelKeys + key;
-            if (width == Simd::kWidth)
+            if (i + Simd::kWidth <= dim)
             {
                 unrolled<Simd::kWidth>([&](auto row) { Simd::store(target + row * kPanelKeys, square[row]); });
             }
             else
             {
-                for (int row = 0; row < width; ++row)
+                for (int64_t row = 0; row < dim - i; ++row)
                 {
                     Simd::store(target + row * kPanelKeys, square[row]);
                 }
             }
         }
+    }
+}
+
+// Scores of at most kFewRows queries against keys that nobody else wants: they go from their transposition straight into
+// the products, and no panel is written to be read once. The order of sums is score_tile's.
+template <int kRows, typename Element>
+inline void score_few(Element element, float const* queries, Bytes keys, int64_t count, int64_t dim, float* scores)
+{
+    for (int64_t key = 0; key < count; key += Simd::kWidth)
+    {
+        Simd::Vector acc[kRows];
+        unrolled<kRows>([&](auto row) { acc[row] = Simd::zero(); });
+        for (int64_t i = 0; i < dim; i += Simd::kWidth)
+        {
+            if (key + 2 * Simd::kWidth <= count)
+            {
+                fetch_next(element, keys + (key + Simd::kWidth) * dim * Element::kBytes, i / Simd::kWidth);
+            }
+            Simd::Vector square[Simd::kWidth];
+            transposed(element, keys + (key * dim + i) * Element::kBytes, dim, count - key, dim - i, square);
+            auto const add = [&](auto column) {
+                unrolled<kRows>([&](auto row) {
+                    acc[row] = Simd::fma(Simd::broadcast(queries[row * dim + i + column]), square[column], acc[row]);
+                });
+            };
+            if (i + Simd::kWidth <= dim)
+            {
+                unrolled<Simd::kWidth>(add);
+            }
+            else
+            {
+                for (int64_t column = 0; column < dim - i; ++column)
+                {
+                    add(column);
+                }
+            }
+        }
+        unrolled<kRows>([&](auto row) { Simd::store(scores + row * kKeyBlock + key, acc[row]); });
     }
 }
 
