@@ -3,6 +3,7 @@
 // Keys are taken in blocks of kKeyBlock that begin at multiples of it. Each block of each query gives a part: its largest
 // score, the sum of its exponentials and the sum of values weighted with them; parts are merged from the first block to the
 // last. So a query has the same bits whatever other queries are computed with it, and blocks can be shared out to threads.
+// In which order a block's products are added: tile.h.
 #pragma once
 
 #include <cstdint>
