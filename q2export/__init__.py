@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from q2export.version import __version__
 
 if TYPE_CHECKING:
-    from q2export.api import build, export, load, plan, quality_report, quantize, repack, verify
+    from q2export.api import build, export, plan, quality_report, quantize, repack, verify
     from q2export.errors import (
         CalibrationError,
         CheckpointError,
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         ProfileError,
         Q2ExportError,
     )
+    from q2export.runtime import load
     from q2export.runtime.engine import Engine
 
 __all__ = [
@@ -64,10 +65,9 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    if name == "Engine":
-        module = "q2export.runtime.engine"
-    else:
-        module = "q2export.errors" if name.endswith("Error") else "q2export.api"
+    # What loads engines does not wait for what builds them.
+    apart = {"Engine": "q2export.runtime.engine", "load": "q2export.runtime"}
+    module = apart.get(name, "q2export.errors" if name.endswith("Error") else "q2export.api")
     return getattr(import_module(module), name)
 
 

@@ -15,7 +15,6 @@ from q2export.compare.options import GREEDY_TOKENS, VerifyOptions
 from q2export.contracts.quantization import Method, QualityThresholds, Quantization, WeightType
 from q2export.package.output import check_output
 from q2export.package.placement import PlacementMode
-from q2export.package.reader import Check
 from q2export.package.writer import PackageWriter, written_files
 from q2export.pipeline import checkpoints, stages
 from q2export.pipeline.engine import build_engine
@@ -23,13 +22,15 @@ from q2export.pipeline.job import resolve_export, resolve_job
 from q2export.pipeline.options import BuildOptions, check_placement
 from q2export.pipeline.results import BuildResult, CheckpointResult
 from q2export.pipeline.stopwatch import Stopwatch, peak_rss_bytes
+from q2export.runtime import load
 
 if TYPE_CHECKING:
     from q2export.compare.quality.results import QualityReport
     from q2export.compare.verify.results import ParityReport
     from q2export.exporter.quantization.published.repack import RepackResult
     from q2export.exporter.quantization.quantize import QuantizeResult
-    from q2export.runtime.engine import Engine
+
+__all__ = ["build", "export", "load", "plan", "quality_report", "quantize", "repack", "verify"]
 
 
 def plan(
@@ -211,23 +212,6 @@ def export(
         writer.write_manifest(manifest)
     warnings, passes = made.source.config.warnings, made.graph.passes
     return BuildResult(writer.output, manifest, warnings, passes, watch.seconds, peak_rss_bytes())
-
-
-def load(package: str | Path, *, threads: int | None = None, check: Check = "fast") -> Engine:
-    """Load a package for generation. Needs neither PyTorch nor onnx.
-
-    Args:
-        package: folder made by :func:`build`.
-        threads: CPU threads; None is what the profile says (0: one per core).
-        check: how much of the package is checked first, see :func:`q2export.package.reader.read_package`.
-
-    Raises:
-        PackageError: not a package, damaged, or made for something else.
-        OptionError: ``threads`` is given for a TensorRT engine.
-    """
-    from q2export import runtime
-
-    return runtime.load(package, threads=threads, check=check)
 
 
 def verify(
