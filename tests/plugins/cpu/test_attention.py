@@ -163,6 +163,17 @@ def test_a_token_beyond_sight_does_not_matter(
         np.testing.assert_array_equal(found[:, 21 + window :], clean[:, 21 + window :])
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("place", [0, 130, 299])
+def test_a_score_that_is_no_number_is_not_passed_over(kernels: CpuKernels, place: int, bad: float) -> None:
+    """Those who see it get NaN, as of any softmax, however many keys come after it."""
+    step = step_of((14, 2, 64), 600, 3, [300], [3])
+    step.key_cache[:, 1, place] = bad
+    output = kernels.attention(replace(step, query=abs(step.query), inv_freq=None))[0]
+    assert np.isnan(output[:, :, 7:]).all()
+    assert not np.isnan(output[:, :, :7]).any()
+
+
 @pytest.mark.parametrize(
     ("past", "new", "message"),
     [

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 
 #include "attention/attention.h"
 #include "attention/key_block.h"
@@ -103,14 +104,23 @@ inline void exponentials(float* scores, Visible const& visible, float* largest, 
     int64_t const end = (visible.last + Simd::kWidth - 1) / Simd::kWidth * Simd::kWidth;
     std::fill(scores + begin, scores + visible.first, kNothing);
     std::fill(scores + visible.last, scores + end, kNothing);
-    Simd::Vector lanes = Simd::load(scores + begin);
-    for (int64_t key = begin + Simd::kWidth; key < end; key += Simd::kWidth)
+    Simd::Vector lanes = Simd::broadcast(kNothing);
+    Simd::Vector numbers = Simd::zero(); // how many scores are no NaN, which comparisons and exponential() pass over
+    for (int64_t key = begin; key < end; key += Simd::kWidth)
     {
-        lanes = Simd::maximum(lanes, Simd::load(scores + key));
+        Simd::Vector const score = Simd::load(scores + key);
+        lanes = Simd::maximum(lanes, score);
+        numbers = Simd::add(numbers, Simd::where_at_least(score, score, Simd::broadcast(1.0f)));
     }
     float each[Simd::kWidth];
     Simd::store(each, lanes);
     *largest = *std::max_element(each, each + Simd::kWidth);
+    Simd::store(each, numbers);
+    if (std::accumulate(each, each + Simd::kWidth, 0.0f) != static_cast<float>(end - begin)
+        || *largest == -kNothing)
+    {
+        *largest = std::numeric_limits<float>::quiet_NaN();
+    }
     Simd::Vector const maximum = Simd::broadcast(*largest);
     Simd::Vector total = Simd::zero();
     for (int64_t key = begin; key < end; key += Simd::kWidth)
