@@ -53,15 +53,46 @@ def test_cache_and_weights_in_closed_form() -> None:
 
 def test_activations_in_closed_form() -> None:
     tokens = 3 * 512
-    partials = 1024 * (64 * (128 + 2) * 4 + 4)
-    attention = tokens * (28 + 4) * 128 * 4 + partials + 4096  # as in plugins/tensorrt/workspace.py
+    logits = (1 << 20) + 3 * 152064 * 4  # and what alignment adds
     dense = MemoryBudget(SEVEN_B, "float16", 0, chunk=512, logits=1)
-    assert dense.activations(3, 512) == tokens * (3 * 3584 + 3 * 18944) * 2 + attention
+    assert dense.activations(3, 512) == tokens * (6 * 3584 + 3 * 18944) * 2 + logits
     moe = MemoryBudget(MOE_57B, "float16", 0, chunk=512, logits=1)
+    # as in plugins/tensorrt/workspace.py
     experts = 8 * tokens * (2 * 2560 + 3584) * 4 + (tokens * 64 + 8 * tokens + 64) * 64 + 4096
-    assert moe.activations(3, 512) == tokens * (3 * 3584 + 3584 + 3 * 20480 + 64) * 2 + experts
+    needed = tokens * (9 * 3584 + 3 * 20480 + 64) * 2 + experts
+    assert moe.activations(3, 512) == needed + (1 << 20) + 3 * 151936 * 4
     head = MemoryBudget(SEVEN_B, "float16", 0, chunk=512, logits=512)
-    assert head.activations(3, 512) == tokens * 3584 * 2 + tokens * 152064 * (2 + 4)
+    assert head.activations(3, 512) == (1 << 20) + tokens * 12 * 3584 * 2 + tokens * 152064 * (2 + 4)
+
+
+HALF_B = config(
+    hidden_size=896, intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14,
+    num_key_value_heads=2, vocab_size=151936, max_position_embeddings=32768,
+)  # fmt: skip
+MOE_A2_7B = config(
+    model_type="qwen2_moe", hidden_size=2048, intermediate_size=5632, num_hidden_layers=24, num_experts=60,
+    num_attention_heads=16, num_key_value_heads=16, vocab_size=151936, num_experts_per_tok=4,
+    moe_intermediate_size=1408, shared_expert_intermediate_size=5632, max_position_embeddings=32768,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("model", "logits", "scratch"),
+    [
+        (HALF_B, 64, 324_861_952),
+        (HALF_B, 128, 476_643_328),
+        (SEVEN_B, 64, 1_251_753_984),
+        (MOE_A2_7B, 64, 1_529_000_000 - 512 * 151936 * 4),
+        (MOE_A2_7B, 1, 1_250_926_592),
+    ],
+)
+def test_activations_cover_what_tensorrt_takes_and_little_more(
+    model: ModelConfig, logits: int, scratch: int
+) -> None:
+    """Against the "Total Activation Memory" of builds for profile a100: 8 rows of 1,024 tokens."""
+    needed = scratch + 8 * logits * model.vocab_size * 4
+    planned = MemoryBudget(model, "bfloat16", 0, chunk=1024, logits=logits).activations(8, 1024)
+    assert needed <= planned <= 1.04 * needed
 
 
 def test_a_dense_layer_among_sparse_ones_counts() -> None:
