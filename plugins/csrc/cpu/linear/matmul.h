@@ -19,14 +19,20 @@ namespace
 #if defined(__clang__)
 #define Q2EXPORT_UNROLL _Pragma("unroll")
 #else
-#define Q2EXPORT_UNROLL _Pragma("GCC unroll 16")
+#define Q2EXPORT_UNROLL _Pragma("GCC unroll 32")
+#endif
+
+// Has a vector loaded once: where few instructions use it, GCC loads it again for each.
+#if defined(__AVX2__) && defined(__GNUC__)
+#define Q2EXPORT_IN_REGISTER(vector) __asm__("" : "+v"(vector))
+#else
+#define Q2EXPORT_IN_REGISTER(vector)
 #endif
 
 constexpr int64_t kBlockBytes = 3584; // of a row that are summed at a time: what a tile reads is about the L1 cache
 constexpr int64_t kPackedOuts = 64;   // outputs whose weights are put into panels at a time: 224 KB
-constexpr int kOuts = 4;              // columns of a register tile
-// Bytes by which a tile of three rows or more fetches weights ahead; with fewer the processor itself is ahead enough.
-constexpr int kFetchAhead = 1024;
+constexpr int kOuts = 4;              // columns of a panel
+constexpr int kFetchAhead = 1024;     // bytes by which weights are fetched into the L1 cache
 
 // Length of all blocks but the last: equal shares, in whole cache lines of 16-bit and 32-bit elements.
 template <typename Product>
@@ -53,21 +59,18 @@ inline float read_bias(Linear const& linear, int64_t out)
 }
 
 // Rows of input times columns of weights, over one block. Weights of `kColumns` outputs lie `weight_stride` bytes apart and
-// are fetched `kAhead` bytes ahead; columns of `sums` beyond them are zero.
+// are fetched `kAhead` bytes ahead. Sums are written row by row, as many as fill whole fours.
 template <typename Product, int kRows, int kColumns, int kAhead = 0>
 inline void multiply_tile(typename Product::Element const* input, int64_t input_stride, Bytes weight,
-    int64_t weight_stride, int64_t length, float (&sums)[kRows][kOuts])
+    int64_t weight_stride, int64_t length, float* sums)
 {
     using Operand = typename Product::Operand;
-    Simd::Vector acc[kRows][kOuts];
+    constexpr int kFours = (kRows * kColumns + 3) / 4;
+    Simd::Vector acc[kFours][4]; // row by row
     Q2EXPORT_UNROLL
-    for (int row = 0; row < kRows; ++row)
+    for (int i = 0; i < kFours * 4; ++i)
     {
-        Q2EXPORT_UNROLL
-        for (int column = 0; column < kOuts; ++column)
-        {
-            acc[row][column] = Simd::zero();
-        }
+        acc[i / 4][i % 4] = Simd::zero();
     }
     int64_t k = 0;
     for (; k + Product::kStep <= length; k += Product::kStep)
@@ -78,18 +81,23 @@ inline void multiply_tile(typename Product::Element const* input, int64_t input_
         {
             if (kAhead > 0)
             {
-                __builtin_prefetch(weight + column * weight_stride + k * Product::kBytes + kAhead);
+                __builtin_prefetch(weight + column * weight_stride + k * Product::kBytes + kAhead, 0, 2); // to the L2 cache
             }
             w[column] = Product::weight(weight + column * weight_stride + k * Product::kBytes);
         }
         Q2EXPORT_UNROLL
         for (int row = 0; row < kRows; ++row)
         {
-            Operand const x = Product::load(input + row * input_stride + k);
+            Operand x = Product::load(input + row * input_stride + k);
+            if (kColumns < 4)
+            {
+                Q2EXPORT_IN_REGISTER(x);
+            }
             Q2EXPORT_UNROLL
             for (int column = 0; column < kColumns; ++column)
             {
-                acc[row][column] = Product::add(x, w[column], acc[row][column]);
+                Simd::Vector& sum = acc[(row * kColumns + column) / 4][(row * kColumns + column) % 4];
+                sum = Product::add(x, w[column], sum);
             }
         }
     }
@@ -105,81 +113,16 @@ inline void multiply_tile(typename Product::Element const* input, int64_t input_
             for (int row = 0; row < kRows; ++row)
             {
                 Operand const x = Product::load_first(input + row * input_stride + k, rest);
-                acc[row][column] = Product::add(x, w, acc[row][column]);
+                Simd::Vector& sum = acc[(row * kColumns + column) / 4][(row * kColumns + column) % 4];
+                sum = Product::add(x, w, sum);
             }
         }
     }
     Q2EXPORT_UNROLL
-    for (int row = 0; row < kRows; ++row)
+    for (int four = 0; four < kFours; ++four)
     {
-        Simd::sum4(acc[row], sums[row]);
+        Simd::store4(sums + four * 4, Simd::sum4(acc[four]));
     }
-}
-
-// Adds a block's sums to outputs `out_stride` apart: `first` and `last` say which of its blocks this is.
-template <int kRows>
-inline void add_sums(Linear const& linear, int64_t row, int64_t out, int64_t out_stride, int columns, bool first,
-    bool last, float const (&sums)[kRows][kOuts])
-{
-    for (int column = 0; column < columns; ++column)
-    {
-        int64_t const place = out + column * out_stride;
-        bool const has_bias = last && linear.bias != nullptr;
-        float const bias = has_bias ? read_bias(linear, place) : 0.0f;
-        for (int r = 0; r < kRows; ++r)
-        {
-            float& target = linear.output[(row + r) * linear.out_features + place];
-            float const sum = first ? sums[r][column] : target + sums[r][column];
-            target = has_bias ? sum + bias : sum;
-        }
-    }
-}
-
-// A register tile's place: `columns` outputs, `out_stride` apart, and one block of their weights, `weight_stride` bytes
-// apart.
-struct Tile
-{
-    int64_t out;
-    int64_t out_stride;
-    int64_t columns; // 1 or kOuts
-    int64_t start;
-    int64_t length;
-    Bytes weight;
-    int64_t weight_stride;
-};
-
-template <typename Product, int kRows>
-inline void multiply_rows(Linear const& linear, int64_t row, Tile const& tile)
-{
-    float sums[kRows][kOuts];
-    auto const* const input = Product::input(linear) + row * linear.in_features + tile.start;
-    if (tile.columns == kOuts)
-    {
-        multiply_tile<Product, kRows, kOuts, kRows < 3 ? 0 : kFetchAhead>(
-            input, linear.in_features, tile.weight, tile.weight_stride, tile.length, sums);
-    }
-    else
-    {
-        multiply_tile<Product, kRows, 1>(
-            input, linear.in_features, tile.weight, tile.weight_stride, tile.length, sums);
-    }
-    add_sums(linear, row, tile.out, tile.out_stride, static_cast<int>(tile.columns), tile.start == 0,
-        tile.start + tile.length == linear.in_features, sums);
-}
-
-// multiply_rows for `rows` of 1 .. kTileRows.
-template <typename Product, int kRows = Simd::kTileRows>
-inline void multiply(Linear const& linear, int64_t row, int64_t rows, Tile const& tile)
-{
-    if constexpr (kRows > 1)
-    {
-        if (rows < kRows)
-        {
-            multiply<Product, kRows - 1>(linear, row, rows, tile);
-            return;
-        }
-    }
-    multiply_rows<Product, kRows>(linear, row, tile);
 }
 
 // Where element `k` of a panel's column lies: vectors of the four columns alternate, so that a tile reads one stream.
