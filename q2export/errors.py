@@ -40,7 +40,8 @@ class ProfileError(Q2ExportError):
     """A profile, or a value that overrides one of it, is malformed or cannot be honoured.
 
     Attributes:
-        advice: overrides that would help, one mapping for each way; the command line shows the options.
+        advice: overrides that would help, one mapping for each way, ``profile`` being another profile; the
+            command line shows the options.
     """
 
     def __init__(self, message: str, advice: Sequence[Mapping[str, object]] = ()) -> None:

@@ -166,6 +166,8 @@ def _engine_rows(engine: Mapping[str, Any]) -> list[tuple[str, str]]:
     parts = ", ".join(
         f"{what.replace('_', ' ')} {format_bytes(gpu[what])}" for what in gpu if what != "total"
     )
+    if streamed := engine["streamed_weight_bytes"]:
+        parts += f"; {format_bytes(streamed)} of weights in host memory"
     at_hand = f", {format_bytes(free)} free" if free is not None else ""
     return [
         ("builder", f"{engine['builder']} {engine['builder_version']}"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
@@ -133,9 +134,13 @@ def _message(error: Exception) -> str:
     )
 
 
+_OPTIONS = {"profile": "--profile", "quantization.weights": "--quantization", "builder": "--builder"}
+
+
 def _as_options(overrides: Mapping[str, object]) -> str:
-    """Overrides of a profile as the options that give them."""
-    return " ".join(
-        f"--set {key}={value if isinstance(value, str) else json.dumps(value)}"
-        for key, value in overrides.items()
-    )
+    """Overrides of a profile as the options that give them, quoted for a shell."""
+    words = []
+    for key, value in overrides.items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        words += [_OPTIONS[key], text] if key in _OPTIONS else ["--set", f"{key}={text}"]
+    return shlex.join(words)

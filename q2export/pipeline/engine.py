@@ -16,10 +16,11 @@ from q2export.inspect.machine import available_memory_bytes, gpus
 from q2export.package.manifest import EngineInfo, TensorRTInfo
 from q2export.package.placement import require_free_space
 from q2export.package.writer import PackageWriter
-from q2export.pipeline.memory import GpuNeed, budget, check_gpu_memory, host_bytes_to_build
+from q2export.pipeline.fitting import check_gpu_memory, narrower_weights
+from q2export.pipeline.memory import GpuNeed, budget, host_bytes_to_build
 
 if TYPE_CHECKING:
-    from q2export.exporter.checkpoint.config import ModelConfig
+    from q2export.exporter.weights.plan import WeightPlan
 
 ENGINE_FILE = "rank0.engine"
 """One engine per GPU of a tensor-parallel group; there is one GPU."""
@@ -55,6 +56,7 @@ class EnginePlan:
                 "activations": need.activations,
                 "total": need.total,
             },
+            "streamed_weight_bytes": need.streamed_weights,
             "host_bytes": self.host_bytes,
             "host_available_bytes": self.host_available,
         }
@@ -76,26 +78,26 @@ def select_builder(profile: Profile) -> ModuleType:
     return trt
 
 
-def plan_engine(
-    trt: ModuleType, config: ModelConfig, weights: int, profile: Profile, dtype: str
-) -> EnginePlan:
+def plan_engine(trt: ModuleType, weights: WeightPlan, profile: Profile, dtype: str) -> EnginePlan:
     """Check that the model fits the GPU, and compute what building it takes. Nothing is written or read.
 
     Args:
         trt: from :func:`select_builder`.
-        config: of the model.
-        weights: their bytes in the graph.
+        weights: of the model.
         profile: what to build for, fit to the model.
         dtype: of the graph.
 
     Raises:
-        ProfileError: it does not fit; names the largest batch and capacity that would.
+        ProfileError: it does not fit; names what would.
     """
+    from q2export.exporter.weights.sizes import planned_bytes
     from q2export.plugins.tensorrt.loader import is_rtx
 
-    need = check_gpu_memory(budget(config, dtype, weights, profile), profile)
+    total = planned_bytes(weights, "tensorrt", dtype).total
+    wanted = budget(weights.config, dtype, total, profile)
+    need = check_gpu_memory(wanted, profile, narrower_weights(weights, profile, dtype))
     builder = "rtx" if is_rtx(trt) else "tensorrt"
-    return EnginePlan(trt, builder, need, host_bytes_to_build(weights), available_memory_bytes())
+    return EnginePlan(trt, builder, need, host_bytes_to_build(total), available_memory_bytes())
 
 
 def announce(plan: EnginePlan) -> None:
@@ -157,7 +159,8 @@ def build_engine(
         weight_streaming=profile.weight_streaming,
         timing_cache=timing_cache,
     )
-    require_free_space(writer.folder, plan.gpu_need.weights, "the engine")
+    need = plan.gpu_need
+    require_free_space(writer.folder, need.weights + need.streamed_weights, "the engine")
     network = Network(plan.trt, writer.folder / graph_engine.file)
     with (
         progress_bar("building engine", PROGRESS_STEPS, "it") as advance,

@@ -122,7 +122,6 @@ def resolve_job(model: str | Path, options: BuildOptions) -> Job:
     Raises:
         Q2ExportError: what ``build`` would refuse.
     """
-    from q2export.exporter.weights.sizes import planned_bytes
     from q2export.runtime.text import open_text, warn_of_unsupported
 
     resolved = load_profile(options.profile, options.overrides)
@@ -135,9 +134,7 @@ def resolve_job(model: str | Path, options: BuildOptions) -> Job:
     text = open_text(job.weights.folder, job.weights.config.vocab_size)
     warn_of_unsupported(job.weights.folder, text.defaults)
     if trt is not None:
-        weights = planned_bytes(job.weights, "tensorrt", job.dtype).total
-        plan = engine_build.plan_engine(trt, job.weights.config, weights, job.profile, job.dtype)
-        job = replace(job, engine=plan)
+        job = replace(job, engine=engine_build.plan_engine(trt, job.weights, job.profile, job.dtype))
     _refuse_idle_options(job, options)
     return job
 

@@ -15,13 +15,11 @@ from q2export.contracts import opspec
 from q2export.contracts.dtypes import BY_NAME
 from q2export.contracts.memory import CacheShape
 from q2export.contracts.profile import Profile
-from q2export.errors import ProfileError
 from q2export.plugins.tensorrt.workspace import reserved_bytes
 
 if TYPE_CHECKING:
     from q2export.exporter.checkpoint.config import ModelConfig
 
-_MIB = 1 << 20
 RESERVED_BYTES = 1 << 30
 """Of the GPU's memory, for the CUDA context, the kernels and fragmentation."""
 
@@ -50,13 +48,14 @@ files of the checkpoint count as resident memory too, but the system takes them 
 
 @dataclass(frozen=True)
 class GpuNeed:
-    """Bytes an engine needs on the GPU, by part."""
+    """Bytes an engine needs on the GPU, by part; ``streamed_weights`` are those that stay in host memory."""
 
     batch: int
     capacity: int
     weights: int
     kv_cache: int
     activations: int
+    streamed_weights: int = 0
 
     @property
     def total(self) -> int:
@@ -71,8 +70,9 @@ class MemoryBudget:
     Attributes:
         config: the model.
         dtype: of weights, activations and KV cache: ``float16`` or ``bfloat16``.
-        weight_bytes: on the GPU; 0 if they are streamed from the host.
+        weight_bytes: of all weights.
         chunk: tokens per sequence of the largest step. logits: positions per sequence it returns.
+        streamed: whether weights for which there is no room stay in host memory.
     """
 
     config: ModelConfig
@@ -80,14 +80,31 @@ class MemoryBudget:
     weight_bytes: int
     chunk: int
     logits: int
+    streamed: bool = False
 
-    def need(self, batch: int, capacity: int) -> GpuNeed:
-        """What a batch of sequences of ``capacity`` tokens needs."""
+    def need(self, batch: int, capacity: int, available: int | None = None) -> GpuNeed:
+        """What a batch of sequences of ``capacity`` tokens needs.
+
+        Streamed weights take what the rest leaves of ``available`` bytes, at least what staging them takes.
+        """
         config = self.config
         cache = CacheShape(config.num_hidden_layers, config.num_key_value_heads, config.head_dim, self.dtype)
         kv_cache = batch * capacity * cache.bytes_per_token
         step = self.activations(batch, min(self.chunk, capacity))
-        return GpuNeed(batch, capacity, self.weight_bytes, kv_cache, step)
+        weights = self.weight_bytes
+        if self.streamed and available is not None:
+            room = available - kv_cache - step - RESERVED_BYTES
+            weights = min(weights, max(room, self._staging_bytes))
+        return GpuNeed(batch, capacity, weights, kv_cache, step, self.weight_bytes - weights)
+
+    @property
+    def _staging_bytes(self) -> int:
+        """Room for the largest weight and for the next one, as large at most."""
+        config = self.config
+        widest = max(
+            config.vocab_size, config.intermediate_size, config.num_attention_heads * config.head_dim
+        )
+        return 2 * widest * config.hidden_size * BY_NAME[self.dtype].itemsize
 
     def activations(self, batch: int, sequence: int) -> int:
         """Bytes the largest step takes: TensorRT's scratch memory, and the float32 logits it returns.
@@ -126,62 +143,17 @@ class MemoryBudget:
 
     def largest_capacity(self, batch: int, most: int, available: int) -> int:
         """Largest capacity up to ``most`` that fits ``available`` bytes; 0 if none does."""
-        return _largest(most, lambda capacity: self.need(batch, capacity).total <= available)
+        return _largest(most, lambda capacity: self.need(batch, capacity, available).total <= available)
 
     def largest_batch(self, capacity: int, most: int, available: int) -> int:
         """Largest batch up to ``most`` that fits ``available`` bytes; 0 if none does."""
-        return _largest(most, lambda batch: self.need(batch, capacity).total <= available)
+        return _largest(most, lambda batch: self.need(batch, capacity, available).total <= available)
 
 
 def budget(config: ModelConfig, dtype: str, weight_bytes: int, profile: Profile) -> MemoryBudget:
     """The budget of a model under a profile."""
-    on_gpu = 0 if profile.weight_streaming else weight_bytes
-    return MemoryBudget(config, dtype, on_gpu, profile.prefill_chunk, profile.max_logits)
-
-
-def check_gpu_memory(wanted: MemoryBudget, profile: Profile) -> GpuNeed:
-    """Refuse a batch and capacity that cannot fit the profile's GPU together with the model.
-
-    Args:
-        wanted: the model's budget.
-        profile: names the GPU, its memory, the largest batch and capacity. Without ``memory_mib`` nothing is
-            refused.
-
-    Raises:
-        ProfileError: naming what is needed, what there is, and the largest batch and capacity that would fit.
-    """
-    need = wanted.need(profile.batch.max, profile.capacity.max)
-    if profile.memory_mib is None or need.total <= profile.memory_mib * _MIB:
-        return need
-    available = profile.memory_mib * _MIB
-    way_out, advice = _advice(wanted, profile, available)
-    raise ProfileError(
-        f"{profile.gpu or profile.name} has {_gib(available)}, but batch {need.batch} with capacity "
-        f"{need.capacity} needs {_gib(need.total)}: weights {_gib(need.weights)}, KV cache "
-        f"{_gib(need.kv_cache)}, activations {_gib(need.activations)}, reserve {_gib(RESERVED_BYTES)}; "
-        f"{way_out}",
-        advice,
-    )
-
-
-def _advice(wanted: MemoryBudget, profile: Profile, available: int) -> tuple[str, list[dict[str, object]]]:
-    """What would fit, in words and as overrides of the profile."""
-    if wanted.need(1, 1).total > available:
-        if profile.weight_streaming:
-            return "not even one sequence fits; use a GPU with more memory", []
-        words = "not even one sequence fits; use a GPU with more memory, or keep weights on the host"
-        return words, [{"weight_streaming": True}]
-    batch, capacity = profile.batch.max, profile.capacity.max
-    choices: dict[tuple[int, int], dict[str, object]] = {}
-    if tokens := wanted.largest_capacity(batch, capacity, available):
-        choices[batch, tokens] = {"capacity.max": tokens}
-    if rows := wanted.largest_batch(capacity, batch, available):
-        choices[rows, capacity] = {"batch.max": rows}
-    elif batch > 1:
-        tokens = wanted.largest_capacity(1, capacity, available)
-        choices[1, tokens] = {"batch.max": 1, "capacity.max": tokens}
-    words = " or ".join(f"batch {rows} with capacity {tokens}" for rows, tokens in choices)
-    return f"the largest that would fit: {words}", list(choices.values())
+    chunk, logits = profile.prefill_chunk, profile.max_logits
+    return MemoryBudget(config, dtype, weight_bytes, chunk, logits, profile.weight_streaming)
 
 
 def host_bytes_to_build(weight_bytes: int) -> int:
@@ -205,7 +177,3 @@ def _largest(most: int, fits: Callable[[int], bool]) -> int:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits(middle) else (low, middle - 1)
     return low
-
-
-def _gib(count: int) -> str:
-    return f"{count / (1 << 30):.1f} GiB"

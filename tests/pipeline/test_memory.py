@@ -14,13 +14,8 @@ from q2export.contracts.profile_loading import fit_to_model, load_profile, profi
 from q2export.contracts.ranges import Range
 from q2export.errors import ProfileError
 from q2export.exporter.checkpoint.config import ModelConfig, parse_config
-from q2export.pipeline.memory import (
-    RESERVED_BYTES,
-    MemoryBudget,
-    budget,
-    check_gpu_memory,
-    host_bytes_to_build,
-)
+from q2export.pipeline.fitting import check_gpu_memory
+from q2export.pipeline.memory import RESERVED_BYTES, MemoryBudget, budget, host_bytes_to_build
 from tests.helpers.checkpoints import tiny_config
 
 GIB = 1 << 30
@@ -158,10 +153,23 @@ def test_the_advice_is_the_largest_that_fits(batch: int, capacity: int, memory_m
     assert offered == expected
 
 
-def test_streamed_weights_are_not_on_the_gpu() -> None:
+def test_streamed_weights_take_what_the_rest_leaves() -> None:
     profile = replace(load_profile("l4"), weight_streaming=True)
+    assert profile.memory_mib is not None
     need = check_gpu_memory(budget(MOE_57B, "bfloat16", MOE_57B_BYTES, profile), profile)
-    assert need.weights == 0
+    assert need.total == profile.memory_mib << 20
+    assert need.weights + need.streamed_weights == MOE_57B_BYTES
+    small = check_gpu_memory(budget(MOE_57B, "bfloat16", 5 * GIB, profile), profile)
+    assert (small.weights, small.streamed_weights) == (5 * GIB, 0)
+
+
+def test_streamed_weights_need_room_to_be_staged() -> None:
+    """For the head, 2 * 151,936 * 3,584 bytes, and one more of its size."""
+    profile = replace(load_profile("l4"), weight_streaming=True, memory_mib=4 * 1024)
+    with pytest.raises(
+        ProfileError, match=r"weights 2\.0 GiB, .* largest that would fit: batch 4 with capacity"
+    ):
+        check_gpu_memory(budget(MOE_57B, "bfloat16", MOE_57B_BYTES, profile), profile)
 
 
 def test_without_a_size_nothing_is_refused() -> None:
