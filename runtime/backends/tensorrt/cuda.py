@@ -28,6 +28,9 @@ class Cuda(Protocol):
     def device(self) -> Device:
         """The current GPU."""
 
+    def free_memory(self) -> int:
+        """Bytes of the GPU's memory that nobody uses."""
+
     def allocate(self, size: int) -> int:
         """Device memory of ``size`` bytes, aligned to at least 256."""
 
@@ -98,6 +101,10 @@ class CudaRuntime:
         name = properties.name.split(b"\0")[0].decode(errors="replace")
         return Device(name, f"{properties.major}.{properties.minor}")
 
+    def free_memory(self) -> int:
+        """See :meth:`Cuda.free_memory`."""
+        return int(self._call("cudaMemGetInfo"))  # and the total, which is left out
+
     def allocate(self, size: int) -> int:
         """See :meth:`Cuda.allocate`."""
         return int(self._call("cudaMalloc", size))
@@ -163,7 +170,7 @@ class CudaRuntime:
         self._call("cudaGraphExecDestroy", graph)
 
     def _call(self, name: str, *arguments: Any) -> Any:
-        """Call the runtime; its functions return a status and at most one result."""
+        """Call the runtime; its functions return a status and results, of which the first is taken."""
         status, *results = getattr(self._api, name)(*arguments)
         if status != self._api.cudaError_t.cudaSuccess:
             sizes = f" of {arguments[0]:,} bytes" if name in ("cudaMalloc", "cudaMallocHost") else ""

@@ -83,8 +83,6 @@ def load_engine(
         for index in range(engine.num_optimization_profiles)
     )
     check_profiles(str(path), info, profiles, rebuild_command)
-    if engine.streamable_weights_size:
-        engine.weight_streaming_budget_v2 = engine.get_weight_streaming_automatic_budget()
     return LoadedEngine(engine, runtime, profiles)
 
 

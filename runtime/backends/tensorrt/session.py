@@ -19,7 +19,14 @@ from q2export.runtime.backends.tensorrt.compatibility import Found, check_compat
 from q2export.runtime.backends.tensorrt.cuda import Cuda, CudaRuntime
 from q2export.runtime.backends.tensorrt.engine_file import LoadedEngine, load_engine
 from q2export.runtime.backends.tensorrt.profiles import Step, Window, plan_windows
-from q2export.runtime.backends.tensorrt.workspace import Mirror, TensorRTCache, Workspace, WorkspacePool
+from q2export.runtime.backends.tensorrt.weight_streaming import limit_weights
+from q2export.runtime.backends.tensorrt.workspace import (
+    Mirror,
+    TensorRTCache,
+    Workspace,
+    WorkspacePool,
+    largest_workspace_bytes,
+)
 
 
 def open_backend(
@@ -72,6 +79,9 @@ class TensorRTBackend:
         self._profiles = tuple(one.narrowed(info.prefill_chunk) for one in loaded.profiles)
         self._widest = max(one.sequence.max for one in self._profiles)
         self._stream = cuda.create_stream()
+        largest = InputLayout(info.max_batch, self._widest, max(one.logits.max for one in self._profiles))
+        # Before there are contexts: TensorRT takes no other budget afterwards.
+        self._streams_weights = limit_weights(loaded.engine, cuda, largest_workspace_bytes(info, largest))
         sizes = [loaded.engine.get_device_memory_size_for_profile_v2(one.index) for one in self._profiles]
         # The contexts never run at the same time, so they share their scratch memory.
         scratch = cuda.allocate(aligned(max(1, *sizes)))
@@ -79,11 +89,6 @@ class TensorRTBackend:
             one.index: _make_context(loaded.engine, trt, one.index, self._stream, (scratch, size))
             for one, size in zip(self._profiles, sizes, strict=True)
         }
-        largest = InputLayout(
-            info.max_batch,
-            max(one.sequence.max for one in self._profiles),
-            max(one.logits.max for one in self._profiles),
-        )
         self._pool = WorkspacePool(cuda, self._stream, largest, info.vocab_size)
         release = weakref.finalize(self, _release, cuda, self._stream, scratch, self._pool)
         release.atexit = False  # the driver may be gone by then, and frees everything itself
@@ -169,7 +174,8 @@ class TensorRTBackend:
         def enqueue() -> None:
             self._enqueue(context, workspace, layout, logits, wanted)
 
-        if wanted and (window.sequence, window.logits) == (1, 1):
+        # TensorRT copies streamed weights in ways that a graph cannot hold.
+        if wanted and (window.sequence, window.logits) == (1, 1) and not self._streams_weights:
             workspace.graphs.run(rows, prepare, enqueue, lambda: _capturable(context, self._stream))
         else:
             prepare()

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from q2export.errors import GenerationError
+from q2export.package.manifest import EngineInfo
 from q2export.runtime.backends.base import Float32Array
 from q2export.runtime.backends.tensorrt.buffers import InputLayout, KVLayout, logits_bytes
 from q2export.runtime.backends.tensorrt.cuda import Cuda
@@ -109,6 +110,13 @@ class Workspace:
             mirror.free()
         self._mirrors.clear()
         self._cuda.free(self.arena)
+
+
+def largest_workspace_bytes(info: EngineInfo, inputs: InputLayout) -> int:
+    """GPU memory of the largest workspace an engine can ask for; ``inputs`` is its largest call."""
+    cache = KVLayout.of(info, info.max_batch, info.max_capacity)
+    narrow = logits_bytes(inputs.rows, 1, info.vocab_size)
+    return cache.bytes + inputs.bytes + narrow + logits_bytes(inputs.rows, inputs.logits, info.vocab_size)
 
 
 class TensorRTCache:

@@ -67,6 +67,9 @@ class FakeCuda:
         where[address] = block
         return address
 
+    def free_memory(self) -> int:
+        return self.limit - sum(len(block) for block in self.device_memory.values())
+
     def allocate(self, size: int) -> int:
         self.calls.append(("allocate", size))
         return self._allocate(self.device_memory, size)
@@ -234,16 +237,37 @@ class FakeContext:
 
 
 class FakeEngine:
-    """``ICudaEngine`` of the manifest's inputs and outputs."""
+    """``ICudaEngine`` of the manifest's inputs and outputs; ``streamable`` bytes of weights may be streamed."""
 
-    def __init__(self, cuda: FakeCuda, limits: list[dict[str, Range]], capturable: bool = True) -> None:
+    def __init__(
+        self, cuda: FakeCuda, limits: list[dict[str, Range]], capturable: bool = True, streamable: int = 0
+    ) -> None:
         self._cuda = cuda
         self._limits = limits
         self._capturable = capturable
         self.contexts: list[FakeContext] = []
+        self.num_optimization_profiles = len(limits)
+        self.streamable_weights_size = streamable
+        self._weights: int | None = None
+        self._budget = streamable
+
+    @property
+    def weight_streaming_budget_v2(self) -> int:
+        return self._budget
+
+    @weight_streaming_budget_v2.setter
+    def weight_streaming_budget_v2(self, budget: int) -> None:
+        """Refused, as TensorRT does, in silence once there is a context."""
+        if self.contexts or not self.streamable_weights_size:
+            return
+        if self._weights is not None:
+            self._cuda.free(self._weights)
+        self._weights = self._cuda.allocate(budget) if budget else None
+        self._budget = budget
 
     def get_device_memory_size_for_profile_v2(self, index: int) -> int:
-        return 1000 * (index + 1)
+        staging = 5000 if self._budget < self.streamable_weights_size else 0
+        return 1000 * (index + 1) + staging
 
     def create_execution_context(self, strategy: object) -> FakeContext:
         assert strategy == "user managed"
@@ -269,7 +293,6 @@ class FakeFile:
         self.tensors = expected_tensors(info)
         self.limits = limits
         self.num_optimization_profiles = len(limits)
-        self.streamable_weights_size = 0
         self.aliases: dict[str, str | None] = {
             name: name.replace("present", "past") for name in self.tensors if name.startswith("present")
         }

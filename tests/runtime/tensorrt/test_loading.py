@@ -92,6 +92,7 @@ def runtime_without_gpu() -> CudaRuntime:
     ("method", "arguments", "call"),
     [
         ("device", (), "cudaGetDevice"),
+        ("free_memory", (), "cudaMemGetInfo"),
         ("allocate", (1 << 20,), "cudaMalloc of 1,048,576 bytes"),
         ("allocate_host", (4096,), "cudaMallocHost of 4,096 bytes"),
         ("create_stream", (), "cudaStreamCreateWithFlags"),
