@@ -14,7 +14,7 @@ from q2export.plugins.tensorrt import kernels
 from q2export.plugins.tensorrt.fields import Attributes, SerializedFields
 from q2export.plugins.tensorrt.refusals import recorded
 from q2export.plugins.tensorrt.shapes import Shape, bind_symbols, input_specs, output_places
-from q2export.plugins.tensorrt.workspace import reserved_bytes
+from q2export.plugins.tensorrt.workspace import ALIGNMENT, aligned, reserved_bytes
 
 _INTERFACES = ("IPluginV3", "IPluginV3OneCore", "IPluginV3OneBuildV2", "IPluginV3OneRuntime")
 _NOT_ALIASED = -1
@@ -128,7 +128,8 @@ class GenericPlugin:
     def get_workspace_size(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
         """Return the bytes for the largest shapes of the profile."""
         sizes = self._bind([tuple(each.max) for each in inputs])
-        return reserved_bytes(self._spec, sizes, self._attributes)
+        reserved = reserved_bytes(self._spec, sizes, self._attributes)
+        return reserved + ALIGNMENT if reserved else 0
 
     def enqueue(
         self,
@@ -153,7 +154,7 @@ class GenericPlugin:
             dtype=BY_TENSORRT[input_desc[0].type.name].name,
             node=self._node,
         )
-        kernels.launch(call, inputs, outputs, workspace, stream)
+        kernels.launch(call, inputs, outputs, aligned(workspace), stream)
 
     def _bind(self, shapes: Sequence[Shape]) -> dict[str, int]:
         with recorded():

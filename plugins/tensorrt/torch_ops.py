@@ -26,8 +26,8 @@ from q2export.errors import GenerationError
 from q2export.plugins.tensorrt import kernels
 from q2export.plugins.tensorrt.fields import check_attributes
 from q2export.plugins.tensorrt.shapes import bind_symbols
+from q2export.plugins.tensorrt.workspace import ALIGNMENT, aligned
 
-_ALIGNMENT = 256  # Q2EXPORT_WORKSPACE_ALIGNMENT
 _DEFINED_BY_THE_EXPORTER = (opspec.ROTARY, opspec.ATTENTION, opspec.MOE)
 _IN_PLACE = (opspec.ATTENTION, opspec.ROTARY_ATTENTION)
 
@@ -133,8 +133,7 @@ def _launch(
     attributes = check_attributes(spec, values, where)
     sizes = bind_symbols(spec, attributes, [tuple(tensor.shape) for tensor in inputs], where)
     call = kernels.Call(spec, sizes, attributes, name, where)
-    storage = torch.empty(kernels.workspace_bytes(call) + _ALIGNMENT, dtype=torch.uint8, device=device)
-    workspace = storage.data_ptr() + -storage.data_ptr() % _ALIGNMENT
+    storage = torch.empty(kernels.workspace_bytes(call) + ALIGNMENT, dtype=torch.uint8, device=device)
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
     addresses = [[tensor.data_ptr() for tensor in each] for each in (inputs, outputs)]
-    kernels.launch(call, addresses[0], addresses[1], workspace, stream)
+    kernels.launch(call, addresses[0], addresses[1], aligned(storage.data_ptr()), stream)

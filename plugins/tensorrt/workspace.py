@@ -11,17 +11,24 @@ from collections.abc import Mapping
 from q2export.contracts import opspec
 from q2export.plugins.tensorrt.fields import Attributes
 
+ALIGNMENT = 256
+"""``Q2EXPORT_WORKSPACE_ALIGNMENT``. TensorRT does not say how it aligns the workspace of a plugin."""
+
 _FLOAT32 = 4
-_ALIGNMENT = 256  # Q2EXPORT_WORKSPACE_ALIGNMENT
-_SLACK = 16 * _ALIGNMENT  # of the buffers a workspace is divided into
+_SLACK = 16 * ALIGNMENT  # of the buffers a workspace is divided into
 _ROUTING = 64  # bytes for each pair of token and expert: logit, rank, position, weight
 _SPLIT_BLOCKS = 1024  # thread blocks that leave partial results: more work than that needs no splitting
 _SPLIT_TOKENS = 16  # new tokens up to which the cache is split
 _SPLIT_ROWS = 64  # query rows, (head of the group, token), of one such block
 
 
+def aligned(address: int) -> int:
+    """The first address from ``address`` on that the kernels take for a workspace."""
+    return address + -address % ALIGNMENT
+
+
 def reserved_bytes(spec: opspec.OpSpec, sizes: Mapping[str, int], attributes: Attributes) -> int:
-    """Return the bytes an engine sets aside.
+    """Return the bytes an engine sets aside; what aligning them takes, :data:`ALIGNMENT`, comes on top.
 
     Args:
         spec: the op.

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from tests.host_cuda.gpus import A100, H200, L4, pretending, thread_order
-from tests.plugins.kernels import Kernels
+from tests.plugins.kernels import KernelError, Kernels
 from tests.plugins.test_csrc_kernels import attention_in_float64, frequencies
-from tests.plugins.test_rotary_kernels import Misaligned, equal_bits, rotated_in_float64
+from tests.plugins.test_rotary_kernels import Misaligned, equal_bits, misaligned_copy, rotated_in_float64
 
 NARROW = [torch.float16, torch.bfloat16]
 SMALLEST = replace(A100, multiprocessors=1)  # nothing is split
@@ -201,12 +201,26 @@ def test_scales_that_are_not_positive(kernels: Kernels, scale: float) -> None:
     assert_as_good_as_torch(tensors, output, scale)
 
 
-def test_misaligned_tensors(host_kernels: Path) -> None:
-    tensors = batch_of([200], [2], 4, 1, 64, torch.float16)
-    for rotation in (None, (frequencies(64), 1.0)):
-        output, _, _ = Misaligned(host_kernels).attention(tensors, 0, rotation, scale=0.125)
-        aligned, _, _ = Kernels(host_kernels).attention(tensors, 0, rotation, scale=0.125)
-        assert (output - aligned).abs().max() < 2e-3
+@pytest.mark.parametrize(("which", "name"), [(0, "query"), (3, "present_key"), (4, "present_value")])
+@pytest.mark.parametrize("sequence", [2, 17], ids=["decode", "prefill"])
+def test_misaligned_tensors_are_refused(host_kernels: Path, which: int, name: str, sequence: int) -> None:
+    class OneMisaligned(Kernels):
+        def moved(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+            copies = super().moved(tensors)
+            copies[which] = misaligned_copy(copies[which])
+            return copies
+
+    tensors = batch_of([200], [sequence], 4, 1, 64, torch.float16)
+    message = rf"invalid argument: group_query_attention: {name} is at 0x\w+, expected a multiple of 16 bytes"
+    with pytest.raises(KernelError, match=message):
+        OneMisaligned(host_kernels).attention(tensors, scale=0.125)
+
+
+def test_a_misaligned_query_is_rotated_into_the_workspace(host_kernels: Path) -> None:
+    tensors, rotation = batch_of([200], [2], 4, 1, 64, torch.float16), (frequencies(64), 1.0)
+    output, _, _ = Misaligned(host_kernels).attention(tensors, 0, rotation, scale=0.125)
+    aligned, _, _ = Kernels(host_kernels).attention(tensors, 0, rotation, scale=0.125)
+    assert torch.equal(output, aligned)
 
 
 @pytest.mark.parametrize("past", [-4, 1021, 1024, 2**40])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import math
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,7 +20,7 @@ from q2export.exporter.graph.ops.moe import moe_reference
 from q2export.plugins.tensorrt.kernels import MoeDesc
 from tests.host_cuda.compiling import compile_for_host
 from tests.host_cuda.gpus import A100, H200, L4, pretending, thread_order
-from tests.plugins.kernels import Kernels
+from tests.plugins.kernels import KernelError, Kernels
 from tests.plugins.moe_probes import SOURCES, TILES, TileKernels, moe_in_float64
 from tests.plugins.test_csrc_kernels import EPSILON, assert_near, experts
 
@@ -225,11 +226,18 @@ class Misaligned(Kernels):
         return copies
 
 
-@pytest.mark.parametrize("which", range(4), ids=["activations", "gate", "up", "down"])
-def test_unaligned_tensors_run_on_the_reference(host_kernels: Path, which: int) -> None:
+@pytest.mark.parametrize(("which", "name"), enumerate(["hidden", "gate[0]", "up[0]", "down[0]"]))
+def test_misaligned_tensors_are_refused(host_kernels: Path, which: int, name: str) -> None:
     hidden, logits, weights = problem(5, 4, 24, 16, torch.bfloat16)
+    message = rf"invalid argument: moe: {re.escape(name)} is at 0x\w+, expected a multiple of 16 bytes"
+    with pytest.raises(KernelError, match=message):
+        Misaligned(host_kernels, which).moe(hidden, logits, weights, 2, True)
+
+
+def test_alignment_does_not_matter_where_the_reference_runs(host_kernels: Path) -> None:
+    hidden, logits, weights = problem(5, 4, 24, 16, torch.float32)
     expected = moe_in_float64(hidden, logits, weights, 2, True)
-    assert_near(Misaligned(host_kernels, which).moe(hidden, logits, weights, 2, True), expected)
+    assert_near(Misaligned(host_kernels, 0).moe(hidden, logits, weights, 2, True), expected)
 
 
 def test_a_gpu_with_little_shared_memory_runs_the_reference(kernels: Kernels) -> None:

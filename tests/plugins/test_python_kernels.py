@@ -83,7 +83,7 @@ def test_the_version_and_types_mirror_the_header() -> None:
 def enqueue(
     trt: ModuleType, plugin: GenericPlugin, inputs: Sequence[Tensor], outputs: Sequence[Tensor]
 ) -> None:
-    """Run a plugin on host memory, with the workspace an engine would reserve."""
+    """Run a plugin on host memory, with the workspace an engine would reserve, at an odd address."""
     names = {
         **{torch.float16: "HALF", torch.bfloat16: "BF16"},
         **{torch.float32: "FLOAT", torch.int64: "INT64"},
@@ -98,10 +98,11 @@ def enqueue(
         for each in (inputs, outputs)
     ]
     bytes_needed = plugin.get_workspace_size(*described)
-    workspace = torch.full((bytes_needed + 256,), 0xFF, dtype=torch.uint8)
-    start = workspace.data_ptr() + -workspace.data_ptr() % 256
+    workspace = torch.full((bytes_needed + 512,), 0xFF, dtype=torch.uint8)
+    start = -workspace.data_ptr() % 256 + 1
     addresses = [[tensor.data_ptr() for tensor in each] for each in (inputs, outputs)]
-    plugin.enqueue(*described, *addresses, start, 0)
+    plugin.enqueue(*described, *addresses, workspace.data_ptr() + start, 0)
+    assert bool((workspace[start + bytes_needed :] == 0xFF).all())
 
 
 def make_plugin(trt: ModuleType, spec: opspec.OpSpec, **changes: float) -> GenericPlugin:

@@ -18,13 +18,16 @@ FACTOR = 1.1386294  # of YaRN with factor 4
 INTEGERS = {2: torch.int16, 4: torch.int32}
 
 
+def misaligned_copy(tensor: Tensor) -> Tensor:
+    """One that begins an element behind a multiple of 16 bytes."""
+    return tensor.new_empty(tensor.numel() + 1)[1:].view(tensor.shape).copy_(tensor)
+
+
 class Misaligned(Kernels):
-    """Tensors that begin one element behind a multiple of 16 bytes."""
+    """The first three tensors are misaligned: x and its positions, or query, key and value."""
 
     def moved(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        return [
-            tensor.new_empty(tensor.numel() + 1)[1:].view(tensor.shape).copy_(tensor) for tensor in tensors
-        ]
+        return [*map(misaligned_copy, tensors[:3]), *super().moved(tensors[3:])]
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,9 @@
  * shapes serves all smaller ones. A workspace is aligned to Q2EXPORT_WORKSPACE_ALIGNMENT bytes, belongs to
  * one call at a time, and needs no initialisation. Where the size is 0 it may be NULL.
  *
+ * Tensors are aligned to 16 bytes where their type is float16 or bfloat16 and the sizes are those of the fast kernels
+ * (docs/kernels.md): a misaligned one is refused, not left to slow kernels. Others are aligned to their elements.
+ *
  * Callers check that q2export_kernels_abi_version() equals Q2EXPORT_KERNELS_ABI_VERSION before any other call.
  * C99 and C++17.
  */

@@ -16,13 +16,21 @@ namespace q2export
 namespace
 {
 
-// The kernel for these tensors; the fast ones read and write 16 bytes at a time.
-AttentionKernel choose_kernel(
-    q2export_attention_desc const& desc, q2export_attention_tensors const& tensors, void const* query)
+// The fast kernels read and write vectors. A query that is rotated lies in the workspace.
+q2export_status check_alignment(char const* op, q2export_attention_desc const& desc,
+    q2export_attention_tensors const& tensors, bool rotates)
 {
-    bool const is_aligned = is_vector_aligned(query) && is_vector_aligned(tensors.present_key)
-        && is_vector_aligned(tensors.present_value) && is_vector_aligned(tensors.output);
-    return is_aligned ? choose_attention_kernel(desc) : AttentionKernel::kReference;
+    if (desc.sequence == 0 || choose_attention_kernel(desc) == AttentionKernel::kReference)
+    {
+        return Q2EXPORT_SUCCESS;
+    }
+    if (!rotates)
+    {
+        Q2EXPORT_TRY(check_aligned(op, "query", tensors.query));
+    }
+    Q2EXPORT_TRY(check_aligned(op, "present_key", tensors.present_key));
+    Q2EXPORT_TRY(check_aligned(op, "present_value", tensors.present_value));
+    return check_aligned(op, "output", tensors.output);
 }
 
 template <typename Element>
@@ -31,7 +39,7 @@ q2export_status run(q2export_attention_desc const& desc, q2export_attention_tens
 {
     bool const rotates = rotation.inv_freq != nullptr;
     Element const* const query = static_cast<Element const*>(rotates ? workspace.query : tensors.query);
-    AttentionKernel const kernel = choose_kernel(desc, tensors, query);
+    AttentionKernel const kernel = choose_attention_kernel(desc);
     Gpu gpu{};
     DecodePlan plan{};
     int64_t num_arrivals = 0;
@@ -78,8 +86,10 @@ q2export_status run_attention(char const* op, q2export_attention_desc const& des
     q2export_attention_tensors const* tensors, Rotation const& rotation, void* workspace, size_t workspace_bytes,
     q2export_stream stream)
 {
-    AttentionWorkspace const parts = lay_out_attention(desc, rotation.inv_freq != nullptr, workspace);
+    bool const rotates = rotation.inv_freq != nullptr;
+    AttentionWorkspace const parts = lay_out_attention(desc, rotates, workspace);
     Q2EXPORT_TRY(check_attention_tensors(op, desc, tensors));
+    Q2EXPORT_TRY(check_alignment(op, desc, *tensors, rotates));
     Q2EXPORT_TRY(check_workspace(op, parts.bytes, workspace, workspace_bytes));
     Q2EXPORT_TRY(carry_over(desc, *tensors, stream));
     if (desc.sequence == 0)

@@ -22,7 +22,6 @@ enum class AttentionKernel
 
 constexpr int64_t kMaxDecodeTokens = 16;
 
-// Pointers that are not aligned to 16 bytes lead to the reference kernel as well; they are not in the description.
 inline AttentionKernel choose_attention_kernel(q2export_attention_desc const& desc)
 {
     constexpr int64_t kMaxPositions = int64_t{1} << 30; // tiles are counted in 32 bits

@@ -2,7 +2,7 @@
 
 #include "attention/prefill_hopper.cuh"
 #include "attention/prefill_kernel.cuh"
-#include "common/arguments.h"
+#include "common/error.h"
 #include "common/launch.cuh"
 #include "common/vector.cuh"
 
@@ -12,16 +12,6 @@ namespace
 {
 
 constexpr char kOp[] = "prefill_attention";
-
-q2export_status check_aligned(char const* name, void const* pointer)
-{
-    if (is_vector_aligned(pointer))
-    {
-        return Q2EXPORT_SUCCESS;
-    }
-    return fail(Q2EXPORT_INVALID_ARGUMENT, "%s: %s is at %p, expected a multiple of %d bytes", kOp, name, pointer,
-        kVectorBytes);
-}
 
 template <typename Element, int kHeadDim, PrefillTile kTile>
 q2export_status launch_prefill(
@@ -56,10 +46,10 @@ q2export_status prefill_attention(q2export_attention_desc const& desc, q2export_
         return fail(Q2EXPORT_UNSUPPORTED, "%s: dtype %d, head_dim %d, scale %g", kOp, static_cast<int>(desc.dtype),
             static_cast<int>(desc.head_dim), static_cast<double>(desc.scale));
     }
-    Q2EXPORT_TRY(check_aligned("query", query));
-    Q2EXPORT_TRY(check_aligned("present_key", tensors.present_key));
-    Q2EXPORT_TRY(check_aligned("present_value", tensors.present_value));
-    Q2EXPORT_TRY(check_aligned("output", tensors.output));
+    Q2EXPORT_TRY(check_aligned(kOp, "query", query));
+    Q2EXPORT_TRY(check_aligned(kOp, "present_key", tensors.present_key));
+    Q2EXPORT_TRY(check_aligned(kOp, "present_value", tensors.present_value));
+    Q2EXPORT_TRY(check_aligned(kOp, "output", tensors.output));
     constexpr float kLog2E = 1.44269504088896340736F;
     PrefillArguments<Element> const arguments{desc, query, static_cast<Element const*>(tensors.present_key),
         static_cast<Element const*>(tensors.present_value), tensors.past_lengths, tensors.query_lengths,

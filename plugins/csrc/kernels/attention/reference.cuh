@@ -1,5 +1,5 @@
 // Causal grouped-query attention over the cache (Ainslie et al. 2023), reference: one block per query head. It computes
-// what the fast kernels do not: float32, any head_dim, any alignment.
+// what the fast kernels do not: float32, any head_dim.
 //
 // Softmax in one pass over tiles of keys, with a running maximum (Milakov and Gimelshein 2018). Everything is float.
 #pragma once

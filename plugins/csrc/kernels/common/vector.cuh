@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "common/error.h"
 #include "common/ptx.cuh"
 
 namespace q2export
@@ -16,6 +17,18 @@ constexpr int kVectorElements = kVectorBytes / static_cast<int>(sizeof(Element))
 inline bool is_vector_aligned(void const* pointer)
 {
     return reinterpret_cast<uintptr_t>(pointer) % kVectorBytes == 0;
+}
+
+// Refuses a tensor that kernels cannot take because they move vectors. A kernel that moves elements would take it, many
+// times slower, and nobody would know why.
+inline q2export_status check_aligned(char const* op, char const* name, void const* pointer)
+{
+    if (is_vector_aligned(pointer))
+    {
+        return Q2EXPORT_SUCCESS;
+    }
+    return fail(Q2EXPORT_INVALID_ARGUMENT, "%s: %s is at %p, expected a multiple of %d bytes", op, name, pointer,
+        kVectorBytes);
 }
 
 template <typename Element>

@@ -3,6 +3,7 @@
 #include <type_traits>
 
 #include "common/launch.cuh"
+#include "common/vector.cuh"
 #include "moe/fast.h"
 #include "moe/reference.cuh"
 
@@ -45,21 +46,6 @@ q2export_status store_experts(MoeCall const& call, Expert* experts)
     return Q2EXPORT_SUCCESS;
 }
 
-bool is_aligned(void const* pointer)
-{
-    return reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
-}
-
-bool are_aligned(MoeCall const& call)
-{
-    bool aligned = is_aligned(call.hidden) && is_aligned(call.output);
-    for (int32_t e = 0; aligned && e < call.desc.num_experts; ++e)
-    {
-        aligned = is_aligned(call.gate[e]) && is_aligned(call.up[e]) && is_aligned(call.down[e]);
-    }
-    return aligned;
-}
-
 // Whether the fast kernels take the sizes: they copy 16 bytes at a time, count the slots of experts in shared memory,
 // and number slots, tiles and the bytes of a row with 32 bits.
 bool are_fast_sizes(q2export_moe_desc const& desc, MoeTile const& tile)
@@ -82,7 +68,30 @@ bool are_fast_sizes(q2export_moe_desc const& desc, MoeTile const& tile)
 bool is_fast(MoeCall const& call, Gpu const& gpu, MoeTile const& tile)
 {
     return call.desc.dtype != Q2EXPORT_FLOAT32 && shared_bytes(tile) <= gpu.shared_bytes_per_block
-        && are_fast_sizes(call.desc, tile) && are_aligned(call);
+        && are_fast_sizes(call.desc, tile);
+}
+
+q2export_status check_experts_aligned(char const* name, MoeCall const& call, void const* const* weights)
+{
+    for (int32_t e = 0; e < call.desc.num_experts; ++e)
+    {
+        if (!is_vector_aligned(weights[e]))
+        {
+            return fail(Q2EXPORT_INVALID_ARGUMENT, "%s: %s[%d] is at %p, expected a multiple of %d bytes", kOp, name,
+                e, weights[e], kVectorBytes);
+        }
+    }
+    return Q2EXPORT_SUCCESS;
+}
+
+// The fast kernels copy vectors.
+q2export_status check_alignment(MoeCall const& call)
+{
+    Q2EXPORT_TRY(check_aligned(kOp, "hidden", call.hidden));
+    Q2EXPORT_TRY(check_aligned(kOp, "output", call.output));
+    Q2EXPORT_TRY(check_experts_aligned("gate", call, call.gate));
+    Q2EXPORT_TRY(check_experts_aligned("up", call, call.up));
+    return check_experts_aligned("down", call, call.down);
 }
 
 } // namespace
@@ -90,6 +99,10 @@ bool is_fast(MoeCall const& call, Gpu const& gpu, MoeTile const& tile)
 q2export_status run_moe(MoeCall const& call, MoeWorkspace const& parts, Gpu const& gpu, MoePlan const& plan)
 {
     bool const fast = is_fast(call, gpu, kMoeTiles[plan.tile]);
+    if (fast)
+    {
+        Q2EXPORT_TRY(check_alignment(call));
+    }
     if (!fast || call.desc.num_experts > kExpertsByValue)
     {
         Q2EXPORT_TRY(store_experts(call, parts.experts));
