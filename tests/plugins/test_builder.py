@@ -106,6 +106,11 @@ def test_engine_holds_the_weights_once_for_both_profiles(
     assert sum(seen) == PROGRESS_STEPS and min(seen) >= 0
 
 
+def test_engines_of_rtx_allocate_nothing_while_they_run(trt: ModuleType, dense: Path) -> None:
+    """Which would keep their steps out of CUDA graphs; the test above builds with the same flags."""
+    assert Network(trt, dense)._config(OPTIONS).get_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
+
+
 @pytest.mark.parametrize(
     "options",
     [

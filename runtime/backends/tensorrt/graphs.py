@@ -1,8 +1,9 @@
 """CUDA graphs of decode steps: when to capture, when to replay.
 
 A decode step over a number of rows always has the same shapes and addresses, and differs only in what its
-input block holds. The first one runs as it is, so that whatever the engine prepares lazily is ready; the
-second is captured; from then on it is one launch instead of a hundred.
+input block holds. The first one runs as it is. The second runs, too, and is captured right behind it, when
+nothing else has run in that context and whatever the engine prepares for the shapes is ready. From then on a
+step is one launch instead of a hundred.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ class Action(enum.Enum):
     """What to do with a step."""
 
     RUN = "run"
-    CAPTURE = "capture"
+    CAPTURE = "run, then capture"
     REPLAY = "replay"
 
 
@@ -67,8 +68,8 @@ class DecodeGraphs:
         prepare: Callable[[], None],
         enqueue: Callable[[], None],
         capturable: Callable[[], bool],
-    ) -> None:
-        """Run a decode step.
+    ) -> bool:
+        """Run a decode step; whether it was captured, too, for the next one.
 
         Args:
             rows: sequences of the step.
@@ -79,16 +80,14 @@ class DecodeGraphs:
         action = self._policy.action(rows)
         if action is Action.REPLAY:
             self._cuda.launch(self._graphs[rows], self._stream)
-            return
+            return False
         prepare()
-        if action is Action.CAPTURE and capturable() and self._capture(rows, enqueue):
-            self._cuda.launch(self._graphs[rows], self._stream)
-            return
         enqueue()
         self._policy.ran(rows)
+        return action is Action.CAPTURE and capturable() and self._capture(rows, enqueue)
 
     def _capture(self, rows: int, enqueue: Callable[[], None]) -> bool:
-        """Whether the step could be captured; nothing has run yet either way."""
+        """Record the step that was just enqueued; it does not run again."""
         try:
             self._graphs[rows] = self._cuda.capture(enqueue, self._stream)
         except GenerationError as error:

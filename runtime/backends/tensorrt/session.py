@@ -14,11 +14,13 @@ from q2export.contracts.step import LOGITS
 from q2export.errors import GenerationError, PackageError
 from q2export.package.manifest import EngineInfo, TensorRTInfo
 from q2export.runtime.backends.base import Float32Array, Int64Array
-from q2export.runtime.backends.tensorrt.buffers import LOGIT_BYTES, Binding, InputLayout, KVLayout, aligned
+from q2export.runtime.backends.tensorrt.buffers import LOGIT_BYTES, Binding, InputLayout, KVLayout
 from q2export.runtime.backends.tensorrt.compatibility import Found, check_compatible
+from q2export.runtime.backends.tensorrt.contexts import is_capturable, make_contexts
 from q2export.runtime.backends.tensorrt.cuda import Cuda, CudaRuntime
 from q2export.runtime.backends.tensorrt.engine_file import LoadedEngine, load_engine
 from q2export.runtime.backends.tensorrt.profiles import Step, Window, plan_windows
+from q2export.runtime.backends.tensorrt.runtime_cache import RuntimeCache, runtime_cache_file
 from q2export.runtime.backends.tensorrt.weight_streaming import limit_weights
 from q2export.runtime.backends.tensorrt.workspace import (
     Mirror,
@@ -55,7 +57,9 @@ def open_backend(
     path = folder / info.file
     check_compatible(str(path), built, found, rebuild_command)
     register(trt)
-    return TensorRTBackend(info, load_engine(path, info, trt, built, found, rebuild_command), cuda, trt)
+    loaded = load_engine(path, info, trt, built, found, rebuild_command)
+    cache_file = runtime_cache_file(path, found.builder_version, found.gpu)
+    return TensorRTBackend(info, loaded, cuda, trt, cache_file)
 
 
 class TensorRTBackend:
@@ -64,7 +68,14 @@ class TensorRTBackend:
     One call of the engine runs at a time; threads that share the backend wait for each other.
     """
 
-    def __init__(self, info: EngineInfo, loaded: LoadedEngine, cuda: Cuda, trt: ModuleType) -> None:
+    def __init__(
+        self,
+        info: EngineInfo,
+        loaded: LoadedEngine,
+        cuda: Cuda,
+        trt: ModuleType,
+        cache_file: Path | None = None,
+    ) -> None:
         """Make the execution contexts.
 
         Args:
@@ -72,6 +83,7 @@ class TensorRTBackend:
             loaded: the engine.
             cuda: the GPU it is on.
             trt: the library.
+            cache_file: of the kernels that TensorRT-RTX compiles here; None keeps none.
         """
         self._info = info
         self._loaded = loaded
@@ -82,15 +94,11 @@ class TensorRTBackend:
         largest = InputLayout(info.max_batch, self._widest, max(one.logits.max for one in self._profiles))
         # Before there are contexts: TensorRT takes no other budget afterwards.
         self._streams_weights = limit_weights(loaded.engine, cuda, largest_workspace_bytes(info, largest))
-        sizes = [loaded.engine.get_device_memory_size_for_profile_v2(one.index) for one in self._profiles]
-        # The contexts never run at the same time, so they share their scratch memory.
-        scratch = cuda.allocate(aligned(max(1, *sizes)))
-        self._contexts = {
-            one.index: _make_context(loaded.engine, trt, one.index, self._stream, (scratch, size))
-            for one, size in zip(self._profiles, sizes, strict=True)
-        }
+        contexts = make_contexts(loaded.engine, trt, cuda, self._stream, self._profiles, cache_file)
+        self._contexts, self._cache = contexts.of_profile, contexts.cache
         self._pool = WorkspacePool(cuda, self._stream, largest, info.vocab_size)
-        release = weakref.finalize(self, _release, cuda, self._stream, scratch, self._pool)
+        memory = contexts.scratch, contexts.cache
+        release = weakref.finalize(self, _release, cuda, self._stream, self._pool, *memory)
         release.atexit = False  # the driver may be gone by then, and frees everything itself
 
     @property
@@ -176,7 +184,11 @@ class TensorRTBackend:
 
         # TensorRT copies streamed weights in ways that a graph cannot hold.
         if wanted and (window.sequence, window.logits) == (1, 1) and not self._streams_weights:
-            workspace.graphs.run(rows, prepare, enqueue, lambda: _capturable(context, self._stream))
+            captured = workspace.graphs.run(
+                rows, prepare, enqueue, lambda: is_capturable(context, self._stream)
+            )
+            if captured and self._cache is not None:
+                self._cache.save()  # all kernels of this shape are there
         else:
             prepare()
             enqueue()
@@ -196,15 +208,6 @@ class TensorRTBackend:
             self._cuda.download(logits.host, logits.device, size, stream)
 
 
-def _make_context(engine: Any, trt: ModuleType, profile: int, stream: int, scratch: tuple[int, int]) -> Any:
-    """An execution context that stays in one optimization profile, with scratch memory (address, bytes)."""
-    context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
-    if context is None or not context.set_optimization_profile_async(profile, stream):
-        raise PackageError(f"the engine cannot run its optimization profile {profile}; its log says why")
-    context.set_device_memory(*scratch)
-    return context
-
-
 def _bind(context: Any, bindings: Mapping[str, Binding], base: int) -> None:
     """Tell a context where its inputs and outputs lie, and the shapes of its inputs."""
     for name, binding in bindings.items():
@@ -214,13 +217,9 @@ def _bind(context: Any, bindings: Mapping[str, Binding], base: int) -> None:
             raise GenerationError(f"the engine refuses the memory of {name}")
 
 
-def _capturable(context: Any, stream: int) -> bool:
-    """Whether the next step can be captured; only TensorRT-RTX, which compiles kernels late, may say no."""
-    ask = getattr(context, "is_stream_capturable", None)
-    return ask is None or bool(ask(stream))
-
-
-def _release(cuda: Cuda, stream: int, scratch: int, pool: WorkspacePool) -> None:
+def _release(cuda: Cuda, stream: int, pool: WorkspacePool, scratch: int, cache: RuntimeCache | None) -> None:
     cuda.synchronize(stream)
+    if cache is not None:
+        cache.save()
     pool.clear()
     cuda.free(scratch)

@@ -236,8 +236,42 @@ class FakeContext:
                 logits[row, column] = hashed_logits(first[: past + index + 1].astype(int).tolist(), VOCAB)
 
 
+class FakeRuntimeCache:
+    """``IRuntimeCache`` that takes what begins with its version."""
+
+    def __init__(self) -> None:
+        self.kernels = b""
+
+    def deserialize(self, data: bytes) -> bool:
+        taken = data.startswith(b"1.7:")
+        self.kernels = data[4:] if taken else self.kernels
+        return taken
+
+    def serialize(self) -> bytes | None:
+        return b"1.7:" + self.kernels if self.kernels else None
+
+
+class FakeRuntimeConfig:
+    """``IRuntimeConfig`` of TensorRT-RTX."""
+
+    def __init__(self) -> None:
+        self.strategy = "static"
+        self.dynamic_shapes_kernel_specialization_strategy = "lazy"
+        self.cache: FakeRuntimeCache | None = None
+
+    def set_execution_context_allocation_strategy(self, strategy: str) -> None:
+        self.strategy = strategy
+
+    def create_runtime_cache(self) -> FakeRuntimeCache:
+        return FakeRuntimeCache()
+
+    def set_runtime_cache(self, cache: FakeRuntimeCache) -> bool:
+        self.cache = cache
+        return True
+
+
 class FakeEngine:
-    """``ICudaEngine`` of the manifest's inputs and outputs; ``streamable`` bytes of weights may be streamed."""
+    """``ICudaEngine`` of the manifest's inputs and outputs, with ``streamable`` bytes of weights."""
 
     def __init__(
         self, cuda: FakeCuda, limits: list[dict[str, Range]], capturable: bool = True, streamable: int = 0
@@ -246,6 +280,7 @@ class FakeEngine:
         self._limits = limits
         self._capturable = capturable
         self.contexts: list[FakeContext] = []
+        self.configs: list[FakeRuntimeConfig] = []
         self.num_optimization_profiles = len(limits)
         self.streamable_weights_size = streamable
         self._weights: int | None = None
@@ -269,8 +304,14 @@ class FakeEngine:
         staging = 5000 if self._budget < self.streamable_weights_size else 0
         return 1000 * (index + 1) + staging
 
-    def create_execution_context(self, strategy: object) -> FakeContext:
-        assert strategy == "user managed"
+    def create_runtime_config(self) -> FakeRuntimeConfig:
+        return FakeRuntimeConfig()
+
+    def create_execution_context(self, settings: object) -> FakeContext:
+        if isinstance(settings, FakeRuntimeConfig):
+            self.configs.append(settings)
+            settings = settings.strategy
+        assert settings == "user managed"
         self.contexts.append(FakeContext(self._cuda, self._limits, self._capturable))
         return self.contexts[-1]
 
@@ -279,6 +320,10 @@ TRT: Any = SimpleNamespace(
     ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED="user managed"),
     TensorIOMode=SimpleNamespace(INPUT="input"),
     TensorLocation=SimpleNamespace(DEVICE="device"),
+)
+
+RTX: Any = SimpleNamespace(
+    **vars(TRT), DynamicShapesKernelSpecializationStrategy=SimpleNamespace(EAGER="eager", LAZY="lazy")
 )
 
 

@@ -1,4 +1,4 @@
-"""What is left for weights when scratch memory and the largest cache are accounted for, and no graph over them."""
+"""What is left for weights beside scratch memory and the largest cache; no graph over streamed ones."""
 
 from __future__ import annotations
 
