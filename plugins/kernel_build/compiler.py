@@ -208,7 +208,8 @@ def code_flags(architectures: Sequence[str]) -> list[str]:
     """
     flags = [f"-gencode=arch=compute_{each},code=sm_{each}" for each in architectures]
     portable = [each for each in architectures if each.isdigit()]
-    flags += [f"-gencode=arch=compute_{each},code=compute_{each}" for each in portable[-1:]]
+    for each in portable[-1:]:
+        flags += [f"-gencode=arch=compute_{each},code=compute_{each}", f"-DQ2EXPORT_PTX_ARCHITECTURE={each}"]
     return flags + (["-DQ2EXPORT_HAS_SM90A"] if "90a" in architectures else [])
 
 

@@ -68,6 +68,7 @@ class TestArchitectures:
             "-gencode=arch=compute_80,code=sm_80",
             "-gencode=arch=compute_86,code=sm_86",
             "-gencode=arch=compute_86,code=compute_86",
+            "-DQ2EXPORT_PTX_ARCHITECTURE=86",
         ]
 
     def test_code_for_hopper_alone_has_no_ptx_and_says_that_it_is_there(self) -> None:
@@ -75,6 +76,7 @@ class TestArchitectures:
             "-gencode=arch=compute_80,code=sm_80",
             "-gencode=arch=compute_90a,code=sm_90a",
             "-gencode=arch=compute_80,code=compute_80",
+            "-DQ2EXPORT_PTX_ARCHITECTURE=80",
             "-DQ2EXPORT_HAS_SM90A",
         ]
 

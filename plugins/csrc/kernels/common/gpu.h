@@ -25,6 +25,22 @@ constexpr bool kHasSm90a = true;
 constexpr bool kHasSm90a = false;
 #endif
 
+// The newest architecture this library holds PTX of, 80 for 8.0: what GPUs run that it has no machine code for. Or 0.
+#if defined(Q2EXPORT_PTX_ARCHITECTURE)
+constexpr int32_t kPtxArchitecture = Q2EXPORT_PTX_ARCHITECTURE;
+#else
+constexpr int32_t kPtxArchitecture = 0;
+#endif
+
+// Whether kernels may be launched while the one before them ends. That takes a GPU of 9.0 or later, and code that was
+// compiled for 9.0 or later: in what a newer GPU makes of older PTX, wait_for_previous_kernel waits for nothing. If the
+// newest PTX is of 9.0 or later, so is all code that such a GPU runs.
+constexpr bool launches_can_overlap(Gpu const& gpu)
+{
+    bool const has_code = kPtxArchitecture >= 90 || (kHasSm90a && gpu.compute_capability == 90);
+    return has_code && gpu.compute_capability >= 90;
+}
+
 // The current device; asked of the driver once per device. Safe to call while a stream is being captured.
 q2export_status current_gpu(Gpu* gpu);
 

@@ -23,7 +23,7 @@ struct LaunchShape
     size_t shared_bytes = 0; // dynamic
     // Whether the blocks may start while the kernel before this one in the stream still runs, as soon as all blocks of
     // that one have called allow_next_kernel or ended. The kernel calls wait_for_previous_kernel before it touches
-    // memory. Needs compute capability 9.0.
+    // memory. Needs launches_can_overlap(gpu).
     bool overlaps_previous = false;
 };
 

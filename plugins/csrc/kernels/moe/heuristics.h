@@ -130,7 +130,7 @@ constexpr bool kOverlapIsTested = false;
 
 inline MoePlan plan_moe(q2export_moe_desc const& desc, Gpu const& gpu)
 {
-    return {choose_moe_tile(desc, gpu), kOverlapIsTested && gpu.compute_capability >= 90};
+    return {choose_moe_tile(desc, gpu), kOverlapIsTested && launches_can_overlap(gpu)};
 }
 
 // Blocks of the persistent grid: what the GPU holds at once, or one for each tile there can be.
