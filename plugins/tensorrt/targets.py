@@ -10,6 +10,9 @@ from q2export.errors import ExportError
 from q2export.plugins.tensorrt.loader import is_rtx
 
 _MEMBER = re.compile(r"SM(\d+)(\d)")
+_LISTED_BY_RTX = ("7.5", "8.6", "8.9", "12.")
+"""Compute capabilities in the support matrices that NVIDIA publishes of TensorRT-RTX, up to 1.7."""
+
 TITLES = {True: "TensorRT-RTX", False: "TensorRT"}
 
 
@@ -25,6 +28,16 @@ def rtx_targets(trt: ModuleType) -> dict[str, object]:
         if match := _MEMBER.fullmatch(name):
             found[f"{match[1]}.{match[2]}"] = member
     return found
+
+
+def unlisted(trt: ModuleType, compute_capability: str) -> str | None:
+    """A warning about GPUs that TensorRT-RTX builds for and does not list as supported; None for others."""
+    if not is_rtx(trt) or compute_capability.startswith(_LISTED_BY_RTX):
+        return None
+    return (
+        f"TensorRT-RTX builds for compute capability {compute_capability}, but lists no such GPU as "
+        "supported: whether the engine runs is not known; the full TensorRT builds for it on such a machine"
+    )
 
 
 def check_target(trt: ModuleType, gpu: str, compute_capability: str, present: tuple[str, ...]) -> None:

@@ -16,7 +16,7 @@ from q2export.inspect.machine import available_memory_bytes, gpus
 from q2export.package.manifest import EngineInfo, TensorRTInfo
 from q2export.package.placement import require_free_space
 from q2export.package.writer import PackageWriter
-from q2export.pipeline.fitting import check_gpu_memory, narrower_weights
+from q2export.pipeline.fitting import check_gpu_memory, check_tensor_sizes, narrower_weights
 from q2export.pipeline.memory import GpuNeed, budget, host_bytes_to_build
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ class EnginePlan:
         trt: the library that will build. builder: its kind, ``tensorrt`` or ``rtx``.
         gpu_need: memory on the GPU. host_bytes: RAM of this machine the build takes at its peak.
         host_available: RAM of this machine that is free; None where that is not known.
+        warnings: of the engine, one sentence each.
     """
 
     trt: ModuleType
@@ -43,6 +44,7 @@ class EnginePlan:
     gpu_need: GpuNeed
     host_bytes: int
     host_available: int | None
+    warnings: tuple[str, ...] = ()
 
     def describe(self) -> dict[str, Any]:
         """Plain data for ``build --dry-run``."""
@@ -92,12 +94,16 @@ def plan_engine(trt: ModuleType, weights: WeightPlan, profile: Profile, dtype: s
     """
     from q2export.exporter.weights.sizes import planned_bytes
     from q2export.plugins.tensorrt.loader import is_rtx
+    from q2export.plugins.tensorrt.targets import unlisted
 
+    check_tensor_sizes(weights.config, profile)
     total = planned_bytes(weights, "tensorrt", dtype).total
     wanted = budget(weights.config, dtype, total, profile)
     need = check_gpu_memory(wanted, profile, narrower_weights(weights, profile, dtype))
     builder = "rtx" if is_rtx(trt) else "tensorrt"
-    return EnginePlan(trt, builder, need, host_bytes_to_build(total), available_memory_bytes())
+    warning = unlisted(trt, _capability(profile))
+    host = host_bytes_to_build(total), available_memory_bytes()
+    return EnginePlan(trt, builder, need, *host, warnings=() if warning is None else (warning,))
 
 
 def announce(plan: EnginePlan) -> None:

@@ -13,9 +13,13 @@ from q2export.errors import ProfileError
 from q2export.pipeline.memory import RESERVED_BYTES, GpuNeed, MemoryBudget, budget
 
 if TYPE_CHECKING:
+    from q2export.exporter.checkpoint.config import ModelConfig
     from q2export.exporter.weights.plan import WeightPlan
 
 _MIB = 1 << 20
+LARGEST_TENSOR = (1 << 31) - 1
+"""Elements of the largest tensor that TensorRT documents to take. Nobody here has tried a larger one."""
+
 _NARROWER: tuple[WeightType, ...] = ("int8", "int4")  # the least loss first
 _ROUTED_EXPERTS = ("*.experts.*",)  # which the plugin for mixtures of experts takes in 16 bits alone
 _OF_ONE_GPU = ("gpu", "compute_capability", "memory_mib")
@@ -72,6 +76,30 @@ def narrower_weights(plan: WeightPlan, profile: Profile, dtype: str) -> Iterator
             overrides["quantization.keep"] = list(keep)
         total = planned_bytes(narrow, "tensorrt", dtype).total
         yield Alternative(f"{weights} weights", overrides, budget(narrow.config, dtype, total, profile))
+
+
+def check_tensor_sizes(config: ModelConfig, profile: Profile) -> None:
+    """Refuse a batch with which the cache of a layer, or the logits of a step, is too large a tensor.
+
+    Raises:
+        ProfileError: naming the tensor, and the largest batch and the other size that would be taken.
+    """
+    batch, logits = profile.batch.max, min(profile.max_logits, profile.prefill_chunk)
+    width = config.num_key_value_heads * config.head_dim
+    for tensor, key, length, size in (
+        ("the keys of a layer", "capacity.max", profile.capacity.max, width),
+        ("the logits of a step", "max_logits", logits, config.vocab_size),
+    ):
+        if batch * length * size <= LARGEST_TENSOR:
+            continue
+        largest = {"batch.max": LARGEST_TENSOR // (length * size), key: LARGEST_TENSOR // (batch * size)}
+        ways = {name: most for name, most in largest.items() if most}
+        raise ProfileError(
+            f"{tensor} would have {batch * length * size:,} elements with batch.max {batch} and {key} "
+            f"{length}, and a tensor of TensorRT has at most {LARGEST_TENSOR:,}; the largest that would be "
+            f"taken: {' or '.join(f'{name} {most}' for name, most in ways.items())}",
+            [{name: most} for name, most in ways.items()],
+        )
 
 
 def check_gpu_memory(wanted: MemoryBudget, profile: Profile, narrower: Iterable[Alternative] = ()) -> GpuNeed:

@@ -60,6 +60,8 @@ class Job:
     def warnings(self) -> tuple[str, ...]:
         """What deserves attention, one sentence each: of the configuration, and of what the package lacks."""
         folder, found = self.weights.folder, self.weights.config.warnings
+        if self.engine is not None:
+            found = (*found, *self.engine.warnings)
         if (folder / "tokenizer.json").exists():
             return found
         return (

@@ -116,3 +116,31 @@ def test_the_command_line_shows_the_options(tmp_path: Path, capsys: pytest.Captu
     message = capsys.readouterr().err
     assert "--quantization int4 --set capacity.max=" in message
     assert message.endswith(" or --profile h200 --quantization int4\n")
+
+
+@pytest.mark.usefixtures("any_gpu")
+@pytest.mark.parametrize(
+    ("sizes", "words", "ways"),
+    [
+        (
+            {"batch.max": 64, "capacity.max": 65536},
+            r"^the keys of a layer would have 2,147,483,648 elements .* 2,147,483,647; .*: batch.max 63 or",
+            [{"batch.max": 63}, {"capacity.max": 65535}],
+        ),
+        (
+            {"batch.max": 221, "capacity.max": 1024},
+            r"^the logits of a step would have 2,150,793,216 elements with batch.max 221 and max_logits 64",
+            [{"batch.max": 220}, {"max_logits": 63}],
+        ),
+    ],
+)
+def test_tensors_beyond_32_bits_are_refused(
+    tmp_path: Path, sizes: dict[str, object], words: str, ways: list[dict[str, object]]
+) -> None:
+    model = write_sparse_checkpoint(tmp_path / "model", tiny_config(**LARGE["7B"]))
+    overrides = {"memory_mib": 1 << 20, **sizes}
+    with pytest.raises(ProfileError, match=words) as caught:
+        api.plan(model, profile="h200", overrides=overrides)
+    assert list(caught.value.advice) == ways
+    for way in ways:
+        api.plan(model, profile="h200", overrides=overrides | way)

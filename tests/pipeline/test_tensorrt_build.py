@@ -152,6 +152,10 @@ def test_dry_run_shows_builder_and_memory(tmp_path: Path, capsys: pytest.Capture
     assert any(line.startswith("GPU memory 1.") and "kv cache" in line for line in lines)
     assert any(line.startswith("RAM to build") for line in lines)
     assert "builder rtx override" in lines
+    command[command.index("l4")] = "a100"
+    assert main(command) == 0
+    assert "warning: TensorRT-RTX builds for compute capability 8.0, but lists" in capsys.readouterr().err
+    command[command.index("a100")] = "l4"
     assert main([*command, "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
     gpu = plan["tensorrt"]["gpu_bytes"]

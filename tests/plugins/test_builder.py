@@ -20,7 +20,7 @@ from q2export.contracts.ranges import Range, StepRanges
 from q2export.errors import ExportError
 from q2export.plugins.tensorrt.builder import BuildOptions, Network
 from q2export.plugins.tensorrt.callbacks import PROGRESS_STEPS, BuildProgress
-from q2export.plugins.tensorrt.targets import check_target, rtx_targets
+from q2export.plugins.tensorrt.targets import check_target, rtx_targets, unlisted
 from tests.helpers.checkpoints import CHECKPOINTS
 from tests.helpers.tensorrt_layers import Layer, list_layers
 from tests.plugins.networks import load_rtx
@@ -266,6 +266,13 @@ def test_targets_of_rtx(trt: ModuleType) -> None:
         match=r"cannot build for H100 \(compute capability 9\.0\), only for .*8\.9.*\[tensorrt\]",
     ):
         check_target(trt, "H100", "9.0", ())
+
+
+def test_gpus_that_rtx_does_not_list_are_told(trt: ModuleType) -> None:
+    assert [each for each in ("8.0", "8.6", "8.9", "12.0") if unlisted(trt, each)] == ["8.0"]
+    assert "lists no such GPU as supported" in str(unlisted(trt, "8.0"))
+    full = SimpleNamespace(__name__="tensorrt", __version__="10.15.1")
+    assert unlisted(full, "8.0") is None  # type: ignore[arg-type]
 
 
 def test_the_full_tensorrt_builds_for_the_gpu_at_hand() -> None:

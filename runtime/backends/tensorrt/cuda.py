@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -25,8 +26,17 @@ class Cuda(Protocol):
     Every method raises GenerationError if CUDA refuses.
     """
 
-    def device(self) -> Device:
-        """The current GPU."""
+    def select(self, compute_capability: str) -> Device:
+        """Choose the GPU that everything else is about, before anything else is called.
+
+        The thread's current GPU, or the first of the compute capability where that one is of another.
+        """
+
+    def selected(self) -> AbstractContextManager[None]:
+        """A context in which the chosen GPU is the thread's current one; afterwards it is the one before.
+
+        CUDA keeps a current GPU for each thread, and other libraries change it: all else is called in here.
+        """
 
     def free_memory(self) -> int:
         """Bytes of the GPU's memory that nobody uses."""
@@ -93,10 +103,36 @@ class CudaRuntime:
                 f"no NVIDIA GPU can be used here ({self._describe(status)}); running a TensorRT engine needs "
                 "one and its driver, building one does not"
             )
+        self._index = 0  # until one is selected
 
-    def device(self) -> Device:
-        """The current GPU."""
-        index = self._call("cudaGetDevice")
+    def select(self, compute_capability: str) -> Device:
+        """See :meth:`Cuda.select`."""
+        current = int(self._call("cudaGetDevice"))
+        count = int(self._call("cudaGetDeviceCount"))
+        found = {current: self._device(current)}
+        for index in range(count):
+            if found[current].compute_capability == compute_capability:
+                break
+            found[index] = self._device(index)
+            if found[index].compute_capability == compute_capability:
+                current = index
+        self._index = current
+        return found[current]
+
+    @contextmanager
+    def selected(self) -> Iterator[None]:
+        """See :meth:`Cuda.selected`."""
+        before = self._call("cudaGetDevice")
+        if before == self._index:
+            yield
+            return
+        self._call("cudaSetDevice", self._index)
+        try:
+            yield
+        finally:
+            self._call("cudaSetDevice", before)
+
+    def _device(self, index: int) -> Device:
         properties = self._call("cudaGetDeviceProperties", index)
         name = properties.name.split(b"\0")[0].decode(errors="replace")
         return Device(name, f"{properties.major}.{properties.minor}")

@@ -52,14 +52,15 @@ def open_backend(
 
     trt = import_tensorrt(built.builder)
     cuda = CudaRuntime()
-    device = cuda.device()
+    device = cuda.select(built.compute_capability)
     found = Found(trt.__version__, device.name, device.compute_capability)
     path = folder / info.file
     check_compatible(str(path), built, found, rebuild_command)
     register(trt)
-    loaded = load_engine(path, info, trt, built, found, rebuild_command)
     cache_file = runtime_cache_file(path, found.builder_version, found.gpu)
-    return TensorRTBackend(info, loaded, cuda, trt, cache_file)
+    with cuda.selected():
+        loaded = load_engine(path, info, trt, built, found, rebuild_command)
+        return TensorRTBackend(info, loaded, cuda, trt, cache_file)
 
 
 class TensorRTBackend:
@@ -81,7 +82,7 @@ class TensorRTBackend:
         Args:
             info: from the manifest.
             loaded: the engine.
-            cuda: the GPU it is on.
+            cuda: the GPU it is on, selected.
             trt: the library.
             cache_file: of the kernels that TensorRT-RTX compiles here; None keeps none.
         """
@@ -155,7 +156,7 @@ class TensorRTBackend:
         indices = np.minimum(logits_indices, query_lengths[:, None] - 1)
         step = Step(input_ids[:, :longest], past_lengths, query_lengths, indices)
         windows = plan_windows(self._profiles, rows, longest, asked, cache.capacity)
-        with self._pool.lock:
+        with self._pool.lock, self._cuda.selected():
             if len(windows) == 1 and windows[0].logits == asked and not windows[0].every_position:
                 return self._run(cache.workspace, windows[0], windows[0].cut(step), True)
             logits = np.zeros((rows, asked, self.vocab_size), np.float32)
@@ -218,8 +219,9 @@ def _bind(context: Any, bindings: Mapping[str, Binding], base: int) -> None:
 
 
 def _release(cuda: Cuda, stream: int, pool: WorkspacePool, scratch: int, cache: RuntimeCache | None) -> None:
-    cuda.synchronize(stream)
-    if cache is not None:
-        cache.save()
-    pool.clear()
-    cuda.free(scratch)
+    with cuda.selected():
+        cuda.synchronize(stream)
+        if cache is not None:
+            cache.save()
+        pool.clear()
+        cuda.free(scratch)

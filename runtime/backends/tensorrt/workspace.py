@@ -174,7 +174,7 @@ class WorkspacePool:
         Raises:
             GenerationError: the GPU has too little memory left.
         """
-        with self.lock:
+        with self.lock, self._cuda.selected():
             return TensorRTCache(self, self._take(layout))
 
     def give_back(self, workspace: Workspace) -> None:
@@ -193,7 +193,7 @@ class WorkspacePool:
     def move_row(self, workspace: Workspace, source: int, target: int, length: int) -> None:
         """See :meth:`TensorRTCache.move_row`; ordered with the steps by the stream."""
         arena = workspace.arena
-        with self.lock:
+        with self.lock, self._cuda.selected():
             for copy in workspace.layout.row_copies(source, target, length):
                 sizes = copy.pitch, copy.width, copy.height
                 self._cuda.copy_strided(arena + copy.target, arena + copy.source, *sizes, self._stream)

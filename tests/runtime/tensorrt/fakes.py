@@ -7,7 +7,8 @@ every address, shape and copy is.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -54,11 +55,21 @@ class FakeCuda:
         self.graphs: dict[int, list[Callable[[], None]]] = {}
         self.limit = limit
         self.capturing: list[Callable[[], None]] | None = None
+        self.is_current = True  # as long as a test does not say that another GPU is
 
-    def device(self) -> Device:
+    def select(self, compute_capability: str) -> Device:
         return Device("Fake A100", "8.0")
 
+    @contextmanager
+    def selected(self) -> Iterator[None]:
+        before, self.is_current = self.is_current, True
+        try:
+            yield
+        finally:
+            self.is_current = before
+
     def _allocate(self, where: dict[int, Any], size: int) -> int:
+        assert self.is_current
         if sum(len(block) for block in self.device_memory.values()) + size > self.limit:
             raise GenerationError(f"CUDA: cudaMalloc of {size:,} bytes failed with cudaErrorMemoryAllocation")
         block = (ctypes.c_ubyte * (size + 256))(*([0xFF] * 0))
@@ -75,6 +86,7 @@ class FakeCuda:
         return self._allocate(self.device_memory, size)
 
     def free(self, address: int) -> None:
+        assert self.is_current
         self.calls.append(("free", address))
         del self.device_memory[address]
 
@@ -88,11 +100,11 @@ class FakeCuda:
         return 7
 
     def synchronize(self, stream: int) -> None:
-        assert (stream, self.capturing) == (7, None)
+        assert (stream, self.capturing, self.is_current) == (7, None, True)
         self.calls.append(("synchronize",))
 
     def enqueue(self, name: str, work: Callable[[], None], stream: int) -> None:
-        assert stream == 7
+        assert (stream, self.is_current) == (7, True)
         self.calls.append((name,))
         if self.capturing is None:
             work()
@@ -135,6 +147,7 @@ class FakeCuda:
         return graph
 
     def launch(self, graph: int, stream: int) -> None:
+        assert self.is_current
         self.calls.append(("launch", graph))
         for work in self.graphs[graph]:
             work()

@@ -91,7 +91,7 @@ def runtime_without_gpu() -> CudaRuntime:
 @pytest.mark.parametrize(
     ("method", "arguments", "call"),
     [
-        ("device", (), "cudaGetDevice"),
+        ("select", ("8.0",), "cudaGetDevice"),
         ("free_memory", (), "cudaMemGetInfo"),
         ("allocate", (1 << 20,), "cudaMalloc of 1,048,576 bytes"),
         ("allocate_host", (4096,), "cudaMallocHost of 4,096 bytes"),
@@ -108,6 +108,50 @@ def test_calls_reach_the_real_library(method: str, arguments: tuple[Any, ...], c
     """Its argument types are right, and a failure says which call failed, and why."""
     with pytest.raises(GenerationError, match=rf"^CUDA: {call} failed with cudaError\w+$"):
         getattr(runtime_without_gpu(), method)(*arguments)
+
+
+def runtime_with(capabilities: list[tuple[int, int]]) -> tuple[CudaRuntime, SimpleNamespace]:
+    """The runtime over a made-up library with some GPUs, the second of which is current, if there is one."""
+    api = SimpleNamespace(cudaError_t=SimpleNamespace(cudaSuccess=0), current=min(1, len(capabilities) - 1))
+
+    def set_device(index: int) -> tuple[int]:
+        api.current = index
+        return (0,)
+
+    def properties(index: int) -> tuple[int, object]:
+        major, minor = capabilities[index]
+        return 0, SimpleNamespace(name=f"GPU {index}".encode() + b"\0\0", major=major, minor=minor)
+
+    api.cudaGetDevice = lambda: (0, api.current)
+    api.cudaGetDeviceCount = lambda: (0, len(capabilities))
+    api.cudaSetDevice, api.cudaGetDeviceProperties = set_device, properties
+    runtime = CudaRuntime.__new__(CudaRuntime)
+    runtime._api = api
+    return runtime, api
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "chosen"),
+    [
+        ([(8, 0)], 0),
+        ([(8, 0), (8, 0)], 1),  # the current one
+        ([(8, 0), (8, 9)], 0),  # another, where the current one cannot run the engine
+        ([(8, 9), (9, 0), (8, 0), (8, 0)], 2),
+        ([(8, 9), (9, 0)], 1),  # none can: the current one is named
+    ],
+)
+def test_the_gpu_that_can_run_the_engine_is_chosen(
+    capabilities: list[tuple[int, int]], chosen: int
+) -> None:
+    runtime, api = runtime_with(capabilities)
+    major, minor = capabilities[chosen]
+    device = runtime.select("8.0")
+    assert (device.name, device.compute_capability) == (f"GPU {chosen}", f"{major}.{minor}")
+    before = api.current
+    with pytest.raises(ValueError, match="stop"), runtime.selected():
+        assert api.current == chosen
+        raise ValueError("stop")
+    assert api.current == before
 
 
 def trt_returning(file: object, message: str = "") -> Any:

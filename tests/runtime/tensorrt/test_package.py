@@ -18,7 +18,7 @@ from tests.runtime.tensorrt.fakes import TRT, FakeCuda, FakeEngine, Range, loade
 
 
 class OtherGpu(FakeCuda):
-    def device(self) -> Device:
+    def select(self, compute_capability: str) -> Device:
         return Device("Fake L4", "8.9")
 
 

@@ -179,3 +179,17 @@ def test_a_cache_for_which_there_is_no_memory_is_refused_and_leaves_nothing() ->
         backend.new_cache(4, 64)
     assert cuda.device_memory == before
     backend.new_cache(1, 8)
+
+
+def test_every_call_is_about_the_gpu_of_the_engine() -> None:
+    """Whatever GPU the thread is on: other libraries change that, and every thread begins on the first."""
+    backend, cuda, _ = make()
+    cuda.is_current = False
+    prompts = [tokens(seed, 6) for seed in range(3)]
+    results = Engine(backend).generate_batch(prompts, max_new_tokens=8, do_sample=False)
+    assert [len(one.token_ids) for one in results] == [8, 8, 8]
+    cache = backend.new_cache(2, 8)
+    cache.move_row(1, 0, 3)
+    del cache, backend
+    gc.collect()
+    assert (cuda.device_memory, cuda.is_current) == ({}, False)
