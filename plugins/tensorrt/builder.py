@@ -137,8 +137,9 @@ class Network:
         if is_rtx(trt):
             config.num_compute_capabilities = 1
             config.set_compute_capability(rtx_targets(trt)[options.compute_capability], 0)
-            # A step that allocates memory while it runs cannot be captured in a CUDA graph.
-            config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
+            # A step that allocates memory while it runs cannot be captured in a CUDA graph. Streaming has to.
+            if not options.weight_streaming:
+                config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
         if options.workspace_mib is not None:
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
         if options.version_compatible:

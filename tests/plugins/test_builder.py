@@ -8,6 +8,7 @@ import math
 import os
 import signal
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -107,8 +108,10 @@ def test_engine_holds_the_weights_once_for_both_profiles(
 
 
 def test_engines_of_rtx_allocate_nothing_while_they_run(trt: ModuleType, dense: Path) -> None:
-    """Which would keep their steps out of CUDA graphs; the test above builds with the same flags."""
-    assert Network(trt, dense)._config(OPTIONS).get_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
+    """Which would keep their steps out of CUDA graphs; those that stream weights have to."""
+    network, flag = Network(trt, dense), trt.BuilderFlag.REQUIRE_USER_ALLOCATION
+    assert network._config(OPTIONS).get_flag(flag)
+    assert not network._config(replace(OPTIONS, weight_streaming=True)).get_flag(flag)
 
 
 @pytest.mark.parametrize(

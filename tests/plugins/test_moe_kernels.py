@@ -226,7 +226,7 @@ class Misaligned(Kernels):
         return copies
 
 
-@pytest.mark.parametrize(("which", "name"), enumerate(["hidden", "gate[0]", "up[0]", "down[0]"]))
+@pytest.mark.parametrize(("which", "name"), list(enumerate(["hidden", "gate[0]", "up[0]", "down[0]"])))
 def test_misaligned_tensors_are_refused(host_kernels: Path, which: int, name: str) -> None:
     hidden, logits, weights = problem(5, 4, 24, 16, torch.bfloat16)
     message = rf"invalid argument: moe: {re.escape(name)} is at 0x\w+, expected a multiple of 16 bytes"

@@ -84,12 +84,17 @@ class KVLayout:
         """Where the slab of one layer's keys or values begins."""
         return (2 * names.layer + names.index) * self.slab_bytes
 
-    def bindings(self, rows: int) -> dict[str, Binding]:
-        """Every ``past_*`` and ``present_*`` of a step over the first ``rows`` rows, both in one place."""
+    def can_begin_at(self, row: int) -> bool:
+        """Whether a step over rows from ``row`` on has addresses that TensorRT takes."""
+        return row * self._row_bytes % ALIGNMENT == 0
+
+    def bindings(self, rows: int, first: int = 0) -> dict[str, Binding]:
+        """Every ``past_*`` and ``present_*`` of a step over rows from ``first`` on, both in one place."""
         shape = (rows, self.num_key_value_heads, self.capacity, self.head_dim)
         found = {}
         for names in cache_names(self.num_hidden_layers):
-            found[names.past] = found[names.present] = Binding(self.offset(names), shape)
+            place = Binding(self.offset(names) + first * self._row_bytes, shape)
+            found[names.past] = found[names.present] = place
         return found
 
     def row_copies(self, source: int, target: int, length: int) -> Iterator[RowCopy]:

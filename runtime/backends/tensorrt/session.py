@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from q2export.contracts.step import LOGITS
-from q2export.errors import GenerationError, PackageError
+from q2export.errors import GenerationError
 from q2export.package.manifest import EngineInfo, TensorRTInfo
 from q2export.runtime.backends.base import Float32Array, Int64Array
 from q2export.runtime.backends.tensorrt.buffers import LOGIT_BYTES, Binding, InputLayout, KVLayout
@@ -97,7 +97,8 @@ class TensorRTBackend:
         self._streams_weights = limit_weights(loaded.engine, cuda, largest_workspace_bytes(info, largest))
         contexts = make_contexts(loaded.engine, trt, cuda, self._stream, self._profiles, cache_file)
         self._contexts, self._cache = contexts.of_profile, contexts.cache
-        self._pool = WorkspacePool(cuda, self._stream, largest, info.vocab_size)
+        arena = KVLayout.of(info, info.max_batch, info.max_capacity)
+        self._pool = WorkspacePool(cuda, self._stream, arena, largest, info.vocab_size)
         memory = contexts.scratch, contexts.cache
         release = weakref.finalize(self, _release, cuda, self._stream, self._pool, *memory)
         release.atexit = False  # the driver may be gone by then, and frees everything itself
@@ -139,7 +140,7 @@ class TensorRTBackend:
                     f"rebuild with {name}.max={size}, or ask for less"
                 )
         smallest = max(one.capacity.min for one in self._profiles)
-        return self._pool.cache(KVLayout.of(self._info, batch, max(capacity, smallest)))
+        return self._pool.cache(batch, max(capacity, smallest))
 
     def forward(
         self,
@@ -155,7 +156,7 @@ class TensorRTBackend:
         # Padding is cut off, so a position within it is answered by the row's last token.
         indices = np.minimum(logits_indices, query_lengths[:, None] - 1)
         step = Step(input_ids[:, :longest], past_lengths, query_lengths, indices)
-        windows = plan_windows(self._profiles, rows, longest, asked, cache.capacity)
+        windows = plan_windows(self._profiles, rows, longest, asked, cache.workspace.arena.layout.capacity)
         with self._pool.lock, self._cuda.selected():
             if len(windows) == 1 and windows[0].logits == asked and not windows[0].every_position:
                 return self._run(cache.workspace, windows[0], windows[0].cut(step), True)
@@ -177,7 +178,7 @@ class TensorRTBackend:
 
         def prepare() -> None:
             _bind(context, layout.bindings(), workspace.inputs.device)
-            _bind(context, workspace.layout.bindings(rows), workspace.arena)
+            _bind(context, workspace.cache_bindings(rows), workspace.arena.address)
             context.set_tensor_address(LOGITS.name, logits.device)
 
         def enqueue() -> None:

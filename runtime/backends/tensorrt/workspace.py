@@ -1,10 +1,12 @@
-"""The memory one cache works in: KV arena, input block, logits; on the device, and pinned on the host."""
+"""The memory caches work in: an arena of rows, input blocks, logits; on the GPU, and pinned on the host."""
 
 from __future__ import annotations
 
 import ctypes
+import logging
 import threading
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -12,10 +14,12 @@ import numpy.typing as npt
 from q2export.errors import GenerationError
 from q2export.package.manifest import EngineInfo
 from q2export.runtime.backends.base import Float32Array
-from q2export.runtime.backends.tensorrt.buffers import InputLayout, KVLayout, logits_bytes
+from q2export.runtime.backends.tensorrt.buffers import Binding, InputLayout, KVLayout, logits_bytes
 from q2export.runtime.backends.tensorrt.cuda import Cuda
 from q2export.runtime.backends.tensorrt.graphs import DecodeGraphs
 from q2export.runtime.backends.tensorrt.profiles import Step
+
+_log = logging.getLogger(__name__)
 
 
 class Mirror:
@@ -43,38 +47,82 @@ class Mirror:
         self._cuda.free_host(self.host)
 
 
+class Arena:
+    """The memory of keys and values: rows of one capacity, each free or taken.
+
+    Raises:
+        GenerationError: the GPU has too little memory left.
+    """
+
+    def __init__(self, cuda: Cuda, layout: KVLayout) -> None:
+        self._cuda = cuda
+        self.layout = layout
+        self.address = cuda.allocate(layout.bytes)
+        self._taken = [False] * layout.batch
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no row is taken."""
+        return not any(self._taken)
+
+    def take(self, rows: int) -> int | None:
+        """The first of ``rows`` free rows that lie together; they are taken now. None if there are none."""
+        for first in range(self.layout.batch - rows + 1):
+            if self.layout.can_begin_at(first) and not any(self._taken[first : first + rows]):
+                self._taken[first : first + rows] = [True] * rows
+                return first
+        return None
+
+    def give_back(self, first: int, rows: int) -> None:
+        """These rows are free again."""
+        self._taken[first : first + rows] = [False] * rows
+
+    def free(self) -> None:
+        """Free the memory."""
+        self._cuda.free(self.address)
+
+
 class Workspace:
-    """All memory of one cache, and the graphs captured over it.
+    """What the steps over rows of an arena work in, beside the arena: inputs, logits, and captured graphs.
+
+    Attributes:
+        arena: where keys and values lie. first: of the rows. rows: how many are in use.
 
     Raises:
         GenerationError: the GPU has too little memory left.
     """
 
     def __init__(
-        self, cuda: Cuda, stream: int, layout: KVLayout, inputs: InputLayout, vocab_size: int
+        self, cuda: Cuda, stream: int, arena: Arena, first: int, inputs: InputLayout, vocab_size: int
     ) -> None:
         """Allocate.
 
         Args:
             cuda: the GPU.
             stream: that all work goes to.
-            layout: of the arena.
+            arena: where keys and values lie.
+            first: row that the workspace begins at; it serves any number of rows from there on.
             inputs: of the largest call.
             vocab_size: width of the logits.
         """
         self._cuda = cuda
         self._vocab_size = vocab_size
-        self.layout = layout
+        self.arena = arena
+        self.first = first
+        self.rows = inputs.rows
         self.graphs = DecodeGraphs(cuda, stream)
-        self.arena = cuda.allocate(layout.bytes)
         self._mirrors: list[Mirror] = []
         try:
             self.inputs = self._mirror(inputs.bytes)
-            self.logits = self._mirror(logits_bytes(layout.batch, 1, vocab_size))
+            self.logits = self._mirror(logits_bytes(inputs.rows, 1, vocab_size))
         except GenerationError:
             self.free()
             raise
         self._wide_logits: Mirror | None = None
+
+    def cache_bindings(self, rows: int) -> dict[str, Binding]:
+        """Where the caches of a step over the first ``rows`` of its rows lie in the arena."""
+        return self.arena.layout.bindings(rows, self.first)
 
     def _mirror(self, size: int) -> Mirror:
         self._mirrors.append(Mirror(self._cuda, size))
@@ -104,12 +152,11 @@ class Workspace:
         return self.logits_for(rows, logits).array(0, shape, np.float32).view(np.float32)
 
     def free(self) -> None:
-        """Free everything; the stream must be idle."""
+        """Free everything but the arena; the stream must be idle."""
         self.graphs.free()
         for mirror in self._mirrors:
             mirror.free()
         self._mirrors.clear()
-        self._cuda.free(self.arena)
 
 
 def largest_workspace_bytes(info: EngineInfo, inputs: InputLayout) -> int:
@@ -122,20 +169,17 @@ def largest_workspace_bytes(info: EngineInfo, inputs: InputLayout) -> int:
 class TensorRTCache:
     """Keys and values of some sequences. When it is dropped, its workspace goes back to the pool."""
 
-    def __init__(self, pool: WorkspacePool, workspace: Workspace) -> None:
+    def __init__(self, pool: WorkspacePool, workspace: Workspace, capacity: int) -> None:
         self.workspace = workspace
+        self.capacity = capacity
+        """Tokens each sequence can hold; its rows may be longer."""
         self._pool = pool
         weakref.finalize(self, pool.give_back, workspace).atexit = False
 
     @property
     def batch(self) -> int:
         """Number of sequences."""
-        return self.workspace.layout.batch
-
-    @property
-    def capacity(self) -> int:
-        """Tokens each sequence can hold."""
-        return self.workspace.layout.capacity
+        return self.workspace.rows
 
     def move_row(self, source: int, target: int, length: int) -> None:
         """Copy the first ``length`` tokens of row ``source`` over row ``target``."""
@@ -143,39 +187,55 @@ class TensorRTCache:
 
 
 class WorkspacePool:
-    """Makes workspaces, and keeps the last one that was given back for the next cache of the same shape.
+    """Gives caches rows of one arena, as large as the engine takes; it is allocated for the first of them.
 
-    Its graphs are then kept too. Memory of another shape is freed before more is allocated, so that an idle
-    cache never stands in the way of one that is wanted.
+    A cache of any batch and capacity finds its memory there, and the graphs that were captured over the rows
+    it begins at. Where no rows are left, or the GPU has no room for the arena, a cache has memory of its own,
+    which is kept for the next one of the same shape and freed before another shape is allocated.
 
     Attributes:
         lock: held by whoever puts work on the stream, so that nothing of another thread gets into a capture.
     """
 
-    def __init__(self, cuda: Cuda, stream: int, inputs: InputLayout, vocab_size: int) -> None:
+    def __init__(
+        self, cuda: Cuda, stream: int, largest: KVLayout, inputs: InputLayout, vocab_size: int
+    ) -> None:
         """Make an empty pool.
 
         Args:
             cuda: the GPU.
             stream: that all work goes to.
+            largest: the arena.
             inputs: sequence and logits of the largest call; its rows are those of each workspace.
             vocab_size: width of the logits.
         """
         self._cuda = cuda
         self._stream = stream
+        self._largest = largest
         self._inputs = inputs
         self._vocab_size = vocab_size
         self.lock = threading.Lock()
-        self._idle: list[Workspace] = []
+        self._arena: Arena | None = None
+        self._has_room = True  # as far as is known
+        self._workspaces: dict[int, Workspace] = {}  # of the arena, by their first row
+        self._returned: list[Workspace] = []
+        self._own: list[Workspace] = []  # idle ones over arenas of their own
 
-    def cache(self, layout: KVLayout) -> TensorRTCache:
+    def cache(self, batch: int, capacity: int) -> TensorRTCache:
         """An empty cache.
 
         Raises:
             GenerationError: the GPU has too little memory left.
         """
+        layout = replace(self._largest, batch=batch, capacity=capacity)
         with self.lock, self._cuda.selected():
-            return TensorRTCache(self, self._take(layout))
+            try:
+                return TensorRTCache(self, self._take(layout), capacity)
+            except GenerationError as error:
+                raise GenerationError(
+                    f"a KV cache of {batch} x {capacity} tokens takes {layout.bytes / 1e9:.2f} GB and cannot "
+                    f"be allocated: {error}; take a smaller batch or fewer tokens"
+                ) from error
 
     def give_back(self, workspace: Workspace) -> None:
         """Take a workspace that nobody uses any more.
@@ -183,37 +243,86 @@ class WorkspacePool:
         Runs wherever the garbage collector does, perhaps while this very thread holds the lock: so it takes
         none, and appending to a list is atomic.
         """
-        self._idle.append(workspace)
+        self._returned.append(workspace)
 
     def clear(self) -> None:
-        """Free what is idle."""
-        while self._idle:
-            self._idle.pop().free()
+        """Free what is idle; the arena unless a cache has rows of it."""
+        self._sort_returned()
+        self._free_own()
+        if self._arena is None or not self._arena.is_idle:
+            return
+        for workspace in self._workspaces.values():
+            workspace.free()
+        self._workspaces.clear()
+        self._arena.free()
+        self._arena = None
 
     def move_row(self, workspace: Workspace, source: int, target: int, length: int) -> None:
         """See :meth:`TensorRTCache.move_row`; ordered with the steps by the stream."""
-        arena = workspace.arena
+        arena, first = workspace.arena, workspace.first
         with self.lock, self._cuda.selected():
-            for copy in workspace.layout.row_copies(source, target, length):
+            for copy in arena.layout.row_copies(first + source, first + target, length):
                 sizes = copy.pitch, copy.width, copy.height
-                self._cuda.copy_strided(arena + copy.target, arena + copy.source, *sizes, self._stream)
+                from_, to = arena.address + copy.source, arena.address + copy.target
+                self._cuda.copy_strided(to, from_, *sizes, self._stream)
 
     def _take(self, layout: KVLayout) -> Workspace:
-        found = None
-        while self._idle:
-            workspace = self._idle.pop()
-            if found is None and workspace.layout == layout:
-                found = workspace
-            else:
-                self._cuda.synchronize(self._stream)
-                workspace.free()
-        if found is not None:
-            return found
-        inputs = InputLayout(layout.batch, self._inputs.sequence, self._inputs.logits)
+        self._sort_returned()
+        arena = self._the_arena()
+        first = None if arena is None else arena.take(layout.batch)
+        if arena is None or first is None:
+            return self._take_own(layout)
+        workspace = self._workspaces.get(first)
+        if workspace is None:
+            self._free_own()  # nothing idle stands in the way
+            try:
+                workspace = self._made(arena, first)
+            except GenerationError:
+                arena.give_back(first, layout.batch)
+                raise
+            self._workspaces[first] = workspace
+        workspace.rows = layout.batch
+        return workspace
+
+    def _the_arena(self) -> Arena | None:
+        if self._arena is None and self._has_room:
+            try:
+                self._arena = Arena(self._cuda, self._largest)
+            except GenerationError as error:
+                self._has_room = False
+                _log.info("no room for the largest KV cache, each has memory of its own: %s", error)
+        return self._arena
+
+    def _take_own(self, layout: KVLayout) -> Workspace:
+        """A workspace over an arena of its own."""
+        for index, workspace in enumerate(self._own):
+            if workspace.arena.layout == layout:
+                return self._own.pop(index)
+        self._free_own()
+        arena = Arena(self._cuda, layout)
         try:
-            return Workspace(self._cuda, self._stream, layout, inputs, self._vocab_size)
-        except GenerationError as error:
-            raise GenerationError(
-                f"a KV cache of {layout.batch} x {layout.capacity} tokens takes {layout.bytes / 1e9:.2f} GB "
-                f"and cannot be allocated: {error}; take a smaller batch or fewer tokens"
-            ) from error
+            return self._made(arena, 0)
+        except GenerationError:
+            arena.free()
+            raise
+
+    def _made(self, arena: Arena, first: int) -> Workspace:
+        """A workspace for all rows of an arena from ``first`` on."""
+        inputs = InputLayout(arena.layout.batch - first, self._inputs.sequence, self._inputs.logits)
+        return Workspace(self._cuda, self._stream, arena, first, inputs, self._vocab_size)
+
+    def _sort_returned(self) -> None:
+        while self._returned:
+            workspace = self._returned.pop()
+            if workspace.arena is self._arena:
+                workspace.arena.give_back(workspace.first, workspace.rows)
+            else:
+                self._own.append(workspace)
+
+    def _free_own(self) -> None:
+        """Free what has an arena of its own and is idle."""
+        while self._own:
+            self._cuda.synchronize(self._stream)
+            workspace = self._own.pop()
+            workspace.free()
+            workspace.arena.free()

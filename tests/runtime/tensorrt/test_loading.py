@@ -140,9 +140,7 @@ def runtime_with(capabilities: list[tuple[int, int]]) -> tuple[CudaRuntime, Simp
         ([(8, 9), (9, 0)], 1),  # none can: the current one is named
     ],
 )
-def test_the_gpu_that_can_run_the_engine_is_chosen(
-    capabilities: list[tuple[int, int]], chosen: int
-) -> None:
+def test_the_gpu_that_can_run_the_engine_is_chosen(capabilities: list[tuple[int, int]], chosen: int) -> None:
     runtime, api = runtime_with(capabilities)
     major, minor = capabilities[chosen]
     device = runtime.select("8.0")

@@ -145,6 +145,14 @@ def test_fewer_rows_lie_at_the_same_addresses() -> None:
     assert layout.bytes == 2 * 3 * (4 * 2 * 16 * 4 * 2)
 
 
+def test_rows_within_the_arena_begin_where_tensorrt_takes_an_address() -> None:
+    layout = KVLayout(2, batch=4, num_key_value_heads=1, capacity=3, head_dim=64, itemsize=2)
+    assert [layout.can_begin_at(row) for row in range(4)] == [True, False, True, False]
+    whole, some = layout.bindings(4), layout.bindings(2, first=2)
+    assert {some[name].offset - whole[name].offset for name in whole} == {2 * 384}  # bytes of a row
+    assert some["past_value.1"].shape == (2, 1, 3, 64)
+
+
 def test_a_row_is_moved_head_by_head() -> None:
     layout = KVLayout(
         num_hidden_layers=2, batch=3, num_key_value_heads=2, capacity=5, head_dim=64, itemsize=2

@@ -15,6 +15,8 @@ from q2export.runtime.engine import Engine
 from tests.runtime.fakes import FakeBackend, hashed_logits
 from tests.runtime.tensorrt.fakes import (
     DECODE,
+    HEAD_DIM,
+    HEADS,
     PREFILL,
     TRT,
     VOCAB,
@@ -131,18 +133,61 @@ def test_an_engine_that_cannot_be_captured_runs_without_graphs() -> None:
     assert (cuda.count("capture"), cuda.count("launch")) == (0, 0)
 
 
-def test_memory_and_graphs_are_kept_for_the_next_cache_of_the_same_shape() -> None:
+def test_memory_and_graphs_are_kept_for_requests_of_any_length() -> None:
     backend, cuda, _ = make()
     engine = Engine(backend)
     engine.generate(tokens(1, 5), max_new_tokens=10, do_sample=False)
     gc.collect()
-    allocated = cuda.count("allocate")
-    engine.generate(tokens(2, 6), max_new_tokens=9, do_sample=False)
-    assert (cuda.count("allocate"), cuda.count("capture")) == (allocated, 1)
+    cuda.calls.clear()
+    for length, new in ((6, 9), (6, 40), (20, 3)):
+        result = engine.generate(tokens(2, length), max_new_tokens=new, do_sample=False)
+        assert len(result.token_ids) == new
+        gc.collect()
+    engine.generate_batch([tokens(3, 5), tokens(4, 7)], max_new_tokens=5, do_sample=False)
+    assert [cuda.count(name) for name in ("allocate", "free", "destroy_graph", "capture")] == [0, 0, 0, 1]
+    assert len(cuda.device_memory) == 1 + 3  # scratch; arena, inputs and logits
+
+
+def test_caches_at_once_have_rows_of_one_arena() -> None:
+    """Of four rows two, one and one; the fifth has memory of its own, which is freed for another shape."""
+    backend, cuda, engine = make()
+    ids, one = np.array([[7]]), np.ones(1, np.int64)
+
+    def first_key(cache: Any) -> int:
+        backend.forward(cache, ids, one * 0, one, np.array([[0]]))
+        return int(engine.contexts[1].addresses["past_key.0"])
+
+    row = HEADS * 64 * HEAD_DIM * 4
+    caches = [backend.new_cache(2, 8), backend.new_cache(1, 64), backend.new_cache(1, 9)]
+    begin = first_key(caches[0])
+    assert [first_key(cache) - begin for cache in caches] == [0, 2 * row, 3 * row]
+    allocated = len(cuda.device_memory)
+    own = backend.new_cache(1, 8)
+    assert engine.contexts[1].shapes["past_key.0"] == (1, HEADS, 64, HEAD_DIM)
+    assert not begin <= first_key(own) < begin + 4 * row
+    assert engine.contexts[1].shapes["past_key.0"] == (1, HEADS, 8, HEAD_DIM)
+    assert len(cuda.device_memory) == allocated + 3
+    del caches[1], own
     gc.collect()
-    engine.generate(tokens(2, 6), max_new_tokens=40, do_sample=False)
-    assert cuda.count("destroy_graph") == 1
-    assert len(cuda.device_memory) == 1 + 3  # scratch; arena, inputs and logits of one cache
+    assert first_key(backend.new_cache(1, 30)) - begin == 2 * row
+    assert len(cuda.device_memory) == allocated + 3  # kept for a cache of its shape
+    held = backend.new_cache(1, 5)  # row 2 again
+    other = backend.new_cache(2, 16)
+    assert len(cuda.device_memory) == allocated + 3  # in place of it
+    del held, other
+
+
+def test_rows_of_a_cache_that_does_not_begin_the_arena_are_moved_within_it() -> None:
+    backend, _, _ = make()
+    held, cache = backend.new_cache(2, 16), backend.new_cache(2, 16)
+    two, zero = np.full(2, 2), np.zeros(2, np.int64)
+    for one, ids in ((held, [[1, 2], [3, 4]]), (cache, [[5, 6], [7, 8]])):
+        backend.forward(one, np.array(ids), zero, two, np.array([[1], [1]]))
+    cache.move_row(1, 0, 2)
+    ids, one = np.array([[9]]), np.ones(1, np.int64)
+    for moved, begun in ((cache, [7, 8]), (held, [1, 2])):
+        logits = backend.forward(moved, ids, one * 2, one, np.array([[0]]))
+        assert (logits[0, 0] == hashed_logits([*begun, 9], VOCAB)).all()
 
 
 def test_two_caches_at_once_do_not_meet() -> None:
