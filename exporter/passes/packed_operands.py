@@ -33,6 +33,33 @@ class PackedPass(Pass):
         self.packed = packed
 
 
+class PackedOpPass(PackedPass):
+    """A pass that makes our ops over packed weights.
+
+    Args:
+        packed: the quantized weights; all of a graph have one scheme.
+        activations: the type they have in matmuls with quantized weights.
+    """
+
+    def __init__(self, packed: PackedWeights, activations: Activations) -> None:
+        super().__init__(packed)
+        self.activations = activations
+
+    @property
+    def scheme(self) -> Scheme:
+        """Of every quantized weight."""
+        return next(iter(self.packed.values())).scheme
+
+    @property
+    def attributes(self) -> dict[str, AttributeValue]:
+        """Of the ops."""
+        return {
+            "bits": self.scheme.bits,
+            "block_size": self.scheme.block_size,
+            "int8_activations": int(self.activations == "int8"),
+        }
+
+
 def view(
     graph: ir.Graph,
     name: str,
@@ -84,15 +111,6 @@ def kernel_operands(
         return KernelOperands(codes, scales, None)
     shape = [*leading, first.zero_point_shape[1]]
     return KernelOperands(codes, scales, view(graph, f"{name}/zero_point", ir.DataType.UINT8, shape, tensors))
-
-
-def packed_attributes(scheme: Scheme, activations: Activations) -> dict[str, AttributeValue]:
-    """Attributes of our ops over packed weights."""
-    return {
-        "bits": scheme.bits,
-        "block_size": scheme.block_size,
-        "int8_activations": int(activations == "int8"),
-    }
 
 
 def packed_operand(packed: PackedWeights, node: ir.Node, index: int) -> PackedWeight | None:

@@ -6,7 +6,7 @@ them, twice as large, and be read at twice the cost for every token.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import onnx_ir as ir
 
@@ -56,7 +56,7 @@ class LowerLinear(Pass):
             weight.type = ir.TensorType(self._type(weight))
         if nodes_of(graph, opspec.LINEAR.name, opspec.DOMAIN):
             define(model, function_for(opspec.LINEAR))
-        mixtures = nodes_of(graph, opspec.MOE.name, opspec.DOMAIN)
+        mixtures = [moe for moe in _mixtures(graph) if input_of(moe, _FIXED_MOE_INPUTS).name in narrowed]
         result.matched += len(mixtures)
         for moe in mixtures[:1]:
             experts = attribute_int(moe, "num_experts")
@@ -65,8 +65,9 @@ class LowerLinear(Pass):
     def _narrowed(self, graph: ir.Graph, result: PassResult) -> set[str]:
         """Names of the weights that can be read in their own type."""
         narrowed = set()
+        alike = {moe for moe in _mixtures(graph) if self._has_alike_experts(moe)}
         for value in filter(self._is_weight, graph.initializers.values()):
-            others = [use.node for use in value.uses() if not self._reads_in_place(use.node, use.idx)]
+            others = [use.node for use in value.uses() if not _reads_in_place(use.node, use.idx, alike)]
             if others:
                 result.refused.append(f"{value.name}: {others[0].op_type} reads it as float32")
             else:
@@ -89,20 +90,31 @@ class LowerLinear(Pass):
     def _type(self, weight: ir.Value) -> ir.DataType:
         return ir.DataType[BY_NAME[self.dtypes[weight.name or ""]].onnx]
 
-    def _reads_in_place(self, node: ir.Node, index: int) -> bool:
-        """Whether the node reads its input ``index`` as a matrix ``[out, in]`` or as rows to gather."""
-        if (node.domain, node.op_type) == (opspec.DOMAIN, opspec.MOE.name):
-            experts = node.inputs[_FIXED_MOE_INPUTS:]
-            types = {self.dtypes.get(each.name or "") for each in experts if each is not None}
-            return index >= _FIXED_MOE_INPUTS and len(types) == 1  # the kernel takes one type
-        attributes = {name: attribute.value for name, attribute in node.attributes.items()}
-        if (node.domain, node.op_type) == ("", "Gather"):
-            return index == 0 and attributes.get("axis", 0) == 0
-        defaults = {"alpha": 1, "beta": 1, "transA": 0}
-        return (node.domain, node.op_type, index) == ("", "Gemm", 1) and {
-            **defaults,
-            **attributes,
-        } == defaults | {"transB": 1}
+    def _has_alike_experts(self, moe: ir.Node) -> bool:
+        """Whether all experts are of one type, as the kernel wants them."""
+        experts = moe.inputs[_FIXED_MOE_INPUTS:]
+        return len({self.dtypes.get(each.name or "") for each in experts if each is not None}) == 1
+
+
+def _mixtures(graph: ir.Graph) -> list[ir.Node]:
+    return nodes_of(graph, opspec.MOE.name, opspec.DOMAIN)
+
+
+def _reads_in_place(node: ir.Node, index: int, mixtures: Collection[ir.Node]) -> bool:
+    """Whether the node reads its input ``index`` as a matrix ``[out, in]`` or as rows to gather.
+
+    ``mixtures`` are those whose kernel takes their experts as they are.
+    """
+    if node in mixtures:
+        return index >= _FIXED_MOE_INPUTS
+    attributes = {name: attribute.value for name, attribute in node.attributes.items()}
+    if (node.domain, node.op_type) == ("", "Gather"):
+        return index == 0 and attributes.get("axis", 0) == 0
+    defaults = {"alpha": 1, "beta": 1, "transA": 0}
+    return (node.domain, node.op_type, index) == ("", "Gemm", 1) and {
+        **defaults,
+        **attributes,
+    } == defaults | {"transB": 1}
 
 
 def _widen_rows(graph: ir.Graph, gather: ir.Node, dtype: ir.DataType) -> None:

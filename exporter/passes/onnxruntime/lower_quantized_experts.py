@@ -13,7 +13,6 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
 from q2export.contracts import opspec
-from q2export.contracts.quantization import Activations
 from q2export.exporter.checkpoint.packed import PackedWeight
 from q2export.exporter.graph.ops.functions import function_for
 from q2export.exporter.passes.base import (
@@ -26,27 +25,16 @@ from q2export.exporter.passes.base import (
     replace,
 )
 from q2export.exporter.passes.packed_operands import (
-    PackedPass,
-    PackedWeights,
+    PackedOpPass,
     kernel_operands,
-    packed_attributes,
     packed_operand,
 )
 
 _FIXED_INPUTS = len(opspec.MOE.inputs)
 
 
-class LowerQuantizedExperts(PackedPass):
-    """``Q2MoE`` becomes ``Q2QuantizedMoE`` where all its experts are quantized.
-
-    Args:
-        packed: the quantized weights.
-        activations: the type they have in matmuls with quantized weights.
-    """
-
-    def __init__(self, packed: PackedWeights, activations: Activations) -> None:
-        super().__init__(packed)
-        self.activations = activations
+class LowerQuantizedExperts(PackedOpPass):
+    """``Q2MoE`` becomes ``Q2QuantizedMoE`` where all its experts are quantized."""
 
     def rewrite(self, model: ir.Model, result: PassResult) -> None:
         """Replace every mixture whose experts are all quantized."""
@@ -65,9 +53,8 @@ class LowerQuantizedExperts(PackedPass):
                     f"{node.name}: {missing} of its {len(found)} matrices are not quantized"
                 )
         if result.matched:
-            scheme = next(iter(self.packed.values())).scheme
             for spec in (opspec.QUANTIZED_LINEAR, opspec.QUANTIZED_MOE):
-                define(model, function_for(spec, scheme=scheme))
+                define(model, function_for(spec, scheme=self.scheme))
         if result.refused:
             InlinePass(lambda function: function.name == opspec.MOE.name)(model)
 
@@ -86,7 +73,7 @@ class LowerQuantizedExperts(PackedPass):
             domain=opspec.DOMAIN,
             attributes={
                 **{name: attribute_int(node, name) for name in opspec.MOE.attribute_names()},
-                **packed_attributes(weights[0].scheme, self.activations),
+                **self.attributes,
             },
         )
         replace(graph, node, [routed])

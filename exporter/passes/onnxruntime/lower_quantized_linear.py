@@ -7,7 +7,6 @@ from dataclasses import replace as replace_fields
 import onnx_ir as ir
 
 from q2export.contracts import opspec
-from q2export.contracts.quantization import Activations
 from q2export.exporter.checkpoint.packed import PackedWeight
 from q2export.exporter.graph.ops.functions import function_for
 from q2export.exporter.passes.base import (
@@ -20,26 +19,15 @@ from q2export.exporter.passes.base import (
     replace,
 )
 from q2export.exporter.passes.packed_operands import (
-    PackedPass,
-    PackedWeights,
+    PackedOpPass,
     kernel_operands,
-    packed_attributes,
     packed_operand,
     require_all_lowered,
 )
 
 
-class LowerQuantizedLinear(PackedPass):
-    """``Gemm`` with a quantized weight becomes ``Q2QuantizedLinear``.
-
-    Args:
-        packed: the quantized weights.
-        activations: the type they have in matmuls with quantized weights.
-    """
-
-    def __init__(self, packed: PackedWeights, activations: Activations) -> None:
-        super().__init__(packed)
-        self.activations = activations
+class LowerQuantizedLinear(PackedOpPass):
+    """``Gemm`` with a quantized weight becomes ``Q2QuantizedLinear``."""
 
     def rewrite(self, model: ir.Model, result: PassResult) -> None:
         """Replace every matmul with a quantized weight."""
@@ -58,8 +46,7 @@ class LowerQuantizedLinear(PackedPass):
                 self._lower_alternating(graph, gemm, weight, alternating)
             result.matched += 1
         if result.matched:
-            scheme = next(iter(self.packed.values())).scheme
-            define(model, function_for(opspec.QUANTIZED_LINEAR, scheme=scheme))
+            define(model, function_for(opspec.QUANTIZED_LINEAR, scheme=self.scheme))
 
     def _linear(self, emit: Inserter, gemm: ir.Node, weight: PackedWeight) -> ir.Value:
         matrix = kernel_operands(emit.graph, weight.tensor, [weight])
@@ -68,7 +55,7 @@ class LowerQuantizedLinear(PackedPass):
             opspec.QUANTIZED_LINEAR.name,
             [input_of(gemm, 0), matrix.codes, matrix.scales, matrix.zero_points, bias],
             domain=opspec.DOMAIN,
-            attributes=packed_attributes(weight.scheme, self.activations),
+            attributes=self.attributes,
         )
 
     def _lower_alternating(
