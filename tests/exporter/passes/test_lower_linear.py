@@ -59,3 +59,25 @@ def test_without_the_kernels_the_function_bodies_run(
     np.testing.assert_array_equal(first.score(TOKENS), second.score(TOKENS))
     (warning,) = [one.message for one in caplog.records if "without the CPU kernels" in one.message]
     assert "absent.so" in warning
+
+
+@pytest.mark.parametrize("last", ["bfloat16", "float16"])
+def test_experts_of_one_type_stay_as_they_are_and_others_become_float32(last: str) -> None:
+    """The kernel takes one type for all experts of a layer."""
+    ir = pytest.importorskip("onnx_ir")
+    float32 = ir.TensorType(ir.DataType.FLOAT)
+    shapes = [[3, 4], [3, 4], [4, 3]] * 2
+    weights = [
+        ir.Value(name=f"w{index}", type=float32, shape=ir.Shape(shape)) for index, shape in enumerate(shapes)
+    ]
+    hidden, logits = (
+        ir.Value(name=name, type=float32, shape=ir.Shape([1, size])) for name, size in (("h", 4), ("r", 2))
+    )
+    attributes = {"num_experts": 2, "top_k": 1, "norm_topk_prob": 0}
+    moe = ir.node("Q2MoE", [hidden, logits, *weights], attributes, domain="q2export", name="m/Q2MoE")
+    graph = ir.Graph([hidden, logits], moe.outputs, nodes=[moe], initializers=weights)
+    types = {f"w{index}": "bfloat16" for index in range(5)} | {"w5": last}
+    result = LowerLinear(types)(ir.Model(graph, ir_version=11))
+    alike = last == "bfloat16"
+    assert (result.matched, len(result.refused)) == ((1, 0) if alike else (0, 6))
+    assert {weight.dtype.name for weight in weights} == ({"BFLOAT16"} if alike else {"FLOAT"})
