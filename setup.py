@@ -26,8 +26,8 @@ import kernel_build  # noqa: E402
 
 LIBRARY = PLUGINS / "lib" / kernel_build.LIBRARY.name
 RECORD = LIBRARY.with_name(kernel_build.RECORD.name)
-reason = ""
-"""Why there are no kernels."""
+reasons: dict[str, str] = {}
+"""Why there are no kernels, ``CUDA`` or ``CPU``."""
 
 
 @cache
@@ -41,13 +41,17 @@ def plan() -> kernel_build.Plan | None:
 
 
 def without_kernels(error: kernel_build.KernelBuildError) -> None:
-    """Keep the reason for ``q2export doctor`` and go on; where the kernels are asked for, end here."""
-    global reason
-    if kernel_build.is_required(os.environ):
-        none = f"{kernel_build.ARCHITECTURES_VARIABLE}=none"
-        sys.exit(f"error: no CUDA kernels: {error}\n{none} installs q2export without them")
-    sys.stderr.write(f"q2export without CUDA kernels: {error}\n")
-    reason = first_error(error)
+    """Go on without the CUDA kernels."""
+    is_required = kernel_build.is_required(os.environ)
+    go_on_without("CUDA", error, is_required, kernel_build.ARCHITECTURES_VARIABLE)
+
+
+def go_on_without(kind: str, error: kernel_build.KernelBuildError, is_required: bool, variable: str) -> None:
+    """Keep the reason for ``q2export doctor``; where the kernels are asked for, end here."""
+    if is_required:
+        sys.exit(f"error: no {kind} kernels: {error}\n{variable}=none installs q2export without them")
+    sys.stderr.write(f"q2export without {kind} kernels: {error}\n")
+    reasons[kind] = first_error(error)
 
 
 def first_error(error: kernel_build.KernelBuildError) -> str:
@@ -60,6 +64,7 @@ class BuildKernels(Command):
     """Part of ``build``: the library of the kernels, and what it was built with or why it was not."""
 
     description = "compile the CUDA kernels"
+    kind, library, record = "CUDA", LIBRARY, RECORD
     user_options = [("build-lib=", "d", "folder of the package to be")]
 
     def initialize_options(self) -> None:
@@ -71,16 +76,21 @@ class BuildKernels(Command):
         self.set_undefined_options("build_py", ("build_lib", "build_lib"))
 
     def run(self) -> None:
+        """Build the library, or record why there is none; a tree keeps the library it has."""
         folder = ROOT if self.editable_mode else Path(self.build_lib or "")
-        record = folder / RECORD
+        record = folder / self.record
         record.parent.mkdir(parents=True, exist_ok=True)
-        if self.compile(folder / LIBRARY):
-            record.write_text(f"{plan()}\n", encoding="utf-8")
-            self.built = [LIBRARY, RECORD]
-        elif not (self.editable_mode and (folder / LIBRARY).is_file()):  # a tree keeps what it has
-            (folder / LIBRARY).unlink(missing_ok=True)
-            record.write_text(f"none: {reason}\n", encoding="utf-8")
-            self.built = [RECORD]
+        if self.compile(folder / self.library):
+            record.write_text(f"{self.builder()}\n", encoding="utf-8")
+            self.built = [self.library, self.record]
+        elif not (self.editable_mode and (folder / self.library).is_file()):
+            (folder / self.library).unlink(missing_ok=True)
+            record.write_text(f"none: {reasons[self.kind]}\n", encoding="utf-8")
+            self.built = [self.record]
+
+    def builder(self) -> object:
+        """What describes itself in the record."""
+        return plan()
 
     def compile(self, target: Path) -> bool:
         """Bring the library up to date; False where there is none to be."""
@@ -130,37 +140,20 @@ def cpu_library() -> kernel_build.CpuLibrary | None:
         return None
 
 
-cpu_reason = ""
-"""Why there are no CPU kernels."""
-
-
 def without_cpu_kernels(error: kernel_build.KernelBuildError) -> None:
-    """Keep the reason and go on, as without CUDA kernels: engines then run their function bodies."""
-    global cpu_reason
-    if kernel_build.cpu_is_required(os.environ):
-        none = f"{kernel_build.CPU_VARIABLE}=none"
-        sys.exit(f"error: no CPU kernels: {error}\n{none} installs q2export without them")
-    sys.stderr.write(f"q2export without CPU kernels: {error}\n")
-    cpu_reason = first_error(error)
+    """Go on without the CPU kernels: engines then run the function bodies."""
+    go_on_without("CPU", error, kernel_build.cpu_is_required(os.environ), kernel_build.CPU_VARIABLE)
 
 
 class BuildCpuKernels(BuildKernels):
     """Part of ``build``: the custom ops for ONNX Runtime on the CPU, and what they were built with."""
 
     description = "compile the CPU kernels"
+    kind, library, record = "CPU", CPU_LIBRARY, CPU_RECORD
 
-    def run(self) -> None:
-        """Build the library, or record why there is none; a tree keeps the library it has."""
-        folder = ROOT if self.editable_mode else Path(self.build_lib or "")
-        record = folder / CPU_RECORD
-        record.parent.mkdir(parents=True, exist_ok=True)
-        if self.compile(folder / CPU_LIBRARY):
-            record.write_text(f"{cpu_library()}\n", encoding="utf-8")
-            self.built = [CPU_LIBRARY, CPU_RECORD]
-        elif not (self.editable_mode and (folder / CPU_LIBRARY).is_file()):
-            (folder / CPU_LIBRARY).unlink(missing_ok=True)
-            record.write_text(f"none: {cpu_reason}\n", encoding="utf-8")
-            self.built = [CPU_RECORD]
+    def builder(self) -> object:
+        """What describes itself in the record."""
+        return cpu_library()
 
     def compile(self, target: Path) -> bool:
         """Bring the library up to date; False where there is none to be."""
