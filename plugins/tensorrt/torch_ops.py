@@ -76,6 +76,7 @@ def implementation(spec: opspec.OpSpec, *, in_place: bool) -> Callable[..., Any]
     """
 
     def run(*arguments: Any) -> Tensor | tuple[Tensor, ...]:
+        """Check the arguments, allocate what is not updated in place, and call the kernel."""
         inputs, values = _split(spec, arguments)
         aliases = dict(spec.aliases) if in_place else {}
         names = [each.name for each in spec.inputs]

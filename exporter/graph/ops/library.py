@@ -46,6 +46,7 @@ def _fake(spec: OpSpec) -> Callable[..., Any]:
     """What tracing calls instead: outputs of the right shapes and types, nothing computed."""
 
     def run(*arguments: Any) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        """Empty outputs of the sizes that the inputs' symbols have."""
         tensors = arguments[: len(spec.inputs)]
         sizes: dict[str, int] = {}
         for each, tensor in zip(spec.inputs, tensors, strict=True):
