@@ -126,7 +126,7 @@ def _open_backend(opened: Package, threads: int | None) -> Backend[Any]:
     folder, manifest = opened.folder, opened.manifest
     if manifest.engine.tensorrt is not None:
         from q2export.errors import OptionError
-        from q2export.runtime.backends.tensorrt.session import open_backend
+        from q2export.runtime.backends.tensorrt.executor import open_backend
 
         if threads is not None:
             raise OptionError("threads", f"is for engines of ONNX Runtime; {folder} holds one of TensorRT")

@@ -62,7 +62,7 @@ class EngineUnderTest:
 
         if self.info.tensorrt is None:
             return OnnxRuntimeProbe(self.folder, self.info, threads=self.threads, exact=self.exact)
-        from q2export.runtime.backends.tensorrt.session import open_backend
+        from q2export.runtime.backends.tensorrt.executor import open_backend
 
         backend = open_backend(self.folder, self.info, self.info.tensorrt, self.rebuild_command)
         return EngineProbe(lambda: backend)

@@ -83,13 +83,13 @@ def test_package_of_a_graph_without_an_engine_is_refused(opened: dict[str, Any],
 def test_tensorrt_engine_goes_to_its_own_backend(
     opened: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from q2export.runtime.backends.tensorrt import session
+    from q2export.runtime.backends.tensorrt import executor
 
     def open_backend(folder: Path, info: object, built: object, rebuild_command: str) -> FakeBackend:
         opened.update(built=built, rebuild_command=rebuild_command)
         return FakeBackend()
 
-    monkeypatch.setattr(session, "open_backend", open_backend)
+    monkeypatch.setattr(executor, "open_backend", open_backend)
     opened.update(target="tensorrt", tensorrt="what it was built with")
     load(opened["folder"])
     assert (opened["built"], opened["rebuild_command"]) == ("what it was built with", "q2export build")

@@ -9,9 +9,9 @@ from types import ModuleType
 from typing import Any
 
 from q2export.errors import PackageError
-from q2export.runtime.backends.tensorrt.buffers import aligned
-from q2export.runtime.backends.tensorrt.cuda import Cuda
-from q2export.runtime.backends.tensorrt.profiles import StepProfile
+from q2export.runtime.backends.cuda.buffers import aligned
+from q2export.runtime.backends.cuda.runtime import Cuda
+from q2export.runtime.backends.cuda.steps import StepProfile
 from q2export.runtime.backends.tensorrt.runtime_cache import RuntimeCache
 
 

@@ -15,8 +15,8 @@ from q2export.contracts.step import cache_names
 from q2export.errors import PackageError
 from q2export.package.manifest import EngineInfo, TensorRTInfo
 from q2export.plugins.tensorrt.callbacks import keep_logger
+from q2export.runtime.backends.cuda.steps import Shape, StepProfile, read_profile
 from q2export.runtime.backends.tensorrt.compatibility import Found, mismatch
-from q2export.runtime.backends.tensorrt.profiles import Shape, StepProfile, read_profile
 
 _log = logging.getLogger(__name__)
 

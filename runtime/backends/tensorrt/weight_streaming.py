@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 from q2export.errors import PackageError
-from q2export.runtime.backends.tensorrt.cuda import Cuda
+from q2export.runtime.backends.cuda.runtime import Cuda
 
 RESERVED_BYTES = 512 << 20
 """Of the GPU's memory, for kernels that are loaded late, and for fragmentation."""

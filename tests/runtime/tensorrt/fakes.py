@@ -18,7 +18,7 @@ from q2export.contracts import opspec
 from q2export.contracts.dtypes import BY_NAME
 from q2export.errors import GenerationError
 from q2export.package.manifest import EngineInfo, TensorRTInfo
-from q2export.runtime.backends.tensorrt.cuda import Device
+from q2export.runtime.backends.cuda.runtime import Device
 from q2export.runtime.backends.tensorrt.engine_file import LoadedEngine, expected_tensors, read_profile
 from tests.runtime.fakes import hashed_logits
 

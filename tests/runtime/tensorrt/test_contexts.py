@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from q2export.runtime.backends.cuda.backend import CudaBackend
+from q2export.runtime.backends.tensorrt.executor import make_backend
 from q2export.runtime.backends.tensorrt.runtime_cache import RuntimeCache, runtime_cache_file
-from q2export.runtime.backends.tensorrt.session import TensorRTBackend
 from q2export.runtime.engine import Engine
 from tests.runtime.tensorrt.fakes import (
     DECODE,
@@ -27,11 +28,11 @@ from tests.runtime.tensorrt.fakes import (
 
 def make(
     trt: Any, cache_file: Path | None = None, limits: list[dict[str, Any]] | None = None
-) -> tuple[TensorRTBackend, FakeCuda, FakeEngine]:
+) -> tuple[CudaBackend, FakeCuda, FakeEngine]:
     limits = limits or [PREFILL, DECODE]
     cuda = FakeCuda()
     engine = FakeEngine(cuda, limits)
-    return TensorRTBackend(engine_info(), loaded(engine, limits), cuda, trt, cache_file), cuda, engine
+    return make_backend(engine_info(), loaded(engine, limits), cuda, trt, cache_file), cuda, engine
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ import pytest
 from q2export.contracts import opspec
 from q2export.errors import GenerationError, MissingDependencyError, PackageError
 from q2export.package.manifest import TensorRTInfo
-from q2export.runtime.backends.tensorrt import cuda as cuda_module
+from q2export.runtime.backends.cuda import runtime as cuda_module
+from q2export.runtime.backends.cuda.runtime import CudaRuntime
 from q2export.runtime.backends.tensorrt.compatibility import Found, check_compatible
-from q2export.runtime.backends.tensorrt.cuda import CudaRuntime
 from q2export.runtime.backends.tensorrt.engine_file import load_engine
 from tests.runtime.tensorrt.fakes import DECODE, PREFILL, TRT, FakeFile, engine_info, ranges
 
@@ -72,9 +72,9 @@ def test_without_a_gpu_it_says_so() -> None:
         pytest.skip("this machine has a GPU")
 
 
-def test_without_cuda_bindings_it_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_cuda_bindings_it_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "cuda.bindings.runtime", None)
-    with pytest.raises(MissingDependencyError, match=r"cuda-bindings.*pip install .*\[rtx\]'"):
+    with pytest.raises(MissingDependencyError, match=r"cuda-bindings.*pip install cuda-bindings"):
         CudaRuntime()
 
 
@@ -243,7 +243,7 @@ def test_profiles_that_do_not_keep_the_manifest_promise_are_refused(
 
 
 def test_the_module_is_imported_without_cuda() -> None:
-    assert cuda_module.__name__ == "q2export.runtime.backends.tensorrt.cuda"
+    assert cuda_module.__name__ == "q2export.runtime.backends.cuda.runtime"
 
 
 def test_an_empty_engine_is_refused(tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ from q2export.cli.main import main
 from q2export.errors import PackageError
 from q2export.package.manifest import EngineInfo
 from q2export.package.reader import read_package
-from q2export.runtime.backends.tensorrt import session
-from q2export.runtime.backends.tensorrt.cuda import Device
-from q2export.runtime.backends.tensorrt.session import TensorRTBackend
+from q2export.runtime.backends.cuda.runtime import Device
+from q2export.runtime.backends.tensorrt import executor
+from q2export.runtime.backends.tensorrt.executor import make_backend
 from tests.runtime.tensorrt.fakes import TRT, FakeCuda, FakeEngine, Range, loaded
 
 
@@ -54,7 +54,7 @@ def test_verifying_says_so_too(
 def test_another_gpu_is_named_with_the_command_that_rebuilds(
     package: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "CudaRuntime", OtherGpu)
+    monkeypatch.setattr(executor, "CudaRuntime", OtherGpu)
     with pytest.raises(PackageError) as caught:
         q2export.load(package)
     message = str(caught.value)
@@ -68,7 +68,7 @@ def test_the_backend_takes_every_step_the_profile_was_made_for(package: Path) ->
     manifest = read_package(package).manifest
     ranges = _ranges(package, manifest.engine)
     cuda = FakeCuda()
-    backend = TensorRTBackend(manifest.engine, loaded(FakeEngine(cuda, ranges), ranges), cuda, TRT)
+    backend = make_backend(manifest.engine, loaded(FakeEngine(cuda, ranges), ranges), cuda, TRT)
     assert (backend.prefill_chunk, backend.max_batch, backend.max_capacity) == (32, 8, 128)
     backend.new_cache(8, 128)
 

@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 
 from q2export.contracts.step import cache_names
 from q2export.errors import GenerationError, PackageError
-from q2export.runtime.backends.tensorrt.buffers import (
+from q2export.runtime.backends.cuda.buffers import (
     ALIGNMENT,
     InputLayout,
     KVLayout,
     logits_bytes,
 )
-from q2export.runtime.backends.tensorrt.graphs import Action, GraphPolicy
-from q2export.runtime.backends.tensorrt.profiles import (
+from q2export.runtime.backends.cuda.graphs import Action, GraphPolicy
+from q2export.runtime.backends.cuda.steps import (
     Bounds,
     Step,
     StepProfile,

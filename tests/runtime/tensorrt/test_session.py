@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from q2export.errors import GenerationError
-from q2export.runtime.backends.tensorrt.session import TensorRTBackend
+from q2export.runtime.backends.cuda.backend import CudaBackend
+from q2export.runtime.backends.tensorrt.executor import make_backend
 from q2export.runtime.engine import Engine
 from tests.runtime.fakes import FakeBackend, hashed_logits
 from tests.runtime.tensorrt.fakes import (
@@ -30,11 +31,11 @@ from tests.runtime.tensorrt.fakes import (
 
 def make(
     limits: list[dict[str, Any]] | None = None, *, capturable: bool = True, limit: int = 1 << 30, **info: Any
-) -> tuple[TensorRTBackend, FakeCuda, FakeEngine]:
+) -> tuple[CudaBackend, FakeCuda, FakeEngine]:
     limits = limits or [PREFILL, DECODE]
     cuda = FakeCuda(limit)
     engine = FakeEngine(cuda, limits, capturable)
-    return TensorRTBackend(engine_info(**info), loaded(engine, limits), cuda, TRT), cuda, engine
+    return make_backend(engine_info(**info), loaded(engine, limits), cuda, TRT), cuda, engine
 
 
 def tokens(seed: int, count: int) -> list[int]:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from q2export.errors import PackageError
-from q2export.runtime.backends.tensorrt.session import TensorRTBackend
+from q2export.runtime.backends.cuda.backend import CudaBackend
+from q2export.runtime.backends.tensorrt.executor import make_backend
 from q2export.runtime.backends.tensorrt.weight_streaming import RESERVED_BYTES, limit_weights
 from q2export.runtime.engine import Engine
 from tests.runtime.fakes import FakeBackend
@@ -32,11 +33,11 @@ CACHE = 2 * LAYERS * 4 * HEADS * 64 * HEAD_DIM * 4  # of 4 rows of 64 tokens, fl
 SCRATCH = 2 * 1000 + 5000  # of the larger profile, with what staging takes
 
 
-def make(room: int) -> tuple[TensorRTBackend, FakeCuda, FakeEngine]:
+def make(room: int) -> tuple[CudaBackend, FakeCuda, FakeEngine]:
     """A GPU with ``room`` bytes beside the reserve."""
     cuda = FakeCuda(RESERVED_BYTES + room)
     engine = FakeEngine(cuda, [PREFILL, DECODE], streamable=STREAMABLE)
-    return TensorRTBackend(engine_info(), loaded(engine, [PREFILL, DECODE]), cuda, TRT), cuda, engine
+    return make_backend(engine_info(), loaded(engine, [PREFILL, DECODE]), cuda, TRT), cuda, engine
 
 
 def generated(backend: Any) -> list[int]:

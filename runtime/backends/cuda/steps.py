@@ -1,6 +1,7 @@
-"""Which optimization profile a step runs in, and how a step too large for it is cut. No TensorRT here.
+"""Which profile of an engine a step runs in, and how a step too large for it is cut.
 
-An engine has a profile for prefill and one for decode. Which shapes each takes is read from the engine.
+An engine has a profile for prefill and one for decode; of TensorRT, an optimization profile whose shapes are
+read from the engine.
 """
 
 from __future__ import annotations

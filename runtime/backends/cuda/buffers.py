@@ -1,6 +1,6 @@
 """Where everything lies in memory: one arena for the KV cache, one block for a step's inputs. Pure.
 
-Offsets and sizes are in bytes. TensorRT wants addresses of inputs and outputs that are multiples of 256.
+Offsets and sizes are in bytes. Addresses of inputs and outputs are multiples of 256, as TensorRT wants them.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class KVLayout:
         return (2 * names.layer + names.index) * self.slab_bytes
 
     def can_begin_at(self, row: int) -> bool:
-        """Whether a step over rows from ``row`` on has addresses that TensorRT takes."""
+        """Whether a step over rows from ``row`` on has aligned addresses."""
         return row * self._row_bytes % ALIGNMENT == 0
 
     def bindings(self, rows: int, first: int = 0) -> dict[str, Binding]:

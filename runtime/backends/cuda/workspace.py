@@ -14,10 +14,10 @@ import numpy.typing as npt
 from q2export.errors import GenerationError
 from q2export.package.manifest import EngineInfo
 from q2export.runtime.backends.base import Float32Array
-from q2export.runtime.backends.tensorrt.buffers import Binding, InputLayout, KVLayout, logits_bytes
-from q2export.runtime.backends.tensorrt.cuda import Cuda
-from q2export.runtime.backends.tensorrt.graphs import DecodeGraphs
-from q2export.runtime.backends.tensorrt.profiles import Step
+from q2export.runtime.backends.cuda.buffers import Binding, InputLayout, KVLayout, logits_bytes
+from q2export.runtime.backends.cuda.graphs import DecodeGraphs
+from q2export.runtime.backends.cuda.runtime import Cuda
+from q2export.runtime.backends.cuda.steps import Step
 
 _log = logging.getLogger(__name__)
 
@@ -166,7 +166,7 @@ def largest_workspace_bytes(info: EngineInfo, inputs: InputLayout) -> int:
     return cache.bytes + inputs.bytes + narrow + logits_bytes(inputs.rows, inputs.logits, info.vocab_size)
 
 
-class TensorRTCache:
+class CudaCache:
     """Keys and values of some sequences. When it is dropped, its workspace goes back to the pool."""
 
     def __init__(self, pool: WorkspacePool, workspace: Workspace, capacity: int) -> None:
@@ -221,7 +221,7 @@ class WorkspacePool:
         self._returned: list[Workspace] = []
         self._own: list[Workspace] = []  # idle ones over arenas of their own
 
-    def cache(self, batch: int, capacity: int) -> TensorRTCache:
+    def cache(self, batch: int, capacity: int) -> CudaCache:
         """An empty cache.
 
         Raises:
@@ -230,7 +230,7 @@ class WorkspacePool:
         layout = replace(self._largest, batch=batch, capacity=capacity)
         with self.lock, self._cuda.selected():
             try:
-                return TensorRTCache(self, self._take(layout), capacity)
+                return CudaCache(self, self._take(layout), capacity)
             except GenerationError as error:
                 raise GenerationError(
                     f"a KV cache of {batch} x {capacity} tokens takes {layout.bytes / 1e9:.2f} GB and cannot "
@@ -258,7 +258,7 @@ class WorkspacePool:
         self._arena = None
 
     def move_row(self, workspace: Workspace, source: int, target: int, length: int) -> None:
-        """See :meth:`TensorRTCache.move_row`; ordered with the steps by the stream."""
+        """See :meth:`CudaCache.move_row`; ordered with the steps by the stream."""
         arena, first = workspace.arena, workspace.first
         with self.lock, self._cuda.selected():
             for copy in arena.layout.row_copies(first + source, first + target, length):

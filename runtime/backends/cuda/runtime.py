@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from q2export.contracts.commands import install_command
 from q2export.errors import GenerationError, MissingDependencyError, PackageError
 
 
@@ -26,10 +25,11 @@ class Cuda(Protocol):
     Every method raises GenerationError if CUDA refuses.
     """
 
-    def select(self, compute_capability: str) -> Device:
+    def select(self, compute_capability: str | None) -> Device:
         """Choose the GPU that everything else is about, before anything else is called.
 
-        The thread's current GPU, or the first of the compute capability where that one is of another.
+        The thread's current GPU, or the first of the compute capability where that one is of another; None
+        takes any.
         """
 
     def selected(self) -> AbstractContextManager[None]:
@@ -94,24 +94,24 @@ class CudaRuntime:
             self._api: Any = importlib.import_module("cuda.bindings.runtime")
         except ImportError as error:
             raise MissingDependencyError(
-                f"running a TensorRT engine needs cuda-bindings, which cannot be imported ({error}); "
-                f"install it with: {install_command('rtx')}"
+                f"running an engine on a GPU needs cuda-bindings, which cannot be imported ({error}); "
+                "install it with: pip install cuda-bindings"
             ) from error
         status, count = self._api.cudaGetDeviceCount()
         if status != self._api.cudaError_t.cudaSuccess or not count:
             raise PackageError(
-                f"no NVIDIA GPU can be used here ({self._describe(status)}); running a TensorRT engine needs "
-                "one and its driver, building one does not"
+                f"no NVIDIA GPU can be used here ({self._describe(status)}); running an engine for "
+                "GPUs needs one and its driver, building one does not"
             )
         self._index = 0  # until one is selected
 
-    def select(self, compute_capability: str) -> Device:
+    def select(self, compute_capability: str | None) -> Device:
         """See :meth:`Cuda.select`."""
         current = int(self._call("cudaGetDevice"))
         count = int(self._call("cudaGetDeviceCount"))
         found = {current: self._device(current)}
         for index in range(count):
-            if found[current].compute_capability == compute_capability:
+            if compute_capability in (None, found[current].compute_capability):
                 break
             found[index] = self._device(index)
             if found[index].compute_capability == compute_capability:

@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable
 
 from q2export.errors import GenerationError
-from q2export.runtime.backends.tensorrt.cuda import Cuda
+from q2export.runtime.backends.cuda.runtime import Cuda
 
 _log = logging.getLogger(__name__)
 
