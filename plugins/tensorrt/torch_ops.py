@@ -99,8 +99,15 @@ def _split(spec: opspec.OpSpec, arguments: Sequence[Any]) -> tuple[list[Tensor],
     fixed, lists = len(spec.inputs), len(spec.repeated)
     repeated = arguments[fixed : fixed + lists]
     inputs = [*arguments[:fixed], *(each for one in zip(*repeated, strict=True) for each in one)]
-    values = arguments[fixed + lists :]
-    return inputs, dict(zip(spec.attribute_names(), values, strict=True))
+    names = spec.attribute_names()
+    values, cpu_values = arguments[fixed + lists :][: len(names)], arguments[fixed + lists + len(names) :]
+    for each, value in zip(spec.cpu_attributes, cpu_values, strict=False):
+        if value != 0:
+            raise GenerationError(
+                f"{spec.name}: {each.name} is {value}, expected 0: it is for the CPU, where weights have "
+                "another type than what they multiply"
+            )
+    return inputs, dict(zip(names, values, strict=True))
 
 
 def _source_of(spec: opspec.OpSpec, output: opspec.TensorSpec, inputs: Sequence[Tensor]) -> Tensor:

@@ -26,7 +26,7 @@ from q2export.contracts.dtypes import FLOAT_NAMES
 DOMAIN = "q2export"
 DOMAIN_VERSION = 1
 
-CONTRACT_VERSION = 2
+CONTRACT_VERSION = 3
 """Raised whenever an input, output, attribute or meaning below changes; stored in every engine package."""
 
 PLUGIN_VERSION = "1"
@@ -65,7 +65,7 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class AttributeSpec:
-    """A required attribute. Booleans are ints 0 and 1, as ONNX and TensorRT plugin fields have them."""
+    """An attribute. Booleans are ints 0 and 1, as ONNX and TensorRT plugin fields have them."""
 
     name: str
     type: AttributeType
@@ -85,6 +85,8 @@ class OpSpec:
         optional: inputs that follow the fixed ones or are left out.
         outputs: outputs, in order.
         attributes: required attributes, in order.
+        cpu_attributes: ints that the lowering to the CPU gives a node beside the others; absent, they are 0.
+            TensorRT plugins have no such fields: a graph that has one is refused.
         aliases: output name -> input name it updates in place. ONNX and torch see a functional op; an engine
             binds both names to one buffer.
     """
@@ -94,6 +96,7 @@ class OpSpec:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     attributes: tuple[AttributeSpec, ...]
+    cpu_attributes: tuple[AttributeSpec, ...] = ()
     repeated: tuple[TensorSpec, ...] = ()
     optional: tuple[TensorSpec, ...] = ()
     aliases: tuple[tuple[str, str], ...] = ()
@@ -108,7 +111,7 @@ class OpSpec:
         return tuple(spec.name for spec in self.outputs)
 
     def attribute_names(self) -> tuple[str, ...]:
-        """Names of all attributes, without the two that every plugin node carries."""
+        """Names of the required attributes, without the two that every plugin node carries."""
         return tuple(spec.name for spec in self.attributes)
 
 
@@ -181,6 +184,9 @@ _MOE_ATTRIBUTES = (
     AttributeSpec("top_k", "int", "experts each token goes to"),
     AttributeSpec("norm_topk_prob", "int", "1: the chosen probabilities are divided by their sum"),
 )
+_BFLOAT16_ACTIVATIONS = AttributeSpec(
+    "bfloat16_activations", "int", "1: what weights multiply is rounded to bfloat16, as they are"
+)
 _PACKED_ATTRIBUTES = (
     AttributeSpec("bits", "int", "of a code, 4 or 8"),
     AttributeSpec("block_size", "int", "elements of a row that share a scale: 32, 64 or 128"),
@@ -198,12 +204,16 @@ MOE = OpSpec(
     ),
     outputs=(TensorSpec("output", "T", ("T", "H")),),
     attributes=_MOE_ATTRIBUTES,
+    cpu_attributes=(_BFLOAT16_ACTIVATIONS,),
 )
 """Mixture of SwiGLU experts: softmax over all in float32, top-k, dispatch to the chosen only, weighted sum.
 
 The chosen experts are those of the largest logits; of equal ones, those of the lowest index.
 
 Expert weights stay in Hugging Face's [out, in] layout, one input each, as on disk.
+
+With ``bfloat16_activations``, over experts of bfloat16, the hidden states that gate and up multiply and the
+SwiGLU that down multiplies are rounded as in ``Q2Linear``.
 """
 
 LINEAR = OpSpec(
@@ -212,9 +222,7 @@ LINEAR = OpSpec(
     inputs=(TensorSpec("input", "F", ("T", "K")), TensorSpec("weight", "W", ("N", "K"))),
     optional=(TensorSpec("bias", "F", ("N",)),),
     outputs=(TensorSpec("output", "F", ("T", "N")),),
-    attributes=(
-        AttributeSpec("bfloat16_activations", "int", "1: the input is rounded to bfloat16, as the weight is"),
-    ),
+    attributes=(_BFLOAT16_ACTIVATIONS,),
 )
 """``input @ weight.T + bias`` in float32 over a weight of 16 or 32 bits where it lies, widened exactly.
 

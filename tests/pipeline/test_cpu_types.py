@@ -16,6 +16,19 @@ from tests.helpers.checkpoints import CHECKPOINTS, tiny_config, write_checkpoint
 TOKENS = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5]
 
 
+def test_experts_multiply_rounded_activations_too(tmp_path: Path) -> None:
+    """All of them; with rounding off, the same graph is exact: what a build's parity looks at first."""
+    checkpoint = CHECKPOINTS / "qwen2-moe-tiny"
+    built = q2export.build(checkpoint, tmp_path / "out", profile="cpu-bf16", parity=False)
+    nodes = onnx.load(str(built.package / "model.onnx"), load_external_data=False).graph.node
+    found = [{a.name: a.i for a in node.attribute} for node in nodes if node.op_type == "Q2MoE"]
+    assert found and all(attributes["bfloat16_activations"] == 1 for attributes in found)
+    exact = q2export.load(q2export.build(checkpoint, tmp_path / "exact", parity=False).package).score(TOKENS)
+    unrounded = OnnxRuntimeProbe(built.package, built.manifest.engine, exact=True).score(TOKENS)
+    np.testing.assert_array_equal(unrounded, exact)
+    assert np.abs(q2export.load(built.package).score(TOKENS) - exact).max() > 1e-3
+
+
 def test_bfloat16_activations_are_rounded_and_measured(qwen2_tiny_package: Path, tmp_path: Path) -> None:
     built = q2export.build(CHECKPOINTS / "qwen2-tiny", tmp_path / "out", profile="cpu-bf16")
     parity = built.manifest.parity

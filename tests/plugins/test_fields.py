@@ -125,6 +125,7 @@ def test_every_attribute_is_required_and_typed(spec: opspec.OpSpec) -> None:
         ("Q2RotaryEmbedding", {"attention_factor": 1e-60}, "must be a positive float32, found 1e-60"),
         ("Q2MoE", {"top_k": 4}, "top_k 4 is more than num_experts 3"),
         ("Q2MoE", {"norm_topk_prob": 2}, "must be in 0 .. 1, found 2"),
+        ("Q2MoE", {"bfloat16_activations": 1}, "unknown attribute 'bfloat16_activations'"),
         ("Q2MoE", {"norm_topk": 1}, "unknown attribute 'norm_topk'; did you mean 'norm_topk_prob'"),
     ],
 )

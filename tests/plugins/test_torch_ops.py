@@ -67,6 +67,8 @@ def test_moe_takes_lists_of_experts() -> None:
     arguments = (hidden, logits, gate, up, down, 6, 2, 1)
     found = implementation(opspec.MOE, in_place=False)(*arguments)
     torch.testing.assert_close(found, moe_reference(*arguments))
+    with pytest.raises(GenerationError, match=r"Q2MoE: bfloat16_activations is 1, expected 0: .* CPU"):
+        implementation(opspec.MOE, in_place=False)(*arguments, 1)
 
 
 def test_the_in_place_schema_says_what_is_written() -> None:

@@ -57,10 +57,14 @@ def function_for(
         spec: the op.
         num_experts: for ``Q2MoE``, whose function has three inputs per expert; functions have no
             variadic ones.
-        widen: for ``Q2MoE``, whose weights are of another type than what they multiply.
+        widen: for ``Q2MoE``, whose weights are of another type than what they multiply; it then reads its
+            attributes for the CPU, which every node of the graph must have.
         scheme: for ops over packed weights, that of all of a graph.
     """
-    attributes = ", ".join((*spec.attribute_names(), *(PLUGIN_ATTRIBUTES if spec in opspec.ALL else ())))
+    names = [*spec.attribute_names(), *(PLUGIN_ATTRIBUTES if spec in opspec.ALL else ())]
+    if widen:
+        names += [attribute.name for attribute in spec.cpu_attributes]
+    attributes = ", ".join(names)
     inputs = ", ".join(spec.input_names(num_experts))
     outputs = ", ".join(spec.output_names())
     imports = f'["" : {ONNX_OPSET}, "{opspec.DOMAIN}" : {opspec.DOMAIN_VERSION}]'

@@ -23,6 +23,7 @@ def torch_schema(spec: OpSpec) -> str:
     arguments += [f"Tensor? {tensor.name}" for tensor in spec.optional]
     arguments += [f"Tensor[] {tensor.name}" for tensor in spec.repeated]
     arguments += [f"{_ATTRIBUTE_TYPES[attribute.type]} {attribute.name}" for attribute in spec.attributes]
+    arguments += [f"int {attribute.name}=0" for attribute in spec.cpu_attributes]
     results = ", ".join(["Tensor"] * len(spec.outputs))
     result = results if len(spec.outputs) == 1 else f"({results})"
     return f"{spec.torch_name}({', '.join(arguments)}) -> {result}"

@@ -9,6 +9,17 @@ from q2export.contracts.opspec import LINEAR
 from q2export.exporter.graph.ops.library import define
 
 
+def rounded_for(weight: Tensor, activations: Tensor) -> Tensor:
+    """Round activations to bfloat16, to nearest, ties to even, and widen them again.
+
+    Raises:
+        ValueError: the weight that they are to be multiplied with is of another type.
+    """
+    if weight.dtype != torch.bfloat16:
+        raise ValueError(f"bfloat16_activations is 1, but the weight is {weight.dtype}, not bfloat16")
+    return activations.to(torch.bfloat16).to(activations.dtype)
+
+
 def linear_reference(input: Tensor, weight: Tensor, bias: Tensor | None, bfloat16_activations: int) -> Tensor:
     """``input @ weight.T + bias`` in float32.
 
@@ -22,9 +33,7 @@ def linear_reference(input: Tensor, weight: Tensor, bias: Tensor | None, bfloat1
         ValueError: the input is to be rounded for a weight of another type.
     """
     if bfloat16_activations:
-        if weight.dtype != torch.bfloat16:
-            raise ValueError(f"bfloat16_activations is 1, but the weight is {weight.dtype}, not bfloat16")
-        input = input.to(torch.bfloat16).to(torch.float32)
+        input = rounded_for(weight, input)
     return torch.nn.functional.linear(input, weight.to(torch.float32), bias)
 
 

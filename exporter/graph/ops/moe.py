@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from q2export.contracts.opspec import MOE
 from q2export.exporter.graph.ops.library import define
+from q2export.exporter.graph.ops.linear import rounded_for
 
 
 def route(router_logits: Tensor, top_k: int, norm_topk_prob: bool) -> tuple[Tensor, Tensor]:
@@ -40,18 +41,26 @@ def moe_reference(
     num_experts: int,
     top_k: int,
     norm_topk_prob: int,
+    bfloat16_activations: int = 0,
 ) -> Tensor:
-    """Send every token to its experts and add up what they return, weighted; shapes as in ``opspec.MOE``."""
+    """Send every token to its experts and add up what they return, weighted; shapes as in ``opspec.MOE``.
+
+    Raises:
+        ValueError: activations are to be rounded for weights of another type than bfloat16.
+    """
+
+    def multiplied(rows: Tensor, weight: Tensor) -> Tensor:
+        """``rows @ weight.T``."""
+        rows = rounded_for(weight, rows) if bfloat16_activations else rows
+        return functional.linear(rows, weight.to(hidden.dtype))
+
     weight, index = route(router_logits, top_k, bool(norm_topk_prob))
     output = torch.zeros(hidden.shape, dtype=torch.float32)
     for expert in index.unique().tolist():
         token, slot = (index == expert).nonzero(as_tuple=True)
         rows = hidden[token]
-        matrices = [weights[expert].to(hidden.dtype) for weights in (gate, up, down)]
-        activated = functional.silu(functional.linear(rows, matrices[0])) * functional.linear(
-            rows, matrices[1]
-        )
-        result = functional.linear(activated, matrices[2]).to(torch.float32)
+        activated = functional.silu(multiplied(rows, gate[expert])) * multiplied(rows, up[expert])
+        result = multiplied(activated, down[expert]).to(torch.float32)
         output.index_add_(0, token, result * weight[token, slot, None])
     return output.to(hidden.dtype)
 
@@ -91,6 +100,14 @@ DISPATCH = """
     counts = ReduceSum <keepdims = 0> (is_expert_count, axis0)
 """
 
+_ROUND = """
+    bfloat16_activations = Constant <value_int: int = @bfloat16_activations> ()
+    is_rounded = Cast <to = 9> (bfloat16_activations)
+    rows_narrow = Cast <to = 16> (rows)
+    rows_rounded = CastLike (rows_narrow, hidden)
+    rows_multiplied = Where (is_rounded, rows_rounded, rows)
+"""
+
 _WIDEN = """
     gate_wide_{e} = CastLike (gate_{e}, hidden)
     up_wide_{e} = CastLike (up_{e}, hidden)
@@ -103,7 +120,16 @@ _EXPERT = """
     sigmoid_{e} = Sigmoid (gate_rows_{e})
     silu_{e} = Mul (gate_rows_{e}, sigmoid_{e})
     activated_{e} = Mul (silu_{e}, up_rows_{e})
-    result_{e} = Gemm <transB = 1> (activated_{e}, down{wide}_{e})
+"""
+
+_ROUND_ACTIVATED = """
+    activated_narrow_{e} = Cast <to = 16> (activated_{e})
+    activated_rounded_{e} = CastLike (activated_narrow_{e}, hidden)
+    activated_multiplied_{e} = Where (is_rounded, activated_rounded_{e}, activated_{e})
+"""
+
+_DOWN = """
+    result_{e} = Gemm <transB = 1> (activated{multiplied}_{e}, down{wide}_{e})
 """
 
 # From the `results` of those rows to the weighted sum per token.
@@ -124,15 +150,16 @@ COMBINE = """
 def body(num_experts: int, *, widen: bool = False) -> str:
     """Return the function body for ``num_experts`` experts.
 
-    With ``widen``, their weights are of another type than what they multiply.
+    With ``widen``, their weights are of another type than what they multiply, which may be rounded to it.
 
     Token slots are sorted by expert and split, so that every expert multiplies just the rows sent to it
     (none, for an idle one) and its weights are read where they are: nothing is stacked. Ties in the sort do
     not matter, the order is undone by its own inverse.
     """
     names = [str(expert) for expert in range(num_experts)]
-    split = f"    {', '.join(f'rows_{e}' for e in names)} = Split <axis = 0> (rows, counts)\n"
+    wide, multiplied = ("_wide", "_multiplied") if widen else ("", "")
+    split = f"    {', '.join(f'rows_{e}' for e in names)} = Split <axis = 0> (rows{multiplied}, counts)\n"
     concat = f"    results = Concat <axis = 0> ({', '.join(f'result_{e}' for e in names)})\n"
-    expert = _WIDEN + _EXPERT if widen else _EXPERT
-    experts = "".join(expert.format(e=e, wide="_wide" if widen else "") for e in names)
-    return DISPATCH + split + experts + concat + COMBINE
+    expert = _WIDEN + _EXPERT + _ROUND_ACTIVATED + _DOWN if widen else _EXPERT + _DOWN
+    experts = "".join(expert.format(e=e, wide=wide, multiplied=multiplied) for e in names)
+    return DISPATCH + (_ROUND if widen else "") + split + experts + concat + COMBINE

@@ -58,6 +58,9 @@ class LowerLinear(Pass):
             define(model, function_for(opspec.LINEAR))
         mixtures = [moe for moe in _mixtures(graph) if input_of(moe, _FIXED_MOE_INPUTS).name in narrowed]
         result.matched += len(mixtures)
+        for moe in _mixtures(graph) if mixtures else []:  # all: the function that is defined below reads it
+            rounds = moe in mixtures and self._rounds_for(input_of(moe, _FIXED_MOE_INPUTS))
+            moe.attributes.add(ir.AttrInt64("bfloat16_activations", int(rounds)))
         for moe in mixtures[:1]:
             experts = attribute_int(moe, "num_experts")
             define(model, function_for(opspec.MOE, num_experts=experts, widen=True))
@@ -75,12 +78,15 @@ class LowerLinear(Pass):
         return narrowed
 
     def _lower(self, graph: ir.Graph, gemm: ir.Node) -> None:
-        is_bfloat16 = self._type(input_of(gemm, 1)) == ir.DataType.BFLOAT16
-        attributes = {"bfloat16_activations": int(self.bfloat16_activations and is_bfloat16)}
+        attributes = {"bfloat16_activations": int(self._rounds_for(input_of(gemm, 1)))}
         linear = Inserter(graph, gemm).op(
             opspec.LINEAR.name, gemm.inputs, domain=opspec.DOMAIN, attributes=attributes
         )
         replace(graph, gemm, [linear])
+
+    def _rounds_for(self, weight: ir.Value) -> bool:
+        """Whether what the weight multiplies is rounded to bfloat16."""
+        return self.bfloat16_activations and self._type(weight) == ir.DataType.BFLOAT16
 
     def _is_weight(self, value: ir.Value) -> bool:
         is_bound = value.const_value is not None or META_KEY in value.meta

@@ -58,6 +58,8 @@ public:
         : num_experts_(attributes.integer("num_experts"))
         , top_k_(attributes.integer("top_k"))
         , norm_topk_prob_(attributes.integer("norm_topk_prob"))
+        , activations_(attributes.flag("bfloat16_activations", false) ? Q2EXPORT_CPU_ACTIVATIONS_BFLOAT16
+                                                                      : Q2EXPORT_CPU_ACTIVATIONS_FLOAT32)
     {
         if (num_experts_ < 1 || num_experts_ > 4096)
         {
@@ -95,7 +97,7 @@ public:
         expect_shape(logits, "router_logits", {hidden.shape[0], num_experts_});
         q2export_cpu_moe_desc const desc{hidden.shape[0], weights.hidden_size, weights.intermediate_size,
             static_cast<int32_t>(num_experts_), static_cast<int32_t>(top_k_), static_cast<int32_t>(norm_topk_prob_),
-            weights.dtype};
+            weights.dtype, activations_};
         Call::check(q2export_cpu_moe(&desc, static_cast<float const*>(hidden.data),
             static_cast<float const*>(logits.data), weights.of[0].data(), weights.of[1].data(), weights.of[2].data(),
             static_cast<float*>(call.output(0, hidden.shape)), call.threads()));
@@ -110,6 +112,7 @@ private:
     int64_t num_experts_;
     int64_t top_k_;
     int64_t norm_topk_prob_;
+    q2export_cpu_activations activations_;
     Weights constant_; // empty where some of them are not
 };
 

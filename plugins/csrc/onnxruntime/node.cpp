@@ -2,6 +2,19 @@
 
 namespace q2export::onnxruntime
 {
+namespace
+{
+
+bool as_flag(char const* name, int64_t value)
+{
+    if (value != 0 && value != 1)
+    {
+        throw Refusal(std::string(name) + " is " + std::to_string(value) + ", expected 0 or 1");
+    }
+    return value == 1;
+}
+
+} // namespace
 
 int64_t Attributes::integer(char const* name) const
 {
@@ -19,12 +32,18 @@ float Attributes::real(char const* name) const
 
 bool Attributes::flag(char const* name) const
 {
-    int64_t const value = integer(name);
-    if (value != 0 && value != 1)
+    return as_flag(name, integer(name));
+}
+
+bool Attributes::flag(char const* name, bool absent) const
+{
+    int64_t value = 0;
+    if (OrtStatus* const status = api_.KernelInfoGetAttribute_int64(info_, name, &value))
     {
-        throw Refusal(std::string(name) + " is " + std::to_string(value) + ", expected 0 or 1");
+        api_.ReleaseStatus(status);
+        return absent;
     }
-    return value == 1;
+    return as_flag(name, value);
 }
 
 Tensor Attributes::constant_input(size_t index, char const* name) const

@@ -26,6 +26,9 @@ public:
     // An integer that is 0 or 1; throws Refusal for any other.
     bool flag(char const* name) const;
 
+    // The same; `absent` where the node has no integer of that name.
+    bool flag(char const* name, bool absent) const;
+
     // An input that is an initializer, which stays where it is as long as the session lives; else not present().
     Tensor constant_input(size_t index, char const* name) const;
 

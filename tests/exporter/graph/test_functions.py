@@ -58,7 +58,11 @@ def runner(request: pytest.FixtureRequest) -> Callable[[onnx.ModelProto | Path],
 
 
 def single_op(
-    spec: opspec.OpSpec, feed: Mapping[str, Array], attributes: Mapping[str, int | float], count: int = 0
+    spec: opspec.OpSpec,
+    feed: Mapping[str, Array],
+    attributes: Mapping[str, int | float],
+    count: int = 0,
+    widen: bool = False,
 ) -> onnx.ModelProto:
     """A graph of one node of ``spec``, all shapes dynamic, with the functions it needs."""
     helper = onnx.helper
@@ -79,7 +83,7 @@ def single_op(
     specs = [opspec.ROTARY, opspec.ATTENTION, spec] if spec == opspec.ROTARY_ATTENTION else [spec]
     model = helper.make_model(
         graph,
-        functions=[function_for(one, num_experts=count) for one in specs],
+        functions=[function_for(one, num_experts=count, widen=widen) for one in specs],
         opset_imports=[
             helper.make_opsetid("", ONNX_OPSET),
             helper.make_opsetid(opspec.DOMAIN, opspec.DOMAIN_VERSION),
@@ -222,6 +226,23 @@ def test_moe_body(
     expected = moe(hidden, logits, weights[::3], weights[1::3], weights[2::3], count, top_k, norm)
     assert actual.dtype == np.dtype(dtype)
     assert np.abs(actual - expected.numpy()).max() <= 4 * tolerance(dtype)
+
+
+@pytest.mark.parametrize("rounded", [0, 1])
+def test_moe_body_over_narrow_weights(runner: Callable[[onnx.ModelProto], Run], rounded: int) -> None:
+    """With activations rounded and as they are: what PyTorch makes of the same weights of bfloat16."""
+    feed = moe_feed(9, 5, "float32")
+    hidden, logits, *weights = (torch.from_numpy(array) for array in feed.values())
+    narrow = [weight.to(torch.bfloat16) for weight in weights]
+    feed |= {
+        name: each.float().numpy() for name, each in zip(opspec.MOE.input_names(5)[2:], narrow, strict=True)
+    }
+    attributes = {"num_experts": 5, "top_k": 2, "norm_topk_prob": 1, "bfloat16_activations": rounded}
+    actual = runner(single_op(opspec.MOE, feed, attributes, 5, widen=True))(feed)["output"]
+    matrices = (narrow[::3], narrow[1::3], narrow[2::3])
+    expected = moe(hidden, logits, *matrices, *attributes.values())
+    assert np.abs(actual - expected.numpy()).max() <= 1e-5
+    assert torch.equal(expected, moe(hidden, logits, *matrices, 5, 2, 1)) == (not rounded)
 
 
 def test_moe_body_with_ties_and_idle_experts(runner: Callable[[onnx.ModelProto], Run]) -> None:

@@ -272,7 +272,9 @@ def test_torch_schema_is_that_of_the_specification(spec: opspec.OpSpec) -> None:
     assert str(schema) == f"q2export::{torch_schema(spec)}"
     names = [argument.name for argument in schema.arguments]
     repeated = [tensor.name for tensor in spec.repeated]
-    assert names == [tensor.name for tensor in spec.inputs] + repeated + list(spec.attribute_names())
+    optional = [attribute.name for attribute in spec.cpu_attributes]
+    attributes = [*spec.attribute_names(), *optional]
+    assert names == [tensor.name for tensor in spec.inputs] + repeated + attributes
     types = {a.name: str(a.type) for a in schema.arguments}
     assert {a.name: types[a.name] for a in spec.attributes} == {a.name: a.type for a in spec.attributes}
     assert all(types[name] == "List[Tensor]" for name in repeated)

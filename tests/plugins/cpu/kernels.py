@@ -76,6 +76,7 @@ class MoeDesc(ctypes.Structure):
         ("top_k", c_int32),
         ("norm_topk_prob", c_int32),
         ("weight_dtype", c_int32),
+        ("activations", c_int32),
     )
 
 
@@ -312,12 +313,20 @@ class CpuKernels:
         self.check(self.library.q2export_cpu_swiglu(c_int64(gate.size), *pointers, None))
         return output
 
-    def moe(self, hidden: Floats, logits: Floats, experts: Experts, top_k: int, norm: bool) -> Floats:
+    def moe(
+        self,
+        hidden: Floats,
+        logits: Floats,
+        experts: Experts,
+        top_k: int,
+        norm: bool,
+        activations: int = 0,
+    ) -> Floats:
         """``hidden [tokens, hidden]`` through the experts that ``logits [tokens, experts]`` choose."""
         hidden, logits = np.ascontiguousarray(hidden), np.ascontiguousarray(logits)
         output = np.full_like(hidden, np.nan)
         inner, count = experts.gate[0].shape[0], len(experts.gate)
-        desc = MoeDesc(*hidden.shape, inner, count, top_k, norm, experts.dtype)
+        desc = MoeDesc(*hidden.shape, inner, count, top_k, norm, experts.dtype, activations)
         of_matrix = (experts.gate, experts.up, experts.down)
         tables = [(c_void_p * count)(*(each.ctypes.data for each in matrix)) for matrix in of_matrix]
         held = map(address, (hidden, logits))

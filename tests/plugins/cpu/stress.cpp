@@ -231,9 +231,9 @@ void attentions()
     }
 }
 
-void moe(q2export_dtype dtype, int64_t tokens)
+void moe(q2export_dtype dtype, int64_t tokens, q2export_cpu_activations activations = Q2EXPORT_CPU_ACTIVATIONS_FLOAT32)
 {
-    q2export_cpu_moe_desc const desc{tokens, 33, 21, 5, 2, 1, dtype};
+    q2export_cpu_moe_desc const desc{tokens, 33, 21, 5, 2, 1, dtype, activations};
     std::vector<float> const hidden = numbers(tokens * 33);
     std::vector<float> const logits = numbers(tokens * 5);
     std::vector<Stored> held;
@@ -267,6 +267,8 @@ void moes()
         moe(dtype, 1);
         moe(dtype, 30);
     }
+    moe(Q2EXPORT_BFLOAT16, 1, Q2EXPORT_CPU_ACTIVATIONS_BFLOAT16);
+    moe(Q2EXPORT_BFLOAT16, 80, Q2EXPORT_CPU_ACTIVATIONS_BFLOAT16); // more rows than stream weights
 }
 
 void quantized_moe(int32_t bits, int64_t tokens, q2export_cpu_activations activations, bool with_zero_points)

@@ -30,6 +30,7 @@ from tests.plugins.cpu.test_attention import step_of
 from tests.plugins.cpu.test_moe import experts_of
 
 F, F16, U8 = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.UINT8
+BF16 = onnx.TensorProto.BFLOAT16
 RNG = np.random.default_rng(11)
 
 
@@ -201,6 +202,28 @@ def test_moe_is_the_kernel(onnxruntime_library: Path, constant: bool) -> None:
     np.testing.assert_array_equal(session.run(None, feeds)[0], expected)
     with pytest.raises(Exception, match=r"router_logits has shape \[30, 5\], expected \[30, 6\]"):
         session.run(None, {**feeds, "router_logits": logits[:, :5]})
+
+
+def test_moe_of_bfloat16_activations(onnxruntime_library: Path) -> None:
+    """Where the attribute is 1, and only there; not over other weights."""
+    experts = experts_of(4, 20, 12, BFLOAT16)
+    matrices = [
+        each for expert in zip(experts.gate, experts.up, experts.down, strict=True) for each in expert
+    ]
+    names = opspec.MOE.input_names(4)
+    x, logits = (RNG.standard_normal(shape, np.float32) for shape in ((30, 20), (30, 4)))
+    tensors = [initializer(name, each, BF16) for name, each in zip(names[2:], matrices, strict=True)]
+    attributes = {"num_experts": 4, "top_k": 2, "norm_topk_prob": 1}
+    node = Node("Q2MoE", names, tensors, {"hidden": F, "router_logits": F}, {"output": F}, attributes)
+    kernels, feeds = CpuKernels(onnxruntime_library), {"hidden": x, "router_logits": logits}
+    found = []
+    for changed, activations in (({}, 0), ({"bfloat16_activations": 0}, 0), ({"bfloat16_activations": 1}, 2)):
+        session = replace(node, attributes=attributes | changed).session(onnxruntime_library)
+        found.append(session.run(None, feeds)[0])
+        np.testing.assert_array_equal(found[-1], kernels.moe(x, logits, experts, 2, True, activations))
+    assert np.abs(found[2] - found[0]).max() > 1e-4
+    with pytest.raises(Exception, match="bfloat16_activations is 2, expected 0 or 1"):
+        replace(node, attributes=attributes | {"bfloat16_activations": 2}).session(onnxruntime_library)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])

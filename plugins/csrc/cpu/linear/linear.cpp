@@ -1,5 +1,5 @@
 // Arguments of linear layers, and how they are cut into tasks.
-#include "linear/linear.h"
+#include "linear/input_rows.h"
 
 #include <algorithm>
 
@@ -71,49 +71,14 @@ struct Cut
     int64_t row_tasks;
 };
 
-q2export_status check_activations(q2export_cpu_linear_desc const* desc)
+// Rounds the input of a call, in memory that the calling thread keeps.
+void round_input(q2export_cpu_activations activations, Linear& linear, q2export_cpu_parallel_for const* pool)
 {
-    if (desc->activations == Q2EXPORT_CPU_ACTIVATIONS_FLOAT32)
-    {
-        return Q2EXPORT_SUCCESS;
-    }
-    if (desc->activations != Q2EXPORT_CPU_ACTIVATIONS_BFLOAT16)
-    {
-        return fail(Q2EXPORT_INVALID_ARGUMENT, "%s: activations is %d, expected float32 (0) or bfloat16 (2)", kOp,
-            desc->activations);
-    }
-    return desc->weight_dtype == Q2EXPORT_BFLOAT16
-        ? Q2EXPORT_SUCCESS
-        : fail(Q2EXPORT_UNSUPPORTED, "%s: activations of bfloat16 need weights of bfloat16 (2), weight_dtype is %d",
-              kOp, desc->weight_dtype);
-}
-
-// Rounds the input of a call to bfloat16, in memory that the calling thread keeps; widens it again where nothing
-// multiplies it as it is.
-void round_input(Linear& linear, q2export_cpu_parallel_for const* pool)
-{
-    RoundedLinearKernels const* const kernels = rounded_kernels();
-    int64_t const width = linear.in_features;
-    size_t const elements = static_cast<size_t>(linear.rows * width);
+    size_t const bytes = InputRows::bytes(activations, linear.rows, linear.in_features);
+    InputRows const rows(activations, thread_scratch(Scratch::kActivations, bytes), linear.in_features);
     float const* const input = linear.input;
-    if (kernels != nullptr)
-    {
-        auto* const rounded = static_cast<uint16_t*>(thread_scratch(Scratch::kActivations, elements * sizeof(uint16_t)));
-        parallel_for(pool, linear.rows,
-            [&](int64_t row) { kernels->round_row(input + row * width, width, rounded + row * width); });
-        linear.rounded = rounded;
-        return;
-    }
-    auto* const rounded = static_cast<float*>(thread_scratch(Scratch::kActivations, elements * sizeof(float)));
-    parallel_for(pool, linear.rows, [&](int64_t row) {
-        for (int64_t k = row * width; k < (row + 1) * width; ++k)
-        {
-            uint16_t narrow;
-            BFloat16::write(&narrow, input[k]);
-            rounded[k] = BFloat16::read(&narrow);
-        }
-    });
-    linear.input = rounded;
+    parallel_for(pool, linear.rows, [&](int64_t row) { rows.put(row, input + row * linear.in_features); });
+    rows.feed(0, linear);
 }
 
 q2export_status check(q2export_cpu_linear_desc const* desc, float const* input, void const* weight, void const* bias,
@@ -124,7 +89,7 @@ q2export_status check(q2export_cpu_linear_desc const* desc, float const* input, 
     Q2EXPORT_TRY(check_range(kOp, "in_features", desc->in_features, 1, INT32_MAX));
     Q2EXPORT_TRY(check_range(kOp, "out_features", desc->out_features, 1, INT32_MAX));
     Q2EXPORT_TRY(check_range(kOp, "weight_dtype", desc->weight_dtype, Q2EXPORT_FLOAT32, Q2EXPORT_BFLOAT16));
-    Q2EXPORT_TRY(check_activations(desc));
+    Q2EXPORT_TRY(check_activations(kOp, desc->activations, desc->weight_dtype));
     Q2EXPORT_TRY(check_elements(kOp, "input", desc->rows, desc->in_features));
     Q2EXPORT_TRY(check_elements(kOp, "weight", desc->out_features, desc->in_features));
     Q2EXPORT_TRY(check_elements(kOp, "output", desc->rows, desc->out_features));
@@ -142,6 +107,68 @@ q2export_status check(q2export_cpu_linear_desc const* desc, float const* input, 
 }
 
 } // namespace
+
+q2export_status check_activations(char const* op, q2export_cpu_activations activations, q2export_dtype weight_dtype)
+{
+    if (activations == Q2EXPORT_CPU_ACTIVATIONS_FLOAT32)
+    {
+        return Q2EXPORT_SUCCESS;
+    }
+    if (activations != Q2EXPORT_CPU_ACTIVATIONS_BFLOAT16)
+    {
+        return fail(Q2EXPORT_INVALID_ARGUMENT, "%s: activations is %d, expected float32 (0) or bfloat16 (2)", op,
+            activations);
+    }
+    return weight_dtype == Q2EXPORT_BFLOAT16
+        ? Q2EXPORT_SUCCESS
+        : fail(Q2EXPORT_UNSUPPORTED, "%s: activations of bfloat16 need weights of bfloat16 (2), weight_dtype is %d",
+              op, weight_dtype);
+}
+
+InputRows::InputRows(q2export_cpu_activations activations, void* memory, int64_t width)
+    : is_rounded_(activations == Q2EXPORT_CPU_ACTIVATIONS_BFLOAT16)
+    , round_(is_rounded_ && rounded_kernels() != nullptr ? rounded_kernels()->round_row : nullptr)
+    , memory_(memory)
+    , width_(width)
+{
+}
+
+size_t InputRows::bytes(q2export_cpu_activations activations, int64_t rows, int64_t width)
+{
+    bool const as_bits = activations == Q2EXPORT_CPU_ACTIVATIONS_BFLOAT16 && rounded_kernels() != nullptr;
+    return static_cast<size_t>(rows * width) * (as_bits ? sizeof(uint16_t) : sizeof(float));
+}
+
+void InputRows::put(int64_t row, float const* source) const
+{
+    if (round_ != nullptr)
+    {
+        round_(source, width_, static_cast<uint16_t*>(memory_) + row * width_);
+        return;
+    }
+    float* const target = static_cast<float*>(memory_) + row * width_;
+    if (!is_rounded_)
+    {
+        std::copy_n(source, source == target ? 0 : width_, target);
+        return;
+    }
+    for (int64_t k = 0; k < width_; ++k)
+    {
+        uint16_t narrow;
+        BFloat16::write(&narrow, source[k]);
+        target[k] = BFloat16::read(&narrow);
+    }
+}
+
+void InputRows::feed(int64_t first, Linear& linear) const
+{
+    if (round_ != nullptr)
+    {
+        linear.rounded = static_cast<uint16_t*>(memory_) + first * width_;
+        return;
+    }
+    linear.input = static_cast<float*>(memory_) + first * width_;
+}
 
 int64_t linear_tasks(Linear const& linear)
 {
@@ -180,7 +207,7 @@ extern "C" q2export_status q2export_cpu_linear(q2export_cpu_linear_desc const* d
         static_cast<Bytes>(bias), output, desc->weight_dtype, desc->bias_dtype};
     if (desc->activations == Q2EXPORT_CPU_ACTIVATIONS_BFLOAT16)
     {
-        round_input(linear, parallel_for);
+        round_input(desc->activations, linear, parallel_for);
     }
     run_linear(linear, parallel_for);
     return Q2EXPORT_SUCCESS;

@@ -21,7 +21,7 @@
 #include "q2export/kernels.h"
 
 /* Raised whenever a signature, a struct or a meaning below changes. */
-#define Q2EXPORT_CPU_ABI_VERSION 2
+#define Q2EXPORT_CPU_ABI_VERSION 3
 
 #ifdef __cplusplus
 extern "C" {
@@ -163,11 +163,13 @@ typedef struct q2export_cpu_moe_desc {
     int32_t top_k;
     int32_t norm_topk_prob; /* 1: the chosen probabilities are divided by their sum */
     q2export_dtype weight_dtype;
+    q2export_cpu_activations activations; /* as in q2export_cpu_linear_desc */
 } q2export_cpu_moe_desc;
 
 /*
  * Mixture of SwiGLU experts, Q2MoE: softmax over all router logits, the top_k largest logits, their experts alone, weighted
- * sum. Of equal logits the lower expert's is taken.
+ * sum. Of equal logits the lower expert's is taken. Activations of bfloat16 are what gate and up multiply, and the SwiGLU
+ * that down multiplies; routing, SwiGLU and the weighted sum are float32.
  *
  * hidden         float [num_tokens, hidden_size]
  * router_logits  float [num_tokens, num_experts]
