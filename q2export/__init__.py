@@ -20,8 +20,11 @@ if TYPE_CHECKING:
     from q2export.api import build, export, plan, quality_report, quantize, repack, verify
     from q2export.errors import (
         CalibrationError,
+        CancelledError,
         CheckpointError,
+        ClosedError,
         ConfigError,
+        DeadlineError,
         ExportError,
         GenerationError,
         MissingDependencyError,
@@ -30,14 +33,19 @@ if TYPE_CHECKING:
         ParityError,
         ProfileError,
         Q2ExportError,
+        QueueFullError,
     )
     from q2export.runtime import load
     from q2export.runtime.engine import Engine
+    from q2export.runtime.scheduler import Scheduler, SchedulerOptions
 
 __all__ = [
     "CalibrationError",
+    "CancelledError",
     "CheckpointError",
+    "ClosedError",
     "ConfigError",
+    "DeadlineError",
     "Engine",
     "ExportError",
     "GenerationError",
@@ -47,6 +55,9 @@ __all__ = [
     "ParityError",
     "ProfileError",
     "Q2ExportError",
+    "QueueFullError",
+    "Scheduler",
+    "SchedulerOptions",
     "__version__",
     "build",
     "export",
@@ -66,7 +77,12 @@ def __getattr__(name: str) -> object:
     from importlib import import_module
 
     # What loads engines does not wait for what builds them.
-    apart = {"Engine": "q2export.runtime.engine", "load": "q2export.runtime"}
+    apart = {
+        "Engine": "q2export.runtime.engine",
+        "Scheduler": "q2export.runtime.scheduler",
+        "SchedulerOptions": "q2export.runtime.scheduler",
+        "load": "q2export.runtime",
+    }
     module = apart.get(name, "q2export.errors" if name.endswith("Error") else "q2export.api")
     return getattr(import_module(module), name)
 

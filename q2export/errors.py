@@ -65,6 +65,22 @@ class GenerationError(Q2ExportError):
     """A request to a loaded engine is invalid: empty or too long prompt, capacity exhausted, bad option."""
 
 
+class QueueFullError(GenerationError):
+    """A scheduler has as many requests waiting as it takes; try again later."""
+
+
+class ClosedError(GenerationError):
+    """A scheduler takes no more requests, or ended this one, because it is draining or closed."""
+
+
+class DeadlineError(GenerationError):
+    """A request to a scheduler was not done in the time it was given."""
+
+
+class CancelledError(GenerationError):
+    """A request to a scheduler was cancelled; who waits for its result gets this."""
+
+
 class ParityError(Q2ExportError):
     """The engine differs from the PyTorch reference by more than the profile allows."""
 

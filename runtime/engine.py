@@ -15,13 +15,14 @@ from q2export.runtime.backends.base import Backend, Float32Array, Int64Array
 from q2export.runtime.chat import ChatTemplate, Message
 from q2export.runtime.control_tokens import encode_sanitized
 from q2export.runtime.detokenizer import IncrementalDetokenizer
-from q2export.runtime.generate import RunningSequence, generate
+from q2export.runtime.generate import generate
 from q2export.runtime.generation_config import GenerationDefaults
 from q2export.runtime.lifetime import Lifetime, TokenStream
 from q2export.runtime.options import GenerationOptions, OptionKeywords
 from q2export.runtime.prompt import new_token_limit, token_array
 from q2export.runtime.results import GenerationResult
-from q2export.runtime.sampling import Sampler, check_finite
+from q2export.runtime.sampling import LogitsProcessor, Sampler, check_finite
+from q2export.runtime.sequence import RunningSequence
 from q2export.runtime.stopping import StopStrings
 from q2export.runtime.tokenizer import Tokenizer
 
@@ -58,7 +59,8 @@ class Engine:
         name: str = "this package",
     ) -> None:
         self._backend: Backend[Any] | None = backend
-        self._lifetime = Lifetime()
+        self.lifetime = Lifetime()
+        """In whose context each call of the backend is made."""
         self.tokenizer = tokenizer
         self.defaults = GenerationDefaults() if defaults is None else defaults
         self.chat_template = chat_template
@@ -73,7 +75,7 @@ class Engine:
         """
         backend = self._backend
         if backend is None:
-            raise self._lifetime.refusal()
+            raise self.lifetime.refusal()
         return backend
 
     def close(self) -> None:
@@ -82,7 +84,7 @@ class Engine:
         What other threads generate ends with a :class:`~q2export.errors.GenerationError` after the step that
         runs, for which this waits; so does every later use.
         """
-        self._lifetime.close()
+        self.lifetime.close()
         self._backend = None
 
     def __enter__(self) -> Self:
@@ -117,10 +119,11 @@ class Engine:
         not depend on the batch, or a sequence of one for each. A sequence that has ended costs nothing while
         others run.
         """
-        sequences = self._sequences(prompts, options)
+        self._check_batch(prompts)
+        sequences = self.sequences(prompts, options)
         results = {
             sequence.index: event.result
-            for sequence, event in generate(self.backend, sequences, self._lifetime.computing)
+            for sequence, event in generate(self.backend, sequences, self.lifetime.computing)
             if event.result
         }
         return [results[sequence.index] for sequence in sequences]
@@ -131,9 +134,9 @@ class Engine:
         Wrong options are refused here, before the first token is asked for. The last event carries the
         result, which equals that of :meth:`generate`. The stream may be cancelled from any thread.
         """
-        backend, sequences = self.backend, self._sequences([prompt], options)
+        backend, sequences = self.backend, self.sequences([prompt], options)
         return TokenStream(
-            lambda computing: (event for _, event in generate(backend, sequences, computing)), self._lifetime
+            lambda computing: (event for _, event in generate(backend, sequences, computing)), self.lifetime
         )
 
     def score(self, token_ids: Sequence[int] | npt.NDArray[np.integer[Any]]) -> Float32Array:
@@ -197,7 +200,17 @@ class Engine:
             raise GenerationError(f"{what} need a tokenizer, and {self._name} has no tokenizer.json")
         return self.tokenizer
 
-    def _token_ids(self, prompt: Prompt, name: str) -> Int64Array:
+    def token_ids(self, prompt: Prompt, name: str = "the prompt") -> Int64Array:
+        """A prompt as ``[tokens]`` ids.
+
+        Args:
+            prompt: token ids, or text.
+            name: of the prompt, for messages.
+
+        Raises:
+            GenerationError: it is empty, has a token id outside the vocabulary, or is text and there is no
+                tokenizer.
+        """
         ids: Any = prompt
         if isinstance(prompt, str):
             ids = self._with_tokenizer("prompts of text").encode(
@@ -205,33 +218,56 @@ class Engine:
             )
         return token_array(ids, self.backend.vocab_size, name)
 
-    def _sequences(self, prompts: Sequence[Prompt], given: OptionKeywords) -> list[RunningSequence]:
-        """What is to be generated, checked in full before anything is computed."""
+    def sequences(
+        self,
+        prompts: Sequence[Prompt],
+        given: OptionKeywords,
+        *,
+        capacity: int | None = None,
+        processors: Sequence[LogitsProcessor] = (),
+    ) -> list[RunningSequence]:
+        """What is to be generated, checked in full before anything is computed; for whoever runs the steps.
+
+        Args:
+            prompts: at least one.
+            given: options of the caller.
+            capacity: tokens that a sequence may hold, at most the engine's, which None takes.
+            processors: one for each prompt, or none.
+
+        Raises:
+            GenerationError: as in :meth:`generate`.
+        """
+        options = self.defaults.options.updated(given)
+        if options.logit_bias:
+            token_array(list(options.logit_bias), self.backend.vocab_size, "logit_bias")
+        limit = self.backend.max_capacity if capacity is None else capacity
+        asked = given.get("max_new_tokens")
+        stop_ids, stop_strings = self._stops(options)
+        sequences = []
+        for index, (prompt, seed) in enumerate(zip(prompts, options.seeds(len(prompts)), strict=True)):
+            name = "the prompt" if len(prompts) == 1 else f"prompt {index}"
+            tokens, processor = self.token_ids(prompt, name), processors[index] if processors else None
+            sequence = RunningSequence(
+                index=index,
+                prompt=tokens,
+                sampler=Sampler(options, tokens, seed, tuple(stop_ids), processor),
+                max_new_tokens=new_token_limit(options, asked, len(tokens), limit, name),
+                min_new_tokens=options.min_new_tokens,
+                stop_ids=stop_ids,
+                detokenizer=None if self.tokenizer is None else IncrementalDetokenizer(self.tokenizer.decode),
+                stop_strings=StopStrings(stop_strings),
+                logprobs=options.logprobs,
+            )
+            sequences.append(sequence)
+        return sequences
+
+    def _check_batch(self, prompts: Sequence[Prompt]) -> None:
         limit = self.backend.max_batch
         if isinstance(prompts, str) or not 1 <= len(prompts) <= limit:
             found = "a string" if isinstance(prompts, str) else f"{len(prompts)} prompts"
             raise GenerationError(
                 f"this engine takes a batch of 1 to {limit} prompts, found {found}; split the batch"
             )
-        options = self.defaults.options.updated(given)
-        stop_ids, stop_strings = self._stops(options)
-        sequences = []
-        for index, (prompt, seed) in enumerate(zip(prompts, options.seeds(len(prompts)), strict=True)):
-            name = "the prompt" if len(prompts) == 1 else f"prompt {index}"
-            tokens = self._token_ids(prompt, name)
-            capacity, asked = self.backend.max_capacity, given.get("max_new_tokens")
-            sequence = RunningSequence(
-                index=index,
-                prompt=tokens,
-                sampler=Sampler(options, tokens, seed, tuple(stop_ids)),
-                max_new_tokens=new_token_limit(options, asked, len(tokens), capacity, name),
-                min_new_tokens=options.min_new_tokens,
-                stop_ids=stop_ids,
-                detokenizer=None if self.tokenizer is None else IncrementalDetokenizer(self.tokenizer.decode),
-                stop_strings=StopStrings(stop_strings),
-            )
-            sequences.append(sequence)
-        return sequences
 
     def _stops(self, options: GenerationOptions) -> tuple[dict[int, str | None], list[str]]:
         """Tokens that end the text, with the stop string each stands for; and the other stop strings."""
@@ -265,7 +301,7 @@ class Engine:
             piece = tokens[None, start : start + width]
             count = piece.shape[1]
             lengths = np.array([start], np.int64), np.array([count], np.int64)
-            with self._lifetime.computing():
+            with self.lifetime.computing():
                 logits = backend.forward(cache, piece, *lengths, np.arange(count)[None])[0]
             check_finite(logits, functools.partial(_after, start))
             yield logits

@@ -32,7 +32,7 @@ class Kind:
         accepts: whether a value is one of them.
     """
 
-    type: type
+    type: Callable[[str], Any]
     expected: str
     accepts: Callable[[Any], bool]
 
@@ -60,8 +60,24 @@ def _is_seeds(value: Any) -> bool:
     return all(_is_integer(seed, 0) for seed in (value if several else [value]))
 
 
-def _integer(minimum: int) -> Kind:
-    return Kind(int, f"an integer of at least {minimum}", lambda value: _is_integer(value, minimum))
+def _is_biases(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(
+        _is_integer(token, 0) and _BIAS.accepts(bias) for token, bias in value.items()
+    )
+
+
+def _token_and_bias(text: str) -> tuple[int, float]:
+    """``ID=BIAS``, as a command line has it."""
+    token, _, bias = text.partition("=")
+    return int(token), float(bias)
+
+
+def _integer(minimum: int, most: int | None = None) -> Kind:
+    def accepts(value: Any) -> bool:
+        return _is_integer(value, minimum) and (most is None or value <= most)
+
+    upper = "" if most is None else f" and at most {most}"
+    return Kind(int, f"an integer of at least {minimum}{upper}", accepts)
 
 
 def _number(low: float, high: float = sys.float_info.max, *, above: bool = False) -> Kind:
@@ -78,6 +94,8 @@ def _number(low: float, high: float = sys.float_info.max, *, above: bool = False
 _FLAG = Kind(bool, "true or false", lambda value: isinstance(value, bool))
 _SEED = Kind(int, "an integer of at least 0, or a sequence of one for each prompt", _is_seeds)
 _STRINGS = Kind(str, "a string or a sequence of strings, none of them empty", _is_strings)
+_BIAS = _number(-100, 100)
+_BIASES = Kind(_token_and_bias, "a mapping of token ids to numbers of -100 to 100", _is_biases)
 
 
 def _option(default: Any, kind: Kind, meaning: str) -> Any:
@@ -129,6 +147,23 @@ class GenerationOptions:
         1.0,
         _number(0, above=True),
         "Above 1, tokens of the prompt and of the text so far become less likely.",
+    )
+    presence_penalty: float = _option(
+        0.0, _number(-2, 2), "Taken from the logit of each token that was generated before."
+    )
+    frequency_penalty: float = _option(
+        0.0,
+        _number(-2, 2),
+        "Taken from the logit of a token as many times as it was generated before.",
+    )
+    logit_bias: Mapping[int, float] | None = _option(
+        None, _BIASES, "Added to the logits of these tokens, by id, before everything else."
+    )
+    logprobs: int | None = _option(
+        None,
+        _integer(0, 20),
+        "Return the log probability of each token, and of so many of the likeliest in its place; of the "
+        "engine's logits as they are, before biases, penalties and temperature.",
     )
     seed: int | Sequence[int] | None = _option(
         None, _SEED, "Random seed; the same seed, prompt and engine give the same tokens."
@@ -206,6 +241,10 @@ class OptionKeywords(TypedDict, total=False):
     top_p: float | None
     min_p: float | None
     repetition_penalty: float | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    logit_bias: Mapping[int, float] | None
+    logprobs: int | None
     seed: int | Sequence[int] | None
     stop: str | Sequence[str] | None
     ignore_eos: bool | None

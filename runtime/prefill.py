@@ -13,7 +13,7 @@ from q2export.runtime.lifetime import Computing
 
 # What a call costs besides its tokens, in tokens: every call reads all weights. From a 0.5B model in fp32
 # on 2 CPU threads: a one-token step takes 46 ms, a further prompt token 1.8 ms.
-_CALL_TOKENS = 25
+CALL_TOKENS = 25
 
 
 class PrefillCall(NamedTuple):
@@ -43,7 +43,7 @@ def plan_prefill(lengths: Sequence[int], chunk: int) -> list[PrefillCall]:
         far = min(lengths[rows - 1], widest)  # without padding
         for longer in sorted({widest, *(n for n in lengths[:rows] if far < n < widest)}):
             padding = sum(max(longer - n, 0) for n in lengths[:rows])
-            if padding <= _CALL_TOKENS:
+            if padding <= CALL_TOKENS:
                 far = longer
         calls.append(PrefillCall(rows, far, near))
         near = far

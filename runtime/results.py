@@ -12,6 +12,24 @@ FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True)
+class TokenLogprobs:
+    """Natural logarithms of the probabilities of one place: the log-softmax of the engine's own logits.
+
+    It is taken before biases, processors, penalties and temperature; exponentials are float32, their sum and
+    its logarithm float64.
+
+    Attributes:
+        token_id: the token chosen.
+        logprob: of that.
+        top: the likeliest tokens and theirs, the likeliest first; of equals the smaller id first.
+    """
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
 class Timings:
     """Where the time of one sequence went. In a batch, seconds are those of the whole batch.
 
@@ -23,6 +41,9 @@ class Timings:
         prefill_seconds: allocating the cache and running the prompt.
         time_to_first_token: seconds from the start of the call to the choice of the first token.
         decode_seconds: seconds from the choice of the first token to that of the last.
+        cached_prompt_tokens: tokens of the prompt that were not computed, because another sequence of a
+            :class:`~q2export.runtime.scheduler.Scheduler` had them.
+        queue_seconds: that it waited for its turn, within the time to the first token.
     """
 
     prompt_tokens: int
@@ -30,11 +51,14 @@ class Timings:
     prefill_seconds: float
     time_to_first_token: float
     decode_seconds: float
+    cached_prompt_tokens: int = 0
+    queue_seconds: float = 0.0
 
     @property
     def prompt_tokens_per_second(self) -> float:
-        """Speed of prefill."""
-        return self.prompt_tokens / self.prefill_seconds if self.prefill_seconds > 0 else 0.0
+        """Speed of prefill, of the tokens that were computed."""
+        computed = self.prompt_tokens - self.cached_prompt_tokens
+        return computed / self.prefill_seconds if self.prefill_seconds > 0 else 0.0
 
     @property
     def decode_tokens_per_second(self) -> float:
@@ -52,6 +76,7 @@ class GenerationResult:
         finish_reason: see :data:`FinishReason`.
         stop_string: the stop string that ended the text, if one did.
         timings: see :class:`Timings`.
+        logprobs: of each token, if the option ``logprobs`` asks for them.
     """
 
     token_ids: tuple[int, ...]
@@ -59,6 +84,7 @@ class GenerationResult:
     finish_reason: FinishReason
     stop_string: str | None
     timings: Timings
+    logprobs: tuple[TokenLogprobs, ...] | None = None
 
     @property
     def has_text(self) -> bool:
@@ -86,8 +112,10 @@ class TokenEvent:
         text: what can now be shown. It is empty while a character is incomplete or a stop string may be
             coming, and without a tokenizer. All of them joined are the result's text.
         result: the whole result, with the last token only.
+        logprobs: of the token, if the option ``logprobs`` asks for them.
     """
 
     token_id: int
     text: str
     result: GenerationResult | None = None
+    logprobs: TokenLogprobs | None = None

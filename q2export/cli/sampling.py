@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -21,7 +21,7 @@ def generation_options(function: Decorated) -> Decorated:
     """Add an option for each field of :class:`GenerationOptions`; one that is not given is None, or empty."""
     for each in reversed(dataclasses.fields(GenerationOptions)):
         name, kind = each.name.replace("_", "-"), each.metadata["kind"].type
-        several = each.name == "stop"
+        several = each.name in ("stop", "logit_bias")
         option = click.option(
             "--sample/--greedy" if each.name == "do_sample" else f"--{name}",
             each.name,
@@ -29,10 +29,19 @@ def generation_options(function: Decorated) -> Decorated:
             is_flag=kind is bool,
             default=None,
             multiple=several,
+            callback=_mapping if each.name == "logit_bias" else None,
+            metavar="ID=BIAS" if each.name == "logit_bias" else None,
             help=f"{each.metadata['meaning']}{' Repeatable.' if several else ''}",
         )
         function = option(function)
     return function
+
+
+def _mapping(
+    _context: click.Context, _option: click.Parameter, pairs: Sequence[tuple[int, float]]
+) -> Mapping[int, float] | None:
+    """What was given by ``--logit-bias``, once or several times."""
+    return dict(pairs) or None
 
 
 def check_greedy(given: Mapping[str, object]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import mmap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from q2export.contracts.step import cache_names
 from q2export.errors import GenerationError
 from q2export.package.manifest import EngineInfo
 from q2export.runtime.backends.base import Float32Array, Int64Array
+from q2export.runtime.backends.lazy_pages import LazyPages
 from q2export.runtime.backends.onnxruntime_session import GraphSession, open_session
 
 _CACHE_TYPES: dict[str, type[np.generic]] = {
@@ -26,12 +29,25 @@ class OnnxRuntimeCache:
     """Keys and values of some sequences: one array ``[layers, 2, batch, heads, capacity, head_dim]``.
 
     Pages of the array are only touched as tokens are appended.
+
+    Args:
+        engine: from the manifest.
+        batch: rows.
+        capacity: tokens of each.
+        lazy: of small pages that :meth:`release_row` gives back, of which more may be asked for than there is
+            memory; NumPy asks for pages of 2 MiB, in which a short sequence takes the memory of a long one.
     """
 
-    def __init__(self, engine: EngineInfo, batch: int, capacity: int) -> None:
+    def __init__(self, engine: EngineInfo, batch: int, capacity: int, *, lazy: bool = False) -> None:
         shape = (engine.num_hidden_layers, 2, batch, engine.num_key_value_heads, capacity, engine.head_dim)
-        self.data: npt.NDArray[Any] = np.zeros(shape, dtype=_CACHE_TYPES[engine.kv_dtype])
-        self.bindings: dict[int, Any] = {}
+        dtype = np.dtype(_CACHE_TYPES[engine.kv_dtype])
+        self._pages = LazyPages(math.prod(shape) * dtype.itemsize) if lazy else None
+        self.data: npt.NDArray[Any] = (
+            np.zeros(shape, dtype)
+            if self._pages is None
+            else np.frombuffer(self._pages.memory, dtype, math.prod(shape)).reshape(shape)
+        )
+        self.bindings: dict[tuple[int, int], Any] = {}
 
     @property
     def batch(self) -> int:
@@ -43,9 +59,26 @@ class OnnxRuntimeCache:
         """Tokens each sequence can hold."""
         return int(self.data.shape[4])
 
-    def move_row(self, source: int, target: int, length: int) -> None:
+    @property
+    def token_bytes(self) -> int:
+        """Memory of one token of one row, in all layers."""
+        return self.data.nbytes // (self.batch * self.capacity)
+
+    def copy_row(self, source: int, target: int, length: int) -> None:
         """Copy the first ``length`` tokens of row ``source`` over row ``target``."""
         self.data[:, :, target, :, :length] = self.data[:, :, source, :, :length]
+
+    def release_row(self, row: int, length: int) -> None:
+        """Give back the pages of the first ``length`` tokens of a row, if the cache is lazy."""
+        if self._pages is None or length == 0:
+            return
+        layers, _, _, heads, capacity, head_dim = self.data.shape
+        whole = capacity * head_dim * self.data.itemsize
+        used = min(-(-length * whole // capacity // mmap.PAGESIZE) * mmap.PAGESIZE, whole)
+        for part in range(2 * layers):
+            first = (part * self.batch + row) * heads
+            for head in range(first, first + heads):
+                self._pages.release(head * whole, used)
 
 
 class OnnxRuntimeBackend:
@@ -113,17 +146,33 @@ class OnnxRuntimeBackend:
                 f"batch {batch} is out of range: the engine was built for 1 to {self.max_batch}; "
                 f"rebuild with batch.max={batch} or split the batch"
             )
-        if not 1 <= capacity <= self.max_capacity:
-            raise GenerationError(
-                f"capacity of {capacity} tokens is out of range: the engine was built for 1 to "
-                f"{self.max_capacity}; "
-                f"rebuild with capacity.max={capacity} or shorten the request"
-            )
+        self._check_capacity(capacity)
         try:
             return OnnxRuntimeCache(self._engine, batch, capacity)
         except MemoryError as error:
             raise GenerationError(
                 f"no memory for a cache of {batch} x {capacity} tokens ({error}); ask for fewer tokens"
+            ) from None
+
+    @property
+    def arena_is_lazy(self) -> bool:
+        """Pages are taken as tokens are appended."""
+        return True
+
+    def new_arena(self, rows: int, capacity: int) -> OnnxRuntimeCache:
+        """Allocate a cache whose rows come and go.
+
+        Raises:
+            GenerationError: ``capacity`` is beyond what the engine was built for, or the system refuses so
+                much address space.
+        """
+        self._check_capacity(capacity)
+        try:
+            return OnnxRuntimeCache(self._engine, rows, capacity, lazy=True)
+        except (MemoryError, OSError) as error:
+            raise GenerationError(
+                f"no address space for {rows} rows of {capacity} tokens ({error}); ask for fewer rows or "
+                "less capacity"
             ) from None
 
     def forward(
@@ -133,6 +182,7 @@ class OnnxRuntimeBackend:
         past_lengths: Int64Array,
         query_lengths: Int64Array,
         logits_indices: Int64Array,
+        first_row: int = 0,
     ) -> Float32Array:
         """See :meth:`q2export.runtime.backends.base.Backend.forward`."""
         totals = past_lengths + query_lengths
@@ -143,9 +193,17 @@ class OnnxRuntimeBackend:
                 f"cache's capacity of {cache.capacity}"
             )
         logits = np.empty((*logits_indices.shape, self.vocab_size), dtype=np.float32)
-        self._graph.run(cache, (input_ids, past_lengths, query_lengths, logits_indices), logits)
+        self._graph.run(cache, first_row, (input_ids, past_lengths, query_lengths, logits_indices), logits)
         self.calls += 1
         return logits
+
+    def _check_capacity(self, capacity: int) -> None:
+        if not 1 <= capacity <= self.max_capacity:
+            raise GenerationError(
+                f"capacity of {capacity} tokens is out of range: the engine was built for 1 to "
+                f"{self.max_capacity}; "
+                f"rebuild with capacity.max={capacity} or shorten the request"
+            )
 
     def end_profiling(self) -> Path:
         """Write what the profiler has recorded; only of one opened with ``profile``."""

@@ -108,21 +108,24 @@ class GraphSession:
                         "rebuild the package"
                     )
 
-    def run(self, cache: OnnxRuntimeCache, step: Sequence[Int64Array], logits: Float32Array) -> None:
-        """Append the tokens of ``step`` to the first rows of the cache, in place.
+    def run(
+        self, cache: OnnxRuntimeCache, first_row: int, step: Sequence[Int64Array], logits: Float32Array
+    ) -> None:
+        """Append the tokens of ``step`` to rows of the cache that lie together, in place.
 
         Args:
             cache: of the engine.
+            first_row: of the step in the cache.
             step: ``input_ids``, ``past_lengths``, ``query_lengths`` and ``logits_indices`` of these rows.
             logits: written, ``[rows, n, vocab]``.
 
         Raises:
             PackageError: ONNX Runtime gives up: too little memory, or a graph that contradicts itself.
         """
-        rows = len(logits)
+        rows = first_row, first_row + len(logits)
         binding = cache.bindings.get(rows)
         if binding is None:
-            binding = cache.bindings[rows] = self._bind_cache(cache, rows)
+            binding = cache.bindings[rows] = self._bind_cache(cache, *rows)
         arrays = [np.ascontiguousarray(array, dtype=np.int64) for array in step]
         for tensor, array in zip(STEP_INPUTS, arrays, strict=True):
             binding.bind_input(tensor.name, "cpu", 0, np.int64, array.shape, array.ctypes.data)
@@ -136,11 +139,11 @@ class GraphSession:
         """Write what the profiler has recorded; only of a session opened with ``profile``."""
         return Path(self._session.end_profiling())
 
-    def _bind_cache(self, cache: OnnxRuntimeCache, rows: int) -> Any:
-        """Bind the first rows of every layer's cache, as input and output of the same memory."""
+    def _bind_cache(self, cache: OnnxRuntimeCache, first: int, end: int) -> Any:
+        """Bind some rows of every layer's cache, as input and output of the same memory."""
         binding = self._session.io_binding()
         for names in cache_names(self._layers):
-            part = cache.data[names.layer, names.index, :rows]
+            part = cache.data[names.layer, names.index, first:end]
             address = part.ctypes.data
             binding.bind_input(names.past, "cpu", 0, self._cache_type, part.shape, address)
             binding.bind_output(names.present, "cpu", 0, self._cache_type, part.shape, address)

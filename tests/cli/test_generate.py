@@ -43,12 +43,15 @@ def test_json(engine: FakeEngine, capsys: pytest.CaptureFixture[str]) -> None:
         "text": "Hello",
         "finish_reason": "stop",
         "stop_string": None,
+        "logprobs": None,
         "timings": {
             "prompt_tokens": 8,
             "generated_tokens": 5,
             "prefill_seconds": 0.004,
             "time_to_first_token": 0.005,
             "decode_seconds": 0.02,
+            "cached_prompt_tokens": 0,
+            "queue_seconds": 0.0,
         },
     }
     assert captured.err == TIMINGS

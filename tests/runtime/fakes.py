@@ -27,7 +27,10 @@ class FakeCache:
     def __init__(self, batch: int, capacity: int) -> None:
         self.slots: list[list[int | None]] = [[None] * capacity for _ in range(batch)]
         self.lengths = [0] * batch
-        self.moved: list[tuple[int, int]] = []
+        self.copied: list[tuple[int, int]] = []
+        self.released: list[int] = []
+
+    token_bytes = 8
 
     @property
     def batch(self) -> int:
@@ -37,14 +40,18 @@ class FakeCache:
     def capacity(self) -> int:
         return len(self.slots[0])
 
-    def move_row(self, source: int, target: int, length: int) -> None:
+    def copy_row(self, source: int, target: int, length: int) -> None:
         assert source != target
-        assert self.lengths[source] == length, "a row is moved with exactly the tokens it has"
+        assert self.lengths[source] >= length, "no more is copied than there is"
         self.slots[target] = [*self.slots[source][:length], *[None] * (self.capacity - length)]
         self.lengths[target] = length
-        self.slots[source] = [None] * self.capacity
-        self.lengths[source] = 0
-        self.moved.append((source, target))
+        self.copied.append((source, target))
+
+    def release_row(self, row: int, length: int) -> None:
+        assert self.lengths[row] >= length
+        self.slots[row] = [None] * self.capacity
+        self.lengths[row] = 0
+        self.released.append(row)
 
 
 @dataclass
@@ -55,6 +62,7 @@ class FakeBackend:
     max_batch: int = 8
     max_capacity: int = 256
     prefill_chunk: int = 8
+    lazy: bool = True
     model: Callable[[Sequence[int], int], Float32Array] = hashed_logits
     calls: list[tuple[int, int, int]] = field(default_factory=list)
     """(rows, width, positions asked per row) of each call."""
@@ -66,6 +74,14 @@ class FakeBackend:
         self.caches.append(FakeCache(batch, capacity))
         return self.caches[-1]
 
+    @property
+    def arena_is_lazy(self) -> bool:
+        return self.lazy
+
+    def new_arena(self, rows: int, capacity: int) -> FakeCache:
+        self.caches.append(FakeCache(rows, capacity))
+        return self.caches[-1]
+
     def forward(
         self,
         cache: FakeCache,
@@ -73,9 +89,11 @@ class FakeBackend:
         past_lengths: Int64Array,
         query_lengths: Int64Array,
         logits_indices: Int64Array,
+        first_row: int = 0,
     ) -> Float32Array:
         rows, width = input_ids.shape
-        assert 1 <= rows <= cache.batch
+        assert 1 <= rows <= self.max_batch
+        assert 0 <= first_row <= cache.batch - rows
         assert 1 <= width <= self.prefill_chunk
         assert past_lengths.shape == query_lengths.shape == (rows,)
         assert logits_indices.shape[0] == rows
@@ -87,14 +105,15 @@ class FakeBackend:
         logits = np.empty((*logits_indices.shape, self.vocab_size), np.float32)
         for row in range(rows):
             past, query = int(past_lengths[row]), int(query_lengths[row])
-            assert past == cache.lengths[row], "past_lengths must be what was appended before"
+            slot = first_row + row
+            assert past <= cache.lengths[slot], "past_lengths must be of what was appended before"
             assert 1 <= query <= width
             assert past + query <= cache.capacity
-            cache.slots[row][past : past + query] = input_ids[row, :query].tolist()
-            cache.lengths[row] = past + query
+            cache.slots[slot][past : past + query] = input_ids[row, :query].tolist()
+            cache.lengths[slot] = past + query
             for column, index in enumerate(logits_indices[row]):
                 assert 0 <= index < query
-                prefix = [token for token in cache.slots[row][: past + index + 1] if token is not None]
+                prefix = [token for token in cache.slots[slot][: past + index + 1] if token is not None]
                 assert len(prefix) == past + index + 1
                 logits[row, column] = self.model(prefix, self.vocab_size)
         return logits

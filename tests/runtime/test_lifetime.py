@@ -136,7 +136,7 @@ def test_closing_ends_what_runs_and_waits_for_its_step() -> None:
         generation = pool.submit(engine.generate, [1], max_new_tokens=50)
         assert backend.begun.acquire(timeout=PATIENCE)
         closing = pool.submit(close)
-        while not engine._lifetime._closed:
+        while not engine.lifetime._closed:
             pass
         assert not closed.is_set()
         backend.let_go.release()

@@ -138,12 +138,12 @@ def test_first_rows_alone(backend: OnnxRuntimeBackend) -> None:
     assert np.array_equal(cache.data[:, :, 2], last)
 
 
-def test_move_row(backend: OnnxRuntimeBackend) -> None:
+def test_copy_row(backend: OnnxRuntimeBackend) -> None:
     """The last row goes on in the place of one that has ended, whatever that one left behind."""
     cache = backend.new_cache(3, 15)
     rows = [tokens(14, 1), tokens(4, 2), tokens(8, 3)]
     forward(backend, cache, rows, [0, 0, 0])
-    cache.move_row(2, 0, 8)
+    cache.copy_row(2, 0, 8)
     more = [tokens(3, 4), tokens(3, 5)]
     logits = forward(backend, cache, more, [8, 4])
     for row, extra, actual in ((rows[2], more[0], logits[0]), (rows[1], more[1], logits[1])):

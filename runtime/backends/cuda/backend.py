@@ -89,6 +89,27 @@ class CudaBackend:
         smallest = max(one.capacity.min for one in self._profiles)
         return self._pool.cache(batch, max(capacity, smallest))
 
+    @property
+    def arena_is_lazy(self) -> bool:
+        """GPU memory is taken at once."""
+        return False
+
+    def new_arena(self, rows: int, capacity: int) -> CudaCache:
+        """Allocate a cache whose rows come and go, of at most ``max_batch`` rows.
+
+        Raises:
+            GenerationError: ``rows`` or ``capacity`` is beyond what the engine was built for, the GPU has too
+                little memory left, or a step could not begin at every row.
+        """
+        cache = self.new_cache(rows, capacity)
+        layout = cache.workspace.arena.layout
+        if not layout.can_begin_at(cache.workspace.first + 1):
+            raise GenerationError(
+                f"a row of {layout.capacity} tokens ends between addresses that the engine takes; rebuild with "
+                "a capacity.max that is a multiple of 16"
+            )
+        return cache
+
     def forward(
         self,
         cache: CudaCache,
@@ -96,6 +117,7 @@ class CudaBackend:
         past_lengths: Int64Array,
         query_lengths: Int64Array,
         logits_indices: Int64Array,
+        first_row: int = 0,
     ) -> Float32Array:
         """See :meth:`q2export.runtime.backends.base.Backend.forward`."""
         longest = int(query_lengths.max())
@@ -106,16 +128,18 @@ class CudaBackend:
         windows = plan_windows(self._profiles, rows, longest, asked, cache.workspace.arena.layout.capacity)
         with self._pool.lock, self._cuda.selected():
             if len(windows) == 1 and windows[0].logits == asked and not windows[0].every_position:
-                return self._run(cache.workspace, windows[0], windows[0].cut(step), True)
+                return self._run(cache.workspace, first_row, windows[0], windows[0].cut(step), True)
             logits = np.zeros((rows, asked, self.vocab_size), np.float32)
             for window in windows:
                 wanted = window.asked(step)
-                produced = self._run(cache.workspace, window, window.cut(step), wanted)
+                produced = self._run(cache.workspace, first_row, window, window.cut(step), wanted)
                 if wanted:
                     window.collect(step, produced, logits)
             return logits
 
-    def _run(self, workspace: Workspace, window: Window, step: Step, wanted: bool) -> Float32Array:
+    def _run(
+        self, workspace: Workspace, first_row: int, window: Window, step: Step, wanted: bool
+    ) -> Float32Array:
         """One call of the engine; the logits only if they are ``wanted``."""
         rows = len(step.input_ids)
         layout = InputLayout(rows, window.sequence, window.logits)
@@ -129,7 +153,7 @@ class CudaBackend:
                 profile,
                 {
                     **_placed(layout.bindings(), workspace.inputs.device),
-                    **_placed(workspace.cache_bindings(rows), workspace.arena.address),
+                    **_placed(workspace.cache_bindings(rows, first_row), workspace.arena.address),
                     LOGITS.name: DeviceTensor(logits.device, shape),
                 },
             )
@@ -137,7 +161,8 @@ class CudaBackend:
         def enqueue() -> None:
             self._enqueue(profile, workspace, layout, logits, wanted)
 
-        if wanted and (window.sequence, window.logits) == (1, 1) and self._executor.captures:
+        decodes = wanted and first_row == 0 and (window.sequence, window.logits) == (1, 1)
+        if decodes and self._executor.captures:
             if workspace.graphs.run(rows, prepare, enqueue, lambda: self._executor.is_capturable(profile)):
                 self._executor.captured()
         else:

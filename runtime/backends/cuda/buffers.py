@@ -63,6 +63,11 @@ class KVLayout:
         return cls(engine.num_hidden_layers, batch, heads, capacity, engine.head_dim, itemsize)
 
     @property
+    def token_bytes(self) -> int:
+        """One token of one row, in all layers."""
+        return 2 * self.num_hidden_layers * self.num_key_value_heads * self._token_bytes
+
+    @property
     def _token_bytes(self) -> int:
         return self.head_dim * self.itemsize
 
@@ -98,7 +103,7 @@ class KVLayout:
         return found
 
     def row_copies(self, source: int, target: int, length: int) -> Iterator[RowCopy]:
-        """Copies that move the first ``length`` tokens of row ``source`` to row ``target``, one per slab."""
+        """Copies of the first ``length`` tokens of row ``source`` to row ``target``, one per slab."""
         for names in cache_names(self.num_hidden_layers):
             slab = self.offset(names)
             yield RowCopy(

@@ -120,9 +120,9 @@ class Workspace:
             raise
         self._wide_logits: Mirror | None = None
 
-    def cache_bindings(self, rows: int) -> dict[str, Binding]:
-        """Where the caches of a step over the first ``rows`` of its rows lie in the arena."""
-        return self.arena.layout.bindings(rows, self.first)
+    def cache_bindings(self, rows: int, first: int = 0) -> dict[str, Binding]:
+        """Where the caches of a step over ``rows`` of its rows, from ``first`` on, lie in the arena."""
+        return self.arena.layout.bindings(rows, self.first + first)
 
     def _mirror(self, size: int) -> Mirror:
         self._mirrors.append(Mirror(self._cuda, size))
@@ -181,9 +181,17 @@ class CudaCache:
         """Number of sequences."""
         return self.workspace.rows
 
-    def move_row(self, source: int, target: int, length: int) -> None:
+    @property
+    def token_bytes(self) -> int:
+        """Memory of one token of one row, in all layers."""
+        return self.workspace.arena.layout.token_bytes
+
+    def release_row(self, row: int, length: int) -> None:
+        """Nothing: the arena keeps its memory."""
+
+    def copy_row(self, source: int, target: int, length: int) -> None:
         """Copy the first ``length`` tokens of row ``source`` over row ``target``."""
-        self._pool.move_row(self.workspace, source, target, length)
+        self._pool.copy_row(self.workspace, source, target, length)
 
 
 class WorkspacePool:
@@ -257,8 +265,8 @@ class WorkspacePool:
         self._arena.free()
         self._arena = None
 
-    def move_row(self, workspace: Workspace, source: int, target: int, length: int) -> None:
-        """See :meth:`CudaCache.move_row`; ordered with the steps by the stream."""
+    def copy_row(self, workspace: Workspace, source: int, target: int, length: int) -> None:
+        """See :meth:`CudaCache.copy_row`; ordered with the steps by the stream."""
         arena, first = workspace.arena, workspace.first
         with self.lock, self._cuda.selected():
             for copy in arena.layout.row_copies(first + source, first + target, length):

@@ -184,7 +184,7 @@ def test_rows_of_a_cache_that_does_not_begin_the_arena_are_moved_within_it() -> 
     two, zero = np.full(2, 2), np.zeros(2, np.int64)
     for one, ids in ((held, [[1, 2], [3, 4]]), (cache, [[5, 6], [7, 8]])):
         backend.forward(one, np.array(ids), zero, two, np.array([[1], [1]]))
-    cache.move_row(1, 0, 2)
+    cache.copy_row(1, 0, 2)
     ids, one = np.array([[9]]), np.ones(1, np.int64)
     for moved, begun in ((cache, [7, 8]), (held, [1, 2])):
         logits = backend.forward(moved, ids, one * 2, one, np.array([[0]]))
@@ -235,7 +235,7 @@ def test_every_call_is_about_the_gpu_of_the_engine() -> None:
     results = Engine(backend).generate_batch(prompts, max_new_tokens=8, do_sample=False)
     assert [len(one.token_ids) for one in results] == [8, 8, 8]
     cache = backend.new_cache(2, 8)
-    cache.move_row(1, 0, 3)
+    cache.copy_row(1, 0, 3)
     del cache, backend
     gc.collect()
     assert (cuda.device_memory, cuda.is_current) == ({}, False)

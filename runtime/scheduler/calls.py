@@ -1,0 +1,34 @@
+"""The arrays of one call of the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from q2export.runtime.backends.base import Backend, Float32Array
+from q2export.runtime.scheduler.slots import Resident
+
+
+def prefill_call(backend: Backend[Any], cache: Any, group: Sequence[Resident], width: int) -> Float32Array:
+    """Compute up to ``width`` more tokens of each prompt.
+
+    Args:
+        backend: the engine.
+        cache: its arena.
+        group: whose prompts; in slots that lie together, in their order.
+        width: of the call, in tokens.
+
+    Returns:
+        logits ``[group, vocab]`` after the last token computed; zeros if no prompt ends here.
+    """
+    past = np.array([each.cached for each in group], np.int64)
+    query = np.array([min(each.remaining, width) for each in group], np.int64)
+    input_ids = np.zeros((len(group), int(query.max())), np.int64)
+    for row, each in enumerate(group):
+        input_ids[row, : query[row]] = each.running.text_tokens[past[row] : past[row] + query[row]]
+    ends = any(each.remaining <= width for each in group)
+    indices = (query - 1)[:, None] if ends else np.empty((len(group), 0), np.int64)
+    logits = backend.forward(cache, input_ids, past, query, indices, first_row=group[0].slot)
+    return logits[:, 0] if ends else np.zeros((len(group), backend.vocab_size), np.float32)
