@@ -105,8 +105,8 @@ class CudaBackend:
         layout = cache.workspace.arena.layout
         if not layout.can_begin_at(cache.workspace.first + 1):
             raise GenerationError(
-                f"a row of {layout.capacity} tokens ends between addresses that the engine takes; rebuild with "
-                "a capacity.max that is a multiple of 16"
+                f"a row of {layout.capacity} tokens ends between addresses that the engine takes; rebuild "
+                "with a capacity.max that is a multiple of 16"
             )
         return cache
 
