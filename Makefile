@@ -18,7 +18,7 @@ venv: $(STAMP)
 
 $(STAMP): pyproject.toml setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[export,rtx,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[export,rtx,server,dev]'
 	touch $@
 
 $(PEERS)/.stamp $(OPENVINO)/.stamp: .venv-%/.stamp: benchmarks/requirements-%.txt

@@ -1,4 +1,4 @@
-"""Conversations in which no text of a user becomes a special token."""
+"""Conversations and prompts in which no text of a user becomes a special token."""
 
 from __future__ import annotations
 
@@ -53,3 +53,37 @@ def encode_sanitized(
             raise GenerationError(f"the tokenizer makes the control token {piece!r} of ordinary text, too")
         ids += as_text
     return ids
+
+
+def encode_text(
+    tokenizer: Tokenizer, text: str, *, add_special_tokens: bool = True, most_tokens: int | None = None
+) -> list[int]:
+    """Token ids of a prompt; the text of a special token in it is encoded as the text it is.
+
+    Args:
+        tokenizer: of the engine.
+        text: of the prompt.
+        add_special_tokens: add what the tokenizer puts around a text, such as an initial BOS token.
+        most_tokens: refuse a text that is longer, for certain, before it is encoded.
+
+    Raises:
+        GenerationError: as :meth:`~q2export.runtime.tokenizer.Tokenizer.encode`.
+    """
+    ids = tokenizer.encode(text, add_special_tokens=add_special_tokens, most_tokens=most_tokens)
+    control = sorted(tokenizer.control_tokens(""), key=len, reverse=True)
+    pieces = re.split(f"({'|'.join(map(re.escape, control))})", text) if control else [text]
+    if len(pieces) == 1:
+        return ids
+    inner: list[int] = []
+    for place, piece in enumerate(pieces):  # text, control token, text, ..., text
+        inner += (
+            tokenizer.encode_as_text(piece)
+            if place % 2
+            else tokenizer.encode(piece, add_special_tokens=False)
+        )
+    if not add_special_tokens:
+        return inner
+    # What is put around a text is the same for every text.
+    bare, whole = (tokenizer.encode("a", add_special_tokens=added) for added in (False, True))
+    start = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
+    return [*whole[:start], *inner, *whole[start + len(bare) :]]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from q2export.errors import ConfigError, GenerationError, MissingDependencyError, Q2ExportError
+from q2export.runtime.token_bytes import vocabulary_bytes
 from q2export.runtime.tokenizer_rules import TOKENIZER_CONFIG_FILE as TOKENIZER_CONFIG_FILE
 from q2export.runtime.tokenizer_rules import TOKENIZER_FILE as TOKENIZER_FILE
 from q2export.runtime.tokenizer_rules import apply_rules
@@ -84,6 +85,21 @@ class Tokenizer:
     def special_token_id(self, text: str) -> int | None:
         """Id of the special token whose text is exactly ``text``, if there is one."""
         return self._special_ids.get(text)
+
+    def added_token_id(self, text: str) -> int | None:
+        """Id of the added token, special or not, whose text is exactly ``text``, if there is one."""
+        return next((i for i, token in self._added.items() if token.content == text), None)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that a token stands for; none for an id that the tokenizer does not have."""
+        if token_id in self._added:
+            return str(self._added[token_id].content).encode()
+        token = self._core.id_to_token(token_id)
+        return b"" if token is None else vocabulary_bytes(token)
+
+    def to_json(self) -> str:
+        """The tokenizer as the text of a ``tokenizer.json``."""
+        return str(self._core.to_str())
 
     def control_tokens(self, template: str) -> list[str]:
         """Texts of the special tokens, and of other added tokens that a chat template writes."""

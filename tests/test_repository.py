@@ -39,6 +39,7 @@ DISTRIBUTION_OF = {
     "google": "onnx",  # protobuf, which onnx brings along
     "huggingface_hub": "huggingface-hub",
     "onnx_ir": "onnx-ir",
+    "prometheus_client": "prometheus-client",
     "yaml": "pyyaml",
 }
 
@@ -141,10 +142,10 @@ def test_every_library_that_is_imported_is_declared(repository: Path) -> None:
 
 
 def _declared(repository: Path) -> set[str]:
-    """Distributions that a plain installation or the extra ``export`` brings."""
+    """Distributions that a plain installation or the extras ``export`` and ``server`` bring."""
     text = (repository / "pyproject.toml").read_text(encoding="utf-8")
-    lists = re.findall(r"^(?:dependencies|export) = \[(.*?)\]$", text, re.MULTILINE | re.DOTALL)
-    assert len(lists) == 2
+    lists = re.findall(r"^(?:dependencies|export|server) = \[(.*?)\]$", text, re.MULTILINE | re.DOTALL)
+    assert len(lists) == 3
     return {name for part in lists for name in re.findall(r'"([A-Za-z0-9-]+)', part)}
 
 

@@ -23,7 +23,10 @@ from q2export.version import __version__
 _PROGRAM, _COMPLETE = "q2export", "_Q2EXPORT_COMPLETE"
 
 # Import name -> extra that installs it, for the modules that a plain installation lacks.
-_EXTRA_OF = {"torch": "export", "onnx": "export", "onnx_ir": "export", "polygraphy": "export"}
+_EXTRA_OF = {
+    **dict.fromkeys(("onnx", "onnx_ir", "polygraphy", "torch"), "export"),
+    **dict.fromkeys(("llguidance", "prometheus_client", "pydantic", "starlette", "uvicorn"), "server"),
+}
 
 
 @click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})

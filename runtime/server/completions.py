@@ -1,0 +1,210 @@
+"""``POST /v1/completions``."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Any
+
+from anyio import to_thread
+from starlette.requests import Request
+from starlette.responses import Response
+
+from q2export.runtime.results import TokenEvent, TokenLogprobs
+from q2export.runtime.server.errors import invalid
+from q2export.runtime.server.generations import Generations
+from q2export.runtime.server.http import as_api_error, json_response, read_body
+from q2export.runtime.server.logprobs import CompletionLogprobs
+from q2export.runtime.server.prompts import text_prompt
+from q2export.runtime.server.requests import CompletionRequest, decode
+from q2export.runtime.server.sampling import generation_options, new_token_limit
+from q2export.runtime.server.scoring import prompt_logprobs
+from q2export.runtime.server.service import ServedModel, Service
+from q2export.runtime.server.sse import DONE, EventStream, frame, unless_gone
+from q2export.runtime.server.structured import answer_grammar
+from q2export.runtime.server.usage import Usage
+from q2export.version import __version__
+
+Json = dict[str, Any]
+
+
+class _Choice:
+    """One text: its tokens to the choices of chunks.
+
+    Args:
+        number: its index.
+        echo: of the prompt, its text and the log probabilities of its tokens, if those are asked for.
+        logprobs: writes log probabilities; None writes none.
+    """
+
+    def __init__(self, number: int, echo: _Echo | None, logprobs: CompletionLogprobs | None) -> None:
+        self._number = number
+        self._logprobs = logprobs
+        self._echo = echo
+
+    def feed(self, event: TokenEvent | None) -> list[Json]:
+        """The choice of the chunk that a token makes, if it makes one; None: nothing was to be generated."""
+        text, tokens = "", []
+        if self._echo is not None:
+            text, tokens, self._echo = self._echo.text, list(self._echo.tokens), None
+        reason: str | None = "length"
+        if event is not None:
+            text += event.text
+            tokens.append((event.token_id, event.logprobs))
+            reason = None if event.result is None else event.result.finish_reason
+        logprobs = None if self._logprobs is None else self._logprobs.body(tokens)
+        if not text and reason is None and logprobs is None:
+            return []
+        return [{"text": text, "index": self._number, "logprobs": logprobs, "finish_reason": reason}]
+
+
+@dataclass(frozen=True)
+class _Echo:
+    text: str
+    tokens: list[tuple[int, TokenLogprobs | None]]
+
+
+@dataclass(frozen=True)
+class _Completion:
+    """A request whose texts are being generated."""
+
+    request: CompletionRequest
+    generations: Generations
+    choices: list[_Choice]
+    usage: Usage
+    header: Json
+    generates: bool
+
+
+async def completions(service: Service, request: Request) -> Response:
+    """Continue one or more prompts, as a stream or in one piece."""
+    body = await read_body(service, request)
+    generations = Generations(service.metrics)
+    with generations:
+        completion = await to_thread.run_sync(_begin, service, body, generations)
+    if completion.request.stream:
+        return EventStream(_frames(completion), generations.cancel)
+    return await unless_gone(request.receive, _whole(completion), generations.cancel)
+
+
+def _begin(service: Service, body: bytes, generations: Generations) -> _Completion:
+    """Everything up to the scheduler, in a thread."""
+    request = decode(CompletionRequest, body)
+    model = service.model(request.model)
+    count = request.n or 1
+    if request.suffix:
+        raise invalid("suffix is not supported", param="suffix")
+    if request.best_of not in (None, count):
+        raise invalid("best_of is not supported; n asks for several texts", param="best_of")
+    prompts = _prompts(model, request, service.options.allow_special_tokens)
+    if len(prompts) * count > service.options.max_choices:
+        raise invalid(
+            f"{len(prompts)} prompts with n = {count} are {len(prompts) * count} texts; one request may ask "
+            f"for {service.options.max_choices}",
+            param="prompt",
+        )
+    limit = new_token_limit(request)
+    each = [generation_options(request, model.engine, len(prompt), limit) for prompt in prompts]
+    grammar = answer_grammar(model, request, [])
+    logprobs = None if request.logprobs is None else model.tokenizer("logprobs")
+    for prompt, options in zip(prompts, each, strict=True):
+        if logprobs is not None:
+            options["logprobs"] = request.logprobs
+        if limit == 0:
+            continue
+        generations.submit(
+            model, prompt, options, count=count, grammar=grammar, priority=request.priority or 0
+        )
+    choices: list[_Choice] = []
+    for prompt in prompts:
+        echo = _echo(model, request, prompt) if request.echo else None
+        for _ in range(count):
+            writer = None if logprobs is None else CompletionLogprobs(logprobs)
+            choices.append(_Choice(len(choices), echo, writer))
+    usage = Usage(sum(map(len, prompts)))
+    return _Completion(request, generations, choices, usage, _header(model), limit != 0)
+
+
+def _prompts(model: ServedModel, request: CompletionRequest, special_tokens: bool) -> list[list[int]]:
+    prompt = request.prompt
+    several = prompt if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else [prompt]
+    prompts: list[list[int]] = []
+    for place, each in enumerate(several):
+        ids = each
+        if isinstance(each, str):
+            ids = text_prompt(
+                model.engine,
+                each,
+                add_special_tokens=request.add_special_tokens is not False,
+                special_tokens=special_tokens,
+            )
+        if not ids:
+            where = "prompt" if len(several) == 1 else f"prompt[{place}]"
+            raise invalid(f"{where} is empty: at least one token is needed to continue from", param="prompt")
+        prompts.append(ids)  # type: ignore[arg-type]
+    return prompts
+
+
+def _echo(model: ServedModel, request: CompletionRequest, prompt: list[int]) -> _Echo:
+    text = model.tokenizer("echo").decode(prompt, skip_special_tokens=False)
+    if request.logprobs is None:
+        return _Echo(text, [])
+    return _Echo(text, list(zip(prompt, prompt_logprobs(model, prompt, request.logprobs), strict=True)))
+
+
+def _header(model: ServedModel) -> Json:
+    return {
+        "id": f"cmpl-{secrets.token_hex(12)}",
+        "object": "text_completion",
+        "created": int(time.time()),
+        "model": model.name,
+        "system_fingerprint": f"q2export-{__version__}",
+    }
+
+
+async def _chunks(completion: _Completion) -> AsyncGenerator[list[Json], None]:
+    """Choices of chunks as they come, those of each token in their order."""
+    if not completion.generates:
+        yield [chunk for choice in completion.choices for chunk in choice.feed(None)]
+        return
+    async for arrivals in completion.generations.arrivals():
+        for arrival in arrivals:
+            completion.usage.add(arrival.event)
+        yield [
+            chunk for arrival in arrivals for chunk in completion.choices[arrival.choice].feed(arrival.event)
+        ]
+
+
+async def _whole(completion: _Completion) -> Response:
+    merged: list[Json] = [{} for _ in completion.choices]
+    async for chunks in _chunks(completion):
+        for chunk in chunks:
+            merged[chunk["index"]] = _merge(merged[chunk["index"]], chunk)
+    return json_response({**completion.header, "choices": merged, "usage": completion.usage.body()})
+
+
+def _merge(choice: Json, chunk: Json) -> Json:
+    if not choice:
+        return chunk
+    logprobs = choice["logprobs"]
+    if logprobs is not None:
+        logprobs = {name: values + chunk["logprobs"][name] for name, values in logprobs.items()}
+    return {**chunk, "text": choice["text"] + chunk["text"], "logprobs": logprobs}
+
+
+async def _frames(completion: _Completion) -> AsyncGenerator[bytes, None]:
+    """The events of a stream; an error after its beginning is one of them."""
+    options = completion.request.stream_options
+    asked = options is not None and bool(options.include_usage)
+    extra: Json = {"usage": None} if asked else {}
+    try:
+        async for chunks in _chunks(completion):
+            if chunks:
+                yield b"".join(frame({**completion.header, "choices": [chunk], **extra}) for chunk in chunks)
+        if asked:
+            yield frame({**completion.header, "choices": [], "usage": completion.usage.body()})
+    except Exception as error:  # noqa: BLE001 - the status has been sent: the client is told in the stream
+        yield frame(as_api_error(error).body())
+    yield DONE

@@ -1,0 +1,28 @@
+"""Log probabilities of a prompt's own tokens: ``echo`` with ``logprobs``, as evaluation harnesses ask."""
+
+from __future__ import annotations
+
+import threading
+
+from q2export.runtime.logprobs import token_logprobs
+from q2export.runtime.results import TokenLogprobs
+from q2export.runtime.server.service import ServedModel
+
+_one_at_a_time = threading.Lock()  # scoring runs beside the scheduler's steps and must not crowd them out
+
+
+def prompt_logprobs(model: ServedModel, prompt: list[int], top: int) -> list[TokenLogprobs | None]:
+    """For each token of a prompt, the logarithm of its probability after those before it; None for the first.
+
+    Raises:
+        GenerationError: the prompt is longer than the engine's capacity, or has ids outside the vocabulary.
+    """
+    found: list[TokenLogprobs | None] = [None]
+    if len(prompt) == 1:
+        return found
+    with _one_at_a_time:
+        for piece in model.engine.score_pieces(prompt[:-1]):
+            start = len(found)
+            tokens = prompt[start : start + len(piece)]
+            found += [token_logprobs(row, token, top) for row, token in zip(piece, tokens, strict=True)]
+    return found
