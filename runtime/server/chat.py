@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any
 
-from anyio import to_thread
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -46,7 +46,7 @@ async def chat_completions(service: Service, request: Request) -> Response:
     body = await read_body(service, request)
     generations = Generations(service.metrics)
     with generations:
-        chat = await to_thread.run_sync(_begin, service, body, generations)
+        chat = await run_in_threadpool(_begin, service, body, generations)
     if chat.request.stream:
         return EventStream(_frames(chat), generations.cancel)
     return await unless_gone(request.receive, _whole(chat), generations.cancel)

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any
 
-from anyio import to_thread
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -83,7 +83,7 @@ async def completions(service: Service, request: Request) -> Response:
     body = await read_body(service, request)
     generations = Generations(service.metrics)
     with generations:
-        completion = await to_thread.run_sync(_begin, service, body, generations)
+        completion = await run_in_threadpool(_begin, service, body, generations)
     if completion.request.stream:
         return EventStream(_frames(completion), generations.cancel)
     return await unless_gone(request.receive, _whole(completion), generations.cancel)

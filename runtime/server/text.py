@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from anyio import to_thread
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -18,13 +18,13 @@ from q2export.runtime.server.service import Service
 async def tokenize(service: Service, request: Request) -> Response:
     """Token ids of a text or of a conversation, exactly those that a completion of it would start from."""
     body = await read_body(service, request)
-    return json_response(await to_thread.run_sync(_tokenize, service, body))
+    return json_response(await run_in_threadpool(_tokenize, service, body))
 
 
 async def detokenize(service: Service, request: Request) -> Response:
     """The text of token ids."""
     body = await read_body(service, request)
-    return json_response(await to_thread.run_sync(_detokenize, service, body))
+    return json_response(await run_in_threadpool(_detokenize, service, body))
 
 
 async def tokenizer_info(service: Service, request: Request) -> Response:
