@@ -66,13 +66,40 @@ class KernelLibrary:
         Raises:
             KernelBuildError: a source does not compile, or the library does not link; the compiler's words.
         """
+        objects = self.compile(self.sources, jobs)
+        self.link(output, objects, self.csrc / "kernels" / "exports.map")
+
+    def compile(self, sources: Sequence[Path], jobs: int, flags: Sequence[str] = ()) -> list[Path]:
+        """Bring the object files of ``sources`` up to date, in :attr:`objects`, and return them.
+
+        Args:
+            sources: the kernels' own, or others that include their headers.
+            jobs: as in :meth:`build`.
+            flags: further options of nvcc.
+
+        Raises:
+            KernelBuildError: a source does not compile; the compiler's words.
+        """
         self.objects.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(max(1, jobs)) as pool:
-            objects = list(pool.map(self._compile, self.sources))
-        exports = self.csrc / "kernels" / "exports.map"
-        command = [*self._nvcc(), *_LINK_FLAGS, f"-Xlinker=--version-script={exports}", *map(str, objects)]
-        record = self.objects / "library.command"
-        if is_current(output, [*objects, exports], record, command):
+            return list(pool.map(lambda source: self._compile(source, flags), sources))
+
+    def link(self, output: Path, objects: Sequence[Path], exports: Path | None = None) -> None:
+        """Make a library of object files, unless there is one that is newer, of the same command.
+
+        Args:
+            output: file to write.
+            objects: of :meth:`compile`.
+            exports: linker script that says which functions are visible; None is what the sources say.
+
+        Raises:
+            KernelBuildError: it does not link; the linker's words.
+        """
+        scripts = [] if exports is None else [exports]
+        options = [f"-Xlinker=--version-script={path}" for path in scripts]
+        command = [*self._nvcc(), *_LINK_FLAGS, *options, *map(str, objects)]
+        record = self.objects / f"{output.stem}.command"
+        if is_current(output, [*objects, *scripts], record, command):
             return
         output.parent.mkdir(parents=True, exist_ok=True)
         partial = output.with_suffix(".partial")
@@ -90,11 +117,11 @@ class KernelLibrary:
     def _nvcc(self) -> list[str]:
         return [str(self.compiler.path), *code_flags(self.architectures)]
 
-    def _compile(self, source: Path) -> Path:
+    def _compile(self, source: Path, flags: Sequence[str]) -> Path:
         target = self._object(source)
         depends, record = target.with_suffix(".d"), target.with_suffix(".command")
         includes = [f"-I{self.csrc / 'include'}", f"-I{self.csrc / 'kernels'}"]
-        command = [*self._nvcc(), *_FLAGS, *includes, "-c", str(source)]
+        command = [*self._nvcc(), *_FLAGS, *includes, *flags, "-c", str(source)]
         version = f"nvcc {self.compiler.version}"
         if is_current(target, dependencies(depends), record, [version, *command]):
             return target

@@ -3,38 +3,22 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from q2export.plugins.kernel_build import (
-    ARCHITECTURES_VARIABLE,
-    KernelLibrary,
-    NoKernelsError,
-    available_cores,
-    plan,
-)
 from q2export.plugins.tensorrt import kernels as bindings
-from tests.host_cuda.compiling import ROOT
+from tests.gpu.compiling import kernels_for_gpu
 from tests.plugins.kernels import Kernels
 
 
 @pytest.fixture(scope="session")
-def gpu_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def gpu_library() -> Path:
     """``libq2export_kernels.so`` for this GPU alone."""
-    if not torch.cuda.is_available():
-        pytest.skip("needs a GPU and PyTorch with CUDA")
-    major, minor = torch.cuda.get_device_capability()
-    try:
-        chosen = plan({**os.environ, ARCHITECTURES_VARIABLE: f"{major}{minor}"})
-    except NoKernelsError as reason:
-        pytest.skip(f"needs nvcc: {reason}")
-    library = KernelLibrary(chosen.compiler, chosen.architectures, ROOT / "build" / "kernels")
-    output = tmp_path_factory.mktemp("kernels") / "libq2export_kernels.so"
-    library.build(output, available_cores())
-    return output
+    return kernels_for_gpu()
 
 
 @pytest.fixture(scope="session")
@@ -58,3 +42,22 @@ def operators(gpu_library: Path) -> Iterator[None]:
 def seed() -> None:
     """The same random tensors in every test, whatever ran before."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def end_with_the_context(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After an illegal access every later call of the process fails: end it, so that no other test is blamed.
+
+    Under pytest-xdist the test counts as having crashed its worker, and another worker does the rest.
+    """
+    yield
+    if not torch.cuda.is_initialized():
+        return
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError as error:
+        message = f"{request.node.nodeid} broke the CUDA context: {str(error).splitlines()[0]}"
+        if "PYTEST_XDIST_WORKER" in os.environ:
+            sys.stderr.write(f"{message}\n")
+            os._exit(1)
+        pytest.exit(message, returncode=1)

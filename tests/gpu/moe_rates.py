@@ -8,19 +8,17 @@ python -m tests.gpu.moe_rates
 from __future__ import annotations
 
 import statistics
-import tempfile
 from collections.abc import Callable
 from ctypes import c_void_p
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from benchmarks.kernels.timing import GraphTimer
 from q2export.plugins.tensorrt.kernels import MoeDesc
-from tests.gpu.compiling import compile_for_gpu
+from tests.gpu.compiling import probes_for_gpu
 from tests.plugins.kernels import DTYPES, pointers
-from tests.plugins.moe_probes import HOPPER, SOURCES, TILES, Plan, TileKernels
+from tests.plugins.moe_probes import HOPPER, TILES, Plan, TileKernels
 
 SHAPES = {"57B-A14B": (3584, 2560, 64, 8), "1.5-MoE-A2.7B": (2048, 1408, 60, 4)}
 """hidden, intermediate, experts, top_k."""
@@ -55,14 +53,13 @@ def launcher(kernels: TileKernels, shape: tuple[int, int, int, int], tokens: int
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        library = compile_for_gpu(SOURCES, Path(folder))
-        plan = Plan(library)
-        kernels = {
-            (tile, overlaps): TileKernels(library, tile, overlaps, "cuda")
-            for tile in TILES
-            for overlaps in (False, True)
-        }
+    library = probes_for_gpu("moe")
+    plan = Plan(library)
+    kernels = {
+        (tile, overlaps): TileKernels(library, tile, overlaps, "cuda")
+        for tile in TILES
+        for overlaps in (False, True)
+    }
     capability = torch.cuda.get_device_capability()
     available = torch.cuda.get_device_properties(0).shared_memory_per_block_optin
     for name, shape in SHAPES.items():

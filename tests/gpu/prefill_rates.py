@@ -8,18 +8,16 @@ python -m tests.gpu.prefill_rates
 from __future__ import annotations
 
 import statistics
-import tempfile
 from ctypes import byref, c_void_p
-from pathlib import Path
 
 import torch
 
 from benchmarks.kernels.timing import GraphTimer
 from q2export.plugins.tensorrt.kernels import AttentionDesc, AttentionTensors
-from tests.gpu.compiling import compile_for_gpu
+from tests.gpu.compiling import probes_for_gpu
 from tests.host_cuda.gpus import H200
 from tests.plugins.kernels import DTYPES, pointers
-from tests.plugins.prefill_probes import HOPPER, SHORT, SOURCES, TALL, Prefill
+from tests.plugins.prefill_probes import HOPPER, SHORT, TALL, Prefill
 
 NAMES = {SHORT: "short", TALL: "tall", HOPPER: "hopper"}
 SHAPES = [(28, 4, 128), (14, 2, 64), (64, 8, 128), (16, 16, 128)]
@@ -54,8 +52,7 @@ def teraflops(prefill: Prefill, tile: int, shape: tuple[int, int, int], tokens: 
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        prefill = Prefill(compile_for_gpu(SOURCES, Path(folder)), "cuda")
+    prefill = Prefill(probes_for_gpu("prefill"), "cuda")
     tiles = [SHORT, TALL]
     if torch.cuda.get_device_capability() == (9, 0):
         tiles.append(HOPPER)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from q2export.exporter.graph.ops.moe import moe_reference
-from tests.gpu.compiling import compile_for_gpu
-from tests.plugins.moe_probes import HOPPER, SOURCES, TILES, Plan, TileKernels, moe_in_float64
+from tests.gpu.compiling import probes_for_gpu
+from tests.plugins.moe_probes import HOPPER, TILES, Plan, TileKernels, moe_in_float64
 from tests.plugins.test_csrc_kernels import assert_near, experts
 from tests.plugins.test_moe_kernels import NARROW, TestRouting, TestTokens
 
@@ -22,8 +22,8 @@ __all__ = ["TestRouting", "TestTokens"]
 
 
 @pytest.fixture(scope="module")
-def probes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return compile_for_gpu(SOURCES, tmp_path_factory.mktemp("moe"))
+def probes() -> Path:
+    return probes_for_gpu("moe")
 
 
 @pytest.fixture(params=[(tile, overlaps) for tile in TILES for overlaps in (False, True)])

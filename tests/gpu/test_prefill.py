@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.gpu.compiling import compile_for_gpu
-from tests.plugins.prefill_probes import HOPPER, SOURCES, TILES, Batch, Prefill
+from tests.gpu.compiling import probes_for_gpu
+from tests.plugins.prefill_probes import HOPPER, TILES, Batch, Prefill
 from tests.plugins.test_prefill_kernels import EPSILON, TYPES, TestAttention, TestRefusals
 
 __all__ = ["TestAttention", "TestRefusals"]
@@ -29,8 +29,8 @@ class GpuPrefill(Prefill):
 
 
 @pytest.fixture(scope="module")
-def prefill(tmp_path_factory: pytest.TempPathFactory) -> Prefill:
-    return GpuPrefill(compile_for_gpu(SOURCES, tmp_path_factory.mktemp("prefill")), "cuda")
+def prefill() -> Prefill:
+    return GpuPrefill(probes_for_gpu("prefill"), "cuda")
 
 
 @pytest.mark.parametrize("dtype", TYPES)
