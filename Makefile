@@ -2,6 +2,7 @@
 #   make demo    build the two small checkpoints of tests/data, verify both engines, print generated text
 #   make test    lint, then the tests: what CI runs
 #   make bench   the comparisons of benchmarks/, with the peers in an environment of their own
+#   make gpu     everything that needs a GPU, in stages (docs/on-a-gpu.md); make gpu DRY=--dry without one
 
 PYTHON ?= python3
 VENV := .venv
@@ -12,7 +13,7 @@ OPENVINO := .venv-openvino
 JOBS := 2
 DEMOS := demo-qwen2-tiny demo-qwen2-moe-tiny
 
-.PHONY: venv kernels demo $(DEMOS) test lint format pytest bench clean
+.PHONY: venv kernels demo $(DEMOS) test lint format pytest bench gpu clean
 
 venv: $(STAMP)
 
@@ -54,6 +55,9 @@ format: $(STAMP)
 
 bench: kernels $(PEERS)/.stamp $(OPENVINO)/.stamp
 	$(BIN)/python -m benchmarks
+
+gpu: $(STAMP)
+	$(BIN)/python -m benchmarks.gpu $(DRY)
 
 clean:
 	rm -rf $(VENV) $(PEERS) $(OPENVINO) build demo out *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

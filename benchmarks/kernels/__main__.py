@@ -7,14 +7,18 @@ import datetime
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.kernels.case import KINDS, Case, DecoderShape, KernelBenchmarkError, Workload, load_cases
 from benchmarks.machine import commit, describe_machine, library_versions
 from q2export.errors import Q2ExportError
 from q2export.strict.suggest import nearest
+
+if TYPE_CHECKING:
+    import torch
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -55,7 +59,8 @@ def run(cases: Sequence[Case], arguments: argparse.Namespace) -> dict[str, Any]:
         "copy_bandwidth": timing.copy_bandwidth(device),
         "matrix_peak": timing.matrix_peak(device, torch.bfloat16),
     }
-    records = [measure(case, ceilings, properties.L2_cache_size, arguments) for case in cases]
+    bench = Bench(device, ceilings, properties.L2_cache_size, arguments.rounds, arguments.decoder_checkpoint)
+    records = [measure(case, bench) for case in cases]
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": commit(REPOSITORY),
@@ -69,40 +74,56 @@ def run(cases: Sequence[Case], arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def measure(
-    case: Case, ceilings: dict[str, float], l2_bytes: int, arguments: argparse.Namespace
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Bench:
+    """What cases are measured on.
+
+    Attributes:
+        device: where the tensors are.
+        ceilings: ``copy_bandwidth`` in bytes and ``matrix_peak`` in operations per second.
+        l2_bytes: of its cache.
+        rounds: turns of every contestant.
+        decoder_checkpoint: a model of the decoder case's shape; None leaves that case out.
+    """
+
+    device: torch.device
+    ceilings: Mapping[str, float]
+    l2_bytes: int
+    rounds: int
+    decoder_checkpoint: Path | None = None
+
+
+def measure(case: Case, bench: Bench) -> dict[str, Any]:
     """One case; an error is recorded with it, so that one bad case does not lose the others."""
     import torch
 
-    device = torch.device("cuda")
     record: dict[str, Any] = {"case": case.name, "kind": case.kind, "dtype": case.dtype, "error": None}
     record["shape"] = vars(case.shape)
     try:
         if isinstance(case.shape, DecoderShape):
             from benchmarks.kernels.decoder import decoder_bytes, decoder_times
 
-            checkpoint = arguments.decoder_checkpoint
+            checkpoint = bench.decoder_checkpoint
             if checkpoint is None:
                 return {**record, "skipped": {"q2export": "give --decoder-checkpoint FOLDER"}}
-            medians = decoder_times(case, checkpoint, device, arguments.rounds)
+            medians = decoder_times(case, checkpoint, bench.device, bench.rounds)
             record["times"] = {name: {"median_us": median} for name, median in medians.items()}
             moved, flops = decoder_bytes(case.shape), 0
         else:
-            workload = make_workload(case, device, l2_bytes)
+            workload = make_workload(case, bench.device, bench.l2_bytes)
             record["max_error"], record["skipped"] = checked(workload), workload.skipped
-            record["times"] = times(workload, arguments.rounds)
+            record["times"] = times(workload, bench)
             moved, flops = workload.bytes_moved, workload.flops
     except (Q2ExportError, RuntimeError) as error:
         return {**record, "error": str(error)}
     finally:
         torch.cuda.empty_cache()
-    record["figures"] = figures(record["times"], moved, flops, ceilings)
+    record["figures"] = figures(record["times"], moved, flops, bench.ceilings)
     record["bars"] = judged(case, record)
     return record
 
 
-def make_workload(case: Case, device: Any, l2_bytes: int) -> Workload:
+def make_workload(case: Case, device: torch.device, l2_bytes: int) -> Workload:
     """The case on tensors of ``device``, in as many sets as keep the L2 cache cold."""
     from benchmarks.kernels.attention import attention_workload, rotary_workload
     from benchmarks.kernels.moe import moe_workload
@@ -136,24 +157,24 @@ def checked(workload: Workload) -> dict[str, float]:
     return errors
 
 
-def times(workload: Workload, rounds: int) -> dict[str, dict[str, float]]:
+def times(workload: Workload, bench: Bench) -> dict[str, dict[str, float]]:
     """Medians of all contestants, which take turns."""
-    from benchmarks.kernels.timing import GraphTimer, interleaved_medians
+    from benchmarks.kernels.timing import interleaved_medians, make_timer
 
     contestants = {"q2export": workload.subject, **workload.peers}
     timers = {}
     for name, launches in contestants.items():
         try:
-            timers[name] = GraphTimer(launches)
+            timers[name] = make_timer(launches, bench.device)
         except RuntimeError as error:
             if name == "q2export":
                 raise
             workload.skipped[name] = f"not captured: {str(error).splitlines()[0]}"
-    return interleaved_medians(timers, rounds)
+    return interleaved_medians(timers, bench.rounds)
 
 
 def figures(
-    measured: dict[str, dict[str, float]], moved: int, flops: int, ceilings: dict[str, float]
+    measured: dict[str, dict[str, float]], moved: int, flops: int, ceilings: Mapping[str, float]
 ) -> dict[str, dict[str, float]]:
     """Fractions of the ceilings, and how many times faster the subject is than each peer."""
     ours = measured["q2export"]["median_us"]

@@ -4,14 +4,105 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from benchmarks.kernels.case import Case, DecoderShape
 from benchmarks.kernels.torch_decoder import DecodeStep, TorchDecoder
 from q2export.exporter.export import load_source
 from q2export.plugins.tensorrt.torch_ops import register
+
+
+class Contestant(Protocol):
+    """A model with one prompt."""
+
+    def prefill(self) -> Tensor:
+        """Read the prompt and return float32 logits ``[vocab_size]`` after its last token."""
+        ...
+
+    def decode(self, tokens: int) -> float:
+        """Generate greedily from behind the prompt, and return the seconds of these tokens."""
+        ...
+
+
+class Kernels:
+    """The exporter's modules over the kernels, decode steps as a CUDA graph.
+
+    Args:
+        checkpoint: folder of a dense model.
+        dtype: of weights and activations.
+        prompt: int64 ``[1, tokens]``, on the device.
+        new_tokens: the most that will be generated.
+    """
+
+    def __init__(self, checkpoint: Path, dtype: torch.dtype, prompt: Tensor, new_tokens: int) -> None:
+        device = prompt.device
+        if device.type == "cuda":
+            register()
+        self._prompt, self._length = prompt, torch.tensor([prompt.shape[1]], device=device)
+        self._decoder = TorchDecoder(
+            load_source(checkpoint),
+            dtype=dtype,
+            device=device,
+            batch=1,
+            capacity=prompt.shape[1] + new_tokens + 2,
+        )
+        self._step = DecodeStep(self._decoder, self.prefill().argmax(-1)[None])
+
+    def prefill(self) -> Tensor:
+        """See :class:`Contestant`."""
+        self._decoder.past_lengths.zero_()
+        return self._decoder.step(self._prompt, self._length, self._length[:, None] - 1)[0, 0]
+
+    def decode(self, tokens: int) -> float:
+        """See :class:`Contestant`."""
+        self.prefill()
+
+        def steps() -> None:
+            for _ in range(tokens):
+                self._step()
+
+        return seconds(steps)
+
+
+class Transformers:
+    """transformers with its own cache that grows; a bare loop, quicker than ``generate``."""
+
+    def __init__(self, checkpoint: Path, dtype: torch.dtype, prompt: Tensor) -> None:
+        self.model = transformers_model(checkpoint, dtype, prompt.device)
+        self._prompt = prompt
+
+    @torch.no_grad()
+    def prefill(self) -> Tensor:
+        """See :class:`Contestant`."""
+        out = self.model(self._prompt, use_cache=True, logits_to_keep=1)
+        logits: Tensor = out.logits[0, -1].float()
+        return logits
+
+    @torch.no_grad()
+    def decode(self, tokens: int) -> float:
+        """See :class:`Contestant`."""
+        first = self.model(self._prompt, use_cache=True, logits_to_keep=1)
+
+        def steps() -> None:
+            out = first
+            for _ in range(tokens):
+                token = out.logits[:, -1].argmax(-1, keepdim=True)
+                out = self.model(token, past_key_values=out.past_key_values, use_cache=True)
+
+        return seconds(steps)
+
+
+def transformers_model(checkpoint: Path, dtype: torch.dtype, device: torch.device) -> Any:
+    """The model, as transformers has it."""
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype)
+    return model.to(device).eval()
 
 
 def decoder_times(case: Case, checkpoint: Path, device: torch.device, rounds: int) -> dict[str, float]:
@@ -26,55 +117,46 @@ def decoder_times(case: Case, checkpoint: Path, device: torch.device, rounds: in
     shape = case.shape
     assert isinstance(shape, DecoderShape)
     prompt = torch.randint(0, shape.vocab_size, (1, shape.prompt), device=device)
-    ours, theirs = _ours(case, checkpoint, device, prompt), _Transformers(case, checkpoint, device, prompt)
-    samples: dict[str, list[float]] = {"q2export": [], "transformers_eager": []}
+    contestants: dict[str, Contestant] = {
+        "q2export": Kernels(checkpoint, case.torch_dtype, prompt, shape.new_tokens),
+        "transformers_eager": Transformers(checkpoint, case.torch_dtype, prompt),
+    }
+    return decode_medians(contestants, shape.new_tokens, rounds)
+
+
+def decode_medians(contestants: Mapping[str, Contestant], tokens: int, rounds: int) -> dict[str, float]:
+    """Microseconds per token behind the prompt; medians over rounds in turn, the first dropped."""
+    return _medians(contestants, lambda one: one.decode(tokens) / tokens * 1e6, rounds)
+
+
+def prefill_medians(contestants: Mapping[str, Contestant], rounds: int) -> dict[str, float]:
+    """Microseconds of a prompt, likewise."""
+    return _medians(contestants, lambda one: seconds(one.prefill) * 1e6, rounds)
+
+
+def _medians(
+    contestants: Mapping[str, Contestant], turn: Callable[[Contestant], float], rounds: int
+) -> dict[str, float]:
+    samples: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(rounds + 1):
-        for name, run in (("q2export", ours), ("transformers_eager", theirs)):
-            torch.cuda.synchronize()
-            start = time.perf_counter()
-            run(shape.new_tokens)
-            torch.cuda.synchronize()
-            samples[name].append((time.perf_counter() - start) / shape.new_tokens * 1e6)
+        for name, contestant in contestants.items():
+            samples[name].append(turn(contestant))
     return {name: statistics.median(found[1:]) for name, found in samples.items()}
 
 
-class _Ours:
-    def __init__(self, decoder: TorchDecoder, step: DecodeStep, prompt_tokens: int) -> None:
-        self._decoder, self._step, self._prompt_tokens = decoder, step, prompt_tokens
-
-    def __call__(self, tokens: int) -> None:
-        self._decoder.past_lengths.fill_(self._prompt_tokens)
-        for _ in range(tokens):
-            self._step()
-
-
-def _ours(case: Case, checkpoint: Path, device: torch.device, prompt: torch.Tensor) -> _Ours:
-    shape = case.shape
-    assert isinstance(shape, DecoderShape)
-    register()
-    capacity = shape.prompt + shape.new_tokens + 1
-    decoder = TorchDecoder(
-        load_source(checkpoint), dtype=case.torch_dtype, device=device, batch=1, capacity=capacity
-    )
-    length = torch.tensor([shape.prompt], device=device)
-    logits = decoder.step(prompt, length, length[:, None] - 1)
-    return _Ours(decoder, DecodeStep(decoder, logits[:, 0].argmax(-1)), shape.prompt)
+def seconds(run: Callable[[], object]) -> float:
+    """Wall time of ``run`` with all that it queues on a GPU."""
+    synchronize()
+    start = time.perf_counter()
+    run()
+    synchronize()
+    return time.perf_counter() - start
 
 
-class _Transformers:
-    def __init__(self, case: Case, checkpoint: Path, device: torch.device, prompt: torch.Tensor) -> None:
-        from transformers import AutoModelForCausalLM
-
-        model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=case.torch_dtype)
-        self._model = model.to(device).eval()
-        self._prompt = prompt
-
-    @torch.no_grad()
-    def __call__(self, tokens: int) -> None:
-        out = self._model(self._prompt, use_cache=True, logits_to_keep=1)
-        for _ in range(tokens):
-            token = out.logits[:, -1].argmax(-1, keepdim=True)
-            out = self._model(token, past_key_values=out.past_key_values, use_cache=True)
+def synchronize() -> None:
+    """Wait for the GPU, where there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def decoder_bytes(shape: DecoderShape) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 import torch
 
@@ -14,6 +16,33 @@ COLD_FACTOR = 3
 def sets_needed(bytes_per_set: int, l2_bytes: int, at_most: int = 64) -> int:
     """Number of input sets that makes every launch read from memory."""
     return max(2, min(at_most, -(-COLD_FACTOR * l2_bytes // max(1, bytes_per_set))))
+
+
+class Timer(Protocol):
+    """Times launches."""
+
+    def microseconds(self) -> float:
+        """Time of one launch."""
+        ...
+
+
+def make_timer(launches: Sequence[Callable[[], object]], device: torch.device) -> Timer:
+    """The timer for a device: a CUDA graph, or on the CPU a clock, which tells nothing of a GPU's kernels."""
+    return GraphTimer(launches) if device.type == "cuda" else HostTimer(launches)
+
+
+class HostTimer:
+    """Launches one after the other."""
+
+    def __init__(self, launches: Sequence[Callable[[], object]]) -> None:
+        self._launches = launches
+
+    def microseconds(self) -> float:
+        """Time of one launch, from one turn of all."""
+        start = time.perf_counter()
+        for launch in self._launches:
+            launch()
+        return (time.perf_counter() - start) * 1e6 / len(self._launches)
 
 
 class GraphTimer:
@@ -40,10 +69,11 @@ class GraphTimer:
         self._graph.replay()
         end.record()
         end.synchronize()
-        return start.elapsed_time(end) * 1000 / self._count
+        elapsed: float = start.elapsed_time(end)
+        return elapsed * 1000 / self._count
 
 
-def interleaved_medians(timers: dict[str, GraphTimer], rounds: int) -> dict[str, dict[str, float]]:
+def interleaved_medians(timers: Mapping[str, Timer], rounds: int) -> dict[str, dict[str, float]]:
     """Median, minimum and maximum of every contestant, which take turns; the first round is not counted."""
     samples: dict[str, list[float]] = {name: [] for name in timers}
     for turn in range(rounds + 1):
@@ -57,19 +87,18 @@ def interleaved_medians(timers: dict[str, GraphTimer], rounds: int) -> dict[str,
     }
 
 
-def copy_bandwidth(device: torch.device, rounds: int = 20) -> float:
-    """Bytes per second of a large copy on the device, bytes read and bytes written both counted."""
-    source = torch.randint(0, 255, (2 << 30,), dtype=torch.uint8, device=device)
+def copy_bandwidth(device: torch.device, rounds: int = 20, size: int = 2 << 30) -> float:
+    """Bytes per second of a copy of ``size`` bytes on the device, bytes read and written both counted."""
+    source = torch.randint(0, 255, (size,), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    timer = GraphTimer([lambda: target.copy_(source)])
+    timer = make_timer([lambda: target.copy_(source)], device)
     median = statistics.median(timer.microseconds() for _ in range(rounds))
     return 2 * source.numel() / median * 1e6
 
 
-def matrix_peak(device: torch.device, dtype: torch.dtype, rounds: int = 20) -> float:
-    """Operations per second of a product of two random 8192 x 8192 matrices (cuBLAS)."""
-    size = 8192
+def matrix_peak(device: torch.device, dtype: torch.dtype, rounds: int = 20, size: int = 8192) -> float:
+    """Operations per second of a product of two random matrices of ``size`` x ``size`` (cuBLAS)."""
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    timer = GraphTimer([lambda: a @ b])
+    timer = make_timer([lambda: a @ b], device)
     median = statistics.median(timer.microseconds() for _ in range(rounds))
     return 2 * size**3 / median * 1e6

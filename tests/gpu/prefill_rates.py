@@ -17,9 +17,8 @@ from q2export.plugins.tensorrt.kernels import AttentionDesc, AttentionTensors
 from tests.gpu.compiling import probes_for_gpu
 from tests.host_cuda.gpus import H200
 from tests.plugins.kernels import DTYPES, pointers
-from tests.plugins.prefill_probes import HOPPER, SHORT, TALL, Prefill
+from tests.plugins.prefill_probes import HOPPER, NAMES, SHORT, TALL, Prefill
 
-NAMES = {SHORT: "short", TALL: "tall", HOPPER: "hopper"}
 SHAPES = [(28, 4, 128), (14, 2, 64), (64, 8, 128), (16, 16, 128)]
 """num_heads, num_kv_heads and head_dim of 7B, 0.5B, 72B and Qwen1.5-MoE."""
 ROUNDS = 20

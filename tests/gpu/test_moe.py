@@ -26,7 +26,14 @@ def probes() -> Path:
     return probes_for_gpu("moe")
 
 
-@pytest.fixture(params=[(tile, overlaps) for tile in TILES for overlaps in (False, True)])
+def _name(tile: int, overlaps: bool) -> str:
+    return ("hopper" if tile == HOPPER else f"tile{tile}") + ("-overlapping" if overlaps else "")
+
+
+VARIANTS = [(tile, overlaps) for tile in TILES for overlaps in (False, True)]
+
+
+@pytest.fixture(params=VARIANTS, ids=[_name(*each) for each in VARIANTS])
 def tile(request: pytest.FixtureRequest, probes: Path) -> TileKernels:
     index, overlaps = request.param
     if overlaps and torch.cuda.get_device_capability() < (9, 0):

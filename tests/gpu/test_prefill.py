@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.gpu.compiling import probes_for_gpu
-from tests.plugins.prefill_probes import HOPPER, TILES, Batch, Prefill
+from tests.plugins.prefill_probes import HOPPER, NAMES, TILES, Batch, Prefill
 from tests.plugins.test_prefill_kernels import EPSILON, TYPES, TestAttention, TestRefusals
 
 __all__ = ["TestAttention", "TestRefusals"]
@@ -35,7 +35,7 @@ def prefill() -> Prefill:
 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("head_dim", [64, 128])
-@pytest.mark.parametrize("tile", TILES)
+@pytest.mark.parametrize("tile", TILES, ids=NAMES)
 @pytest.mark.parametrize("window", [0, 700])
 def test_long(prefill: Prefill, dtype: torch.dtype, head_dim: int, tile: int, window: int) -> None:
     """A prompt and a chunk on a past, with every multiprocessor at work: what the host cannot show."""
@@ -56,7 +56,7 @@ def test_long(prefill: Prefill, dtype: torch.dtype, head_dim: int, tile: int, wi
         assert (output[row] - expected).abs().max().item() <= bound
 
 
-@pytest.mark.parametrize("tile", TILES)
+@pytest.mark.parametrize("tile", TILES, ids=NAMES)
 def test_two_runs_have_the_same_bits(prefill: Prefill, tile: int) -> None:
     batch = Batch.random(torch.bfloat16, 128, (28, 4), past=[300], fresh=[1500])
     expected = prefill(batch, tile)

@@ -28,6 +28,7 @@ SOURCES = [
 
 SHORT, TALL, HOPPER = range(3)  # PrefillTile
 TILES = [SHORT, TALL, HOPPER]
+NAMES = ["short", "tall", "hopper"]
 ROWS = {SHORT: 64, TALL: 128, HOPPER: 128}  # of a block
 KEYS = 64  # of one tile
 

@@ -15,7 +15,7 @@ from tests.host_cuda import sanitizers
 from tests.host_cuda.compiling import RACES, SANITIZED, compile_for_host
 from tests.host_cuda.gpus import A100, H200, Gpu, pretending
 from tests.plugins.kernels import KernelError, Kernels
-from tests.plugins.prefill_probes import KEYS, SHORT, SOURCES, TILES, Batch, Prefill
+from tests.plugins.prefill_probes import KEYS, NAMES, SHORT, SOURCES, TILES, Batch, Prefill
 from tests.plugins.test_csrc_kernels import attention_in_float64
 from tests.plugins.test_decode_kernels import batch_of
 
@@ -46,7 +46,7 @@ def assert_near(actual: Tensor, batch: Batch, window: int = 0, scale: float | No
 class TestAttention:
     @pytest.mark.parametrize("dtype", TYPES)
     @pytest.mark.parametrize("head_dim", [64, 128])
-    @pytest.mark.parametrize("tile", TILES)
+    @pytest.mark.parametrize("tile", TILES, ids=NAMES)
     @pytest.mark.parametrize("heads", [(1, 1), (2, 2), (4, 2), (6, 1), (7, 1), (14, 2), (8, 1)])
     def test_groups(
         self, prefill: Prefill, dtype: torch.dtype, head_dim: int, tile: int, heads: tuple[int, int]
@@ -54,25 +54,25 @@ class TestAttention:
         batch = Batch.random(dtype, head_dim, heads, past=[0, 37], fresh=[21, 19])
         assert_near(prefill(batch, tile), batch)
 
-    @pytest.mark.parametrize("tile", TILES)
+    @pytest.mark.parametrize("tile", TILES, ids=NAMES)
     @pytest.mark.parametrize("fresh", [17, 31, 32, 33, 63, 64, 65, 127, 128, 129])
     def test_new_tokens_at_tile_borders(self, prefill: Prefill, tile: int, fresh: int) -> None:
         batch = Batch.random(torch.float16, 64, (1, 1), past=[0], fresh=[fresh], spare=0)
         assert_near(prefill(batch, tile), batch)
 
-    @pytest.mark.parametrize("tile", TILES)
+    @pytest.mark.parametrize("tile", TILES, ids=NAMES)
     @pytest.mark.parametrize("past", [1, 46, 47, 48, 63, 64, 65, 127, 128, 129])
     def test_past_at_tile_borders(self, prefill: Prefill, tile: int, past: int) -> None:
         batch = Batch.random(torch.bfloat16, 64, (3, 1), past=[past], fresh=[17], spare=0)
         assert_near(prefill(batch, tile), batch)
 
-    @pytest.mark.parametrize("tile", TILES)
+    @pytest.mark.parametrize("tile", TILES, ids=NAMES)
     def test_ragged(self, prefill: Prefill, tile: int) -> None:
         """A prompt, a chunk on a past, one token, nothing, and nothing on nothing."""
         batch = Batch.random(torch.float16, 128, (14, 2), past=[0, 70, 64, 9, 0], fresh=[23, 5, 1, 0, 0])
         assert_near(prefill(batch, tile), batch)
 
-    @pytest.mark.parametrize("tile", TILES)
+    @pytest.mark.parametrize("tile", TILES, ids=NAMES)
     @pytest.mark.parametrize("window", [1, 2, 30, 63, 64, 65, 1000])
     @pytest.mark.parametrize("heads", [(1, 1), (7, 1)])
     def test_window(self, prefill: Prefill, tile: int, window: int, heads: tuple[int, int]) -> None:
@@ -80,7 +80,7 @@ class TestAttention:
         batch = Batch.random(torch.float16, 64, heads, past=[0, 100], fresh=[140 // heads[0], 20])
         assert_near(prefill(batch, tile, window), batch, window)
 
-    @pytest.mark.parametrize("tile", TILES)
+    @pytest.mark.parametrize("tile", TILES, ids=NAMES)
     def test_window_hides_nan(self, prefill: Prefill, tile: int) -> None:
         """Whole tiles before the window are not read."""
         batch = Batch.random(torch.float16, 64, (2, 1), past=[128], fresh=[20])
@@ -89,7 +89,7 @@ class TestAttention:
             cache[:, :, :KEYS] = math.nan
         assert torch.equal(prefill(batch, tile, 10), expected)
 
-    @pytest.mark.parametrize("tile", TILES)
+    @pytest.mark.parametrize("tile", TILES, ids=NAMES)
     def test_every_order_of_blocks(self, prefill: Prefill, tile: int) -> None:
         """Whatever the section, each tile of each pair has one block, and the bits are the same."""
         batch = Batch.random(torch.float16, 64, (9, 3), past=[0, 5], fresh=[50, 44])
@@ -97,7 +97,7 @@ class TestAttention:
         assert_near(outputs[0], batch)
         assert all(torch.equal(output, outputs[0]) for output in outputs)
 
-    @pytest.mark.parametrize("tile", TILES)
+    @pytest.mark.parametrize("tile", TILES, ids=NAMES)
     @pytest.mark.parametrize("dtype", TYPES)
     def test_growing_scores(self, prefill: Prefill, tile: int, dtype: torch.dtype) -> None:
         """Each tile of keys outgrows the maximum of those before it, a little or a lot."""
@@ -107,13 +107,13 @@ class TestAttention:
             grown = Batch(batch.query, (batch.key * steps[:, None]).to(dtype), batch.value, [300], [20])
             assert_near(prefill(grown, tile), grown)
 
-    @pytest.mark.parametrize("tile", TILES)
+    @pytest.mark.parametrize("tile", TILES, ids=NAMES)
     @pytest.mark.parametrize("scale", [1e-30, 0.5, 100.0])
     def test_scales(self, prefill: Prefill, tile: int, scale: float) -> None:
         batch = Batch.random(torch.float16, 64, (2, 1), past=[40], fresh=[30])
         assert_near(prefill(batch, tile, scale=scale), batch, scale=scale)
 
-    @pytest.mark.parametrize("tile", TILES)
+    @pytest.mark.parametrize("tile", TILES, ids=NAMES)
     def test_a_nan_query_spoils_its_head_only(self, prefill: Prefill, tile: int) -> None:
         batch = Batch.random(torch.float16, 64, (3, 1), past=[0], fresh=[40])
         expected = prefill(batch, tile)
@@ -123,7 +123,7 @@ class TestAttention:
         assert bool(spoiled[0, 20, 1].all()) and int(spoiled.sum()) == 64
         assert torch.equal(output[~spoiled], expected[~spoiled])
 
-    @pytest.mark.parametrize("tile", TILES)
+    @pytest.mark.parametrize("tile", TILES, ids=NAMES)
     @pytest.mark.parametrize("past", [-4, 37, 41, 2**40])
     def test_lengths_out_of_range_stay_in_the_buffers(self, prefill: Prefill, tile: int, past: int) -> None:
         batch = Batch.random(torch.float16, 64, (2, 1), past=[20], fresh=[20], spare=0)
@@ -143,7 +143,7 @@ class TestHost:
         done = sanitizers.run_apart("tests.plugins.prefill_probes", [str(library)])
         assert done.returncode == 0, done.stderr
 
-    @pytest.mark.parametrize("tile", TILES)
+    @pytest.mark.parametrize("tile", TILES, ids=NAMES)
     def test_the_order_of_threads_does_not_matter(self, prefill: Prefill, tile: int) -> None:
         batch = Batch.random(torch.bfloat16, 128, (4, 1), past=[100], fresh=[40])
         expected = prefill(batch, tile)

@@ -1,0 +1,1 @@
+"""One file for each stage of ``plan.py``: its function ``run`` does the stage's steps."""
