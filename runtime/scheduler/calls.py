@@ -32,3 +32,16 @@ def prefill_call(backend: Backend[Any], cache: Any, group: Sequence[Resident], w
     indices = (query - 1)[:, None] if ends else np.empty((len(group), 0), np.int64)
     logits = backend.forward(cache, input_ids, past, query, indices, first_row=group[0].slot)
     return logits[:, 0] if ends else np.zeros((len(group), backend.vocab_size), np.float32)
+
+
+def verify_call(backend: Backend[Any], cache: Any, resident: Resident, guess: Sequence[int]) -> Float32Array:
+    """Compute the last token of a text with tokens that may follow it.
+
+    Returns:
+        logits after each of them, ``[1 + guess, vocab]``.
+    """
+    tokens = np.array([[resident.running.sequence.token_ids[-1], *guess]], np.int64)
+    past, query = np.array([resident.cached], np.int64), np.array([tokens.size], np.int64)
+    indices = np.arange(tokens.size, dtype=np.int64)[None]
+    logits: Float32Array = backend.forward(cache, tokens, past, query, indices, first_row=resident.slot)[0]
+    return logits

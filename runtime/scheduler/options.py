@@ -19,8 +19,8 @@ class SchedulerOptions:
         kv_tokens: tokens in the KV cache, of sequences that run and of prefixes kept for later; None is what
             half of the memory that is free holds, on a GPU what was built for.
         prefix_bytes: of those, for prefixes of sequences that have ended; None is what the others leave.
-        token_interval: seconds between two tokens of a text while prompts are computed. Long prompts are cut
-            so that it holds, but never get less time than the tokens do.
+        token_interval: seconds between two tokens of a text while prompts are computed. Prompts are cut so
+            that it holds, but never get less time than the tokens do, and more where more of them wait.
         speculate: tokens guessed from the text itself where one sequence runs alone; 0 guesses none. It
             changes no text.
 
@@ -33,7 +33,7 @@ class SchedulerOptions:
     capacity: int | None = None
     kv_tokens: int | None = None
     prefix_bytes: int | None = None
-    token_interval: float = 0.1
+    token_interval: float = 0.2
     speculate: int = 0
 
     def __post_init__(self) -> None:

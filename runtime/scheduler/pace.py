@@ -29,22 +29,30 @@ class Pace:
         """A decode step took so long."""
         self._decode_seconds = _mean(self._decode_seconds, seconds)
 
+    def steps(self, seconds: float) -> float:
+        """So many seconds in decode steps; 1 before any was measured."""
+        return seconds / self._decode_seconds if self._decode_seconds else 1.0
+
     def prefilled(self, tokens: int, seconds: float) -> None:
         """A call over so many tokens of prompts, padding included, took so long."""
         self._token_seconds = _mean(self._token_seconds, seconds / (tokens + CALL_TOKENS))
 
-    def tokens(self, decoding: bool) -> int:
+    def tokens(self, prefilling: int, decoding: int) -> int:
         """Most tokens of the next call, padding included.
 
+        It may take what a decode step leaves of the interval, or as long as that step where that is more; and
+        as many times that as more prompts than texts wait.
+
         Args:
-            decoding: whether texts wait for it: it may then take what a decode step leaves of the interval,
-                or as long as that step.
+            prefilling: prompts that are being computed, at least one.
+            decoding: texts that wait for the call.
         """
-        if not decoding:
+        if decoding == 0:
             return self._chunk
         if self._token_seconds == 0:
             return min(_FIRST_TOKENS, self._chunk)
         seconds = max(self._interval - self._decode_seconds, self._decode_seconds)
+        seconds *= max(1, prefilling / decoding)
         return max(1, min(max(int(seconds / self._token_seconds) - CALL_TOKENS, _FEWEST_TOKENS), self._chunk))
 
 

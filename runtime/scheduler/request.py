@@ -5,10 +5,13 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
+from q2export.errors import CancelledError, DeadlineError, Q2ExportError
 from q2export.runtime.backends.base import Float32Array, Int64Array
 from q2export.runtime.results import Timings, TokenEvent
 from q2export.runtime.scheduler.generation import ScheduledGeneration
 from q2export.runtime.sequence import RunningSequence
+
+_HEADROOM = 64  # tokens
 
 
 @dataclass(eq=False)
@@ -46,6 +49,29 @@ class Request:
     def rank(self) -> tuple[int, int]:
         """The smaller one goes first."""
         return -self.priority, self.arrival
+
+    @property
+    def promised_tokens(self) -> int:
+        """Tokens of the KV cache that it must find to be let in: those it has, and some to go on with."""
+        left = self.sequence.max_new_tokens - len(self.sequence.token_ids)
+        return self.sequence.length + min(left, _HEADROOM)
+
+    def ends(self, now: float) -> bool:
+        """Whether it was cancelled, or is late."""
+        return self.generation.cancelled or (self.deadline is not None and now >= self.deadline)
+
+    def reason(self) -> Q2ExportError:
+        """Which of both, in words."""
+        tokens = f"after {len(self.sequence.token_ids)} tokens"
+        if self.generation.cancelled:
+            return CancelledError(f"the generation was cancelled {tokens}")
+        return DeadlineError(
+            f"the deadline of the request has passed {tokens}; allow more time or ask for fewer tokens"
+        )
+
+    def place(self, _row: int) -> str:
+        """Where it stands, for messages about its logits."""
+        return f"after token {self.sequence.length - 1}"
 
     def advance(self, logits: Float32Array) -> TokenEvent:
         """The next token; with the result, if the text ends.

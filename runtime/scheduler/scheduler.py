@@ -9,26 +9,23 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from q2export.errors import ClosedError, GenerationError, OptionError, Q2ExportError, QueueFullError
-from q2export.runtime.cpu import available_memory_bytes
+from q2export.errors import ClosedError, GenerationError, Q2ExportError, QueueFullError
 from q2export.runtime.engine import Engine, Prompt
 from q2export.runtime.options import OptionKeywords
 from q2export.runtime.results import TokenEvent
 from q2export.runtime.sampling import LogitsProcessor
+from q2export.runtime.scheduler.arena import allocate_arena
 from q2export.runtime.scheduler.generation import OnEnd, OnEvent, ScheduledGeneration
 from q2export.runtime.scheduler.loop import Loop
 from q2export.runtime.scheduler.options import SchedulerOptions, SchedulerStatistics
 from q2export.runtime.scheduler.pace import Pace
 from q2export.runtime.scheduler.request import Request
-from q2export.runtime.scheduler.slots import Slots
 from q2export.runtime.sequence import RunningSequence
 
 if TYPE_CHECKING:
     from typing import Self, Unpack
-
-_SLOTS_PER_ROW = 4  # where slots cost nothing until they are used: the others hold prefixes
 
 
 class Scheduler:
@@ -50,7 +47,11 @@ class Scheduler:
     def __init__(self, engine: Engine, options: SchedulerOptions | None = None) -> None:
         self.engine = engine
         self.options = SchedulerOptions() if options is None else options
-        self._loop, self._capacity, self._kv_tokens, self._rows = _make_loop(engine, self.options)
+        self._arena = allocate_arena(engine.backend, self.options)
+        pace = Pace(self.options.token_interval, engine.backend.prefill_chunk)
+        self._loop = Loop(
+            engine.backend, self._arena, pace, engine.lifetime.computing, self.options.speculate
+        )
         self._changed = threading.Condition()
         self._incoming: list[Request] = []
         self._arrivals = 0
@@ -89,7 +90,9 @@ class Scheduler:
             ClosedError: the scheduler is draining or closed.
         """
         processors = () if processor is None else (processor,)
-        (sequence,) = self.engine.sequences([prompt], options, capacity=self._capacity, processors=processors)
+        (sequence,) = self.engine.sequences(
+            [prompt], options, capacity=self._arena.request_tokens, processors=processors
+        )
         generation = ScheduledGeneration(on_event, on_end, self._wake)
         self._queue([(sequence, generation)], priority, deadline)
         return generation
@@ -125,7 +128,9 @@ class Scheduler:
         if isinstance(seed, int):
             options["seed"] = range(seed, seed + count)
         prompts = [self.engine.token_ids(prompt)] * count
-        sequences = self.engine.sequences(prompts, options, capacity=self._capacity, processors=processors)
+        sequences = self.engine.sequences(
+            prompts, options, capacity=self._arena.request_tokens, processors=processors
+        )
         generations = [
             ScheduledGeneration(
                 None if on_event is None else functools.partial(on_event, place),
@@ -167,11 +172,11 @@ class Scheduler:
         loop = self._loop
         return SchedulerStatistics(
             waiting=len(loop.waiting) + len(self._incoming),
-            running=loop.running,
-            rows=self._rows,
-            kv_tokens_used=loop.slots.used,
-            kv_tokens_retained=loop.slots.retained,
-            kv_tokens=self._kv_tokens,
+            running=len(loop.lineup),
+            rows=self._arena.rows,
+            kv_tokens_used=loop.lineup.slots.used,
+            kv_tokens_retained=loop.lineup.slots.retained,
+            kv_tokens=self._arena.kv_tokens,
             **asdict(loop.counts),
         )
 
@@ -185,7 +190,7 @@ class Scheduler:
 
     @property
     def _is_idle(self) -> bool:
-        return not (self._incoming or self._loop.waiting or self._loop.running)
+        return not (self._incoming or self._loop.waiting or len(self._loop.lineup))
 
     def _queue(
         self,
@@ -203,10 +208,10 @@ class Scheduler:
         with self._changed:
             if self._draining:
                 raise ClosedError("the scheduler takes no more requests: it is draining or closed")
-            there = len(self._incoming) + len(self._loop.waiting) + self._loop.running
-            if there + len(requested) > self._rows + self.options.queue_limit:
+            there = len(self._incoming) + len(self._loop.waiting) + len(self._loop.lineup)
+            if there + len(requested) > self._arena.rows + self.options.queue_limit:
                 raise QueueFullError(
-                    f"{there} requests are there, of which {self._rows} run at once and "
+                    f"{there} requests are there, of which {self._arena.rows} run at once and "
                     f"{self.options.queue_limit} may wait; try again later"
                 )
             for sequence, generation in requested:
@@ -242,36 +247,3 @@ class Scheduler:
             for request in incoming:
                 self._loop.add(request)
             return not self._closing
-
-
-def _make_loop(engine: Engine, options: SchedulerOptions) -> tuple[Loop, int, int, int]:
-    """The loop; tokens of one sequence, and of all; rows."""
-    backend = engine.backend
-    rows = backend.max_batch if options.rows is None else options.rows
-    capacity = backend.max_capacity if options.capacity is None else options.capacity
-    for name, asked, most in (
-        ("rows", rows, backend.max_batch),
-        ("capacity", capacity, backend.max_capacity),
-    ):
-        if asked > most:
-            raise OptionError(name, f"must be at most {most}, what the engine was built for, found {asked}")
-    lazy = backend.arena_is_lazy
-    cache: Any = backend.new_arena(rows * _SLOTS_PER_ROW if lazy else backend.max_batch, capacity)
-    kv_tokens = cache.batch * capacity
-    if options.kv_tokens is not None:
-        kv_tokens = min(kv_tokens, options.kv_tokens)
-    elif lazy:
-        kv_tokens = min(kv_tokens, max(available_memory_bytes() // 2 // cache.token_bytes, capacity))
-    prefix_tokens = kv_tokens
-    if options.prefix_bytes is not None:
-        prefix_tokens = min(kv_tokens, options.prefix_bytes // cache.token_bytes)
-    loop = Loop(
-        backend,
-        cache,
-        Slots(cache, kv_tokens, prefix_tokens),
-        rows=rows,
-        kv_tokens=kv_tokens,
-        pace=Pace(options.token_interval, backend.prefill_chunk),
-        computing=engine.lifetime.computing,
-    )
-    return loop, min(capacity, kv_tokens), kv_tokens, rows

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from q2export.runtime.backends.base import Int64Array, KVCache
+from q2export.runtime.scheduler.arena import Arena
 from q2export.runtime.scheduler.request import Request
 
 _COPY_TOKENS = 16  # what a copy of a prefix costs, in tokens that are computed instead
@@ -54,16 +55,14 @@ class Slots:
     """The rows of an arena.
 
     Args:
-        cache: the arena.
-        kv_tokens: most tokens in all slots together.
-        prefix_tokens: most tokens of prefixes.
+        arena: see :class:`~q2export.runtime.scheduler.arena.Arena`.
     """
 
-    def __init__(self, cache: KVCache, kv_tokens: int, prefix_tokens: int) -> None:
-        self._cache = cache
-        self._kv_tokens = kv_tokens
-        self._prefix_tokens = prefix_tokens
-        self._residents: list[Resident | None] = [None] * cache.batch
+    def __init__(self, arena: Arena) -> None:
+        self._cache: KVCache = arena.cache
+        self._kv_tokens = arena.kv_tokens
+        self._prefix_tokens = arena.prefix_tokens
+        self._residents: list[Resident | None] = [None] * self._cache.batch
         self._clock = 0
 
     def __getitem__(self, slot: int) -> Resident | None:
@@ -124,7 +123,7 @@ class Slots:
         """Who holds the longest prefix of ``tokens``, and how long it is; None if a copy does not pay."""
         best, length = None, _COPY_TOKENS - 1
         for each in self._all():
-            if min(each.cached, len(tokens)) > length and each.tokens[0] == tokens[0]:
+            if min(each.cached, len(tokens)) > length:
                 common = common_prefix(each.tokens, tokens)
                 if common > length:
                     best, length = each, common
