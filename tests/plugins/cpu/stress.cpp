@@ -268,7 +268,7 @@ void moes()
         moe(dtype, 30);
     }
     moe(Q2EXPORT_BFLOAT16, 1, Q2EXPORT_CPU_ACTIVATIONS_BFLOAT16);
-    moe(Q2EXPORT_BFLOAT16, 80, Q2EXPORT_CPU_ACTIVATIONS_BFLOAT16); // more rows than stream weights
+    moe(Q2EXPORT_BFLOAT16, 240, Q2EXPORT_CPU_ACTIVATIONS_BFLOAT16); // more rows than stream weights
 }
 
 void quantized_moe(int32_t bits, int64_t tokens, q2export_cpu_activations activations, bool with_zero_points)
