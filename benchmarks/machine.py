@@ -36,10 +36,13 @@ def library_versions() -> dict[str, str]:
 
 
 def commit(repository: Path) -> str:
-    """The checked-out commit, with ``-dirty`` when tracked files are modified, or ``unknown`` outside git."""
+    """The checked-out commit, with ``-dirty`` when tracked files are modified, or ``unknown`` without git."""
     command = ["git", "-C", str(repository), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    finished = subprocess.run(command, capture_output=True, text=True, check=False)
-    return finished.stdout.strip() if finished.returncode == 0 else "unknown"
+    try:
+        finished = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return finished.stdout.strip()
 
 
 def _vector_extensions() -> str:

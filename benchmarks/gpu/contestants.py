@@ -16,7 +16,7 @@ class Engine:
 
     Args:
         checkpoint: folder of the model.
-        package: to be built there, unless it is there already.
+        package: to be built there.
         profile: to build for.
         prompt: int64 ``[1, tokens]``.
     """
@@ -24,8 +24,7 @@ class Engine:
     def __init__(self, checkpoint: Path, package: Path, profile: str, prompt: Tensor) -> None:
         import q2export
 
-        if not package.is_dir():
-            q2export.build(checkpoint, package, profile=profile, parity=False)
+        q2export.build(checkpoint, package, profile=profile, parity=False, overwrite=True)
         self._engine = q2export.load(package)
         self._prompt = prompt[0].cpu().numpy()
         backend = self._engine.backend

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.gpu.one_launch CASE``: a case of ``benchmarks.kernels`` launched for a profiler."""
+"""``python -m benchmarks.gpu.one_launch CASE``: an attention case, for a profiler."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 
 import torch
 
-from benchmarks.kernels.__main__ import make_workload
+from benchmarks.kernels.attention import attention_workload
 from benchmarks.kernels.case import load_cases
 from q2export.plugins.tensorrt.torch_ops import register
 
@@ -15,8 +15,8 @@ def main(name: str) -> None:
     """Launch it."""
     (case,) = (each for each in load_cases() if each.name == name)
     register()
-    workload = make_workload(case, torch.device("cuda"), 0)
-    for launch in workload.subject[:2]:
+    workload = attention_workload(case, torch.device("cuda"), 2, with_peers=False)
+    for launch in workload.subject:
         launch()
     torch.cuda.synchronize()
 

@@ -59,13 +59,12 @@ def run_tests(
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
     if find_spec("xdist") is not None:
         command += ["-n", str(_WORKERS), "--max-worker-restart", "20"]
-    environment = {"PYTHONPATH": str(folder)}
 
     def sample() -> str:
         report.write_text(_SAMPLE, encoding="utf-8")
         return ""
 
-    done = session.tool([*command, *arguments], seconds, sample, environment, folder)
+    done = session.tool([*command, *arguments], seconds, sample, folder)
     if not report.is_file():
         raise StepFailed(f"pytest left no report (exit code {done.code}):\n{done.output[-2000:]}")
     found = read_report(report)

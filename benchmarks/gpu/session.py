@@ -175,7 +175,6 @@ class Session:
         command: Sequence[str],
         seconds: float,
         sample: Callable[[], str],
-        environment: Mapping[str, str] | None = None,
         folder: Path = REPOSITORY,
     ) -> Finished:
         """Run a program that needs the GPU; its output also goes to the stage's log.
@@ -184,8 +183,7 @@ class Session:
             command: the program and its arguments.
             seconds: after which it is stopped, with all it has started; at most what the stage has left.
             sample: what it would print, and a chance to write what it would write; for dry runs alone.
-            environment: variables beside the process's own.
-            folder: to run in.
+            folder: to run in; a tree of this project, whose modules it imports.
 
         Raises:
             StepFailed: it ran out of time. StepSkipped: it is not installed.
@@ -194,7 +192,8 @@ class Session:
         if self.dry:
             check_command(command, folder)
             return Finished(0, sample())
-        return run_limited(command, min(seconds, self.seconds_left), environment or {}, folder)
+        paths = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
+        return run_limited(command, min(seconds, self.seconds_left), {"PYTHONPATH": paths}, folder)
 
     def _context_is_lost(self) -> bool:
         torch = sys.modules.get("torch")

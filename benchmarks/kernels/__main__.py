@@ -12,7 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.kernels.case import KINDS, Case, DecoderShape, KernelBenchmarkError, Workload, load_cases
+from benchmarks.kernels.case import (
+    KINDS,
+    Case,
+    DecoderShape,
+    KernelBenchmarkError,
+    Workload,
+    first_line,
+    load_cases,
+)
 from benchmarks.machine import commit, describe_machine, library_versions
 from q2export.errors import Q2ExportError
 from q2export.strict.suggest import nearest
@@ -169,7 +177,7 @@ def times(workload: Workload, bench: Bench) -> dict[str, dict[str, float]]:
         except RuntimeError as error:
             if name == "q2export":
                 raise
-            workload.skipped[name] = f"not captured: {str(error).splitlines()[0]}"
+            workload.skipped[name] = f"not captured: {first_line(error)}"
     return interleaved_medians(timers, bench.rounds)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.kernels.case import AttentionShape, Case, Launch, Workload
+from benchmarks.kernels.case import AttentionShape, Case, Launch, Workload, first_line
 from q2export.contracts import opspec
 from q2export.plugins.tensorrt.torch_ops import implementation
 
@@ -50,7 +50,7 @@ def make_inputs(shape: AttentionShape, dtype: torch.dtype, device: torch.device)
     return Inputs(query, key, value, past_key, past_value, lengths[0], lengths[1])
 
 
-def attention_workload(case: Case, device: torch.device, sets: int) -> Workload:
+def attention_workload(case: Case, device: torch.device, sets: int, with_peers: bool = True) -> Workload:
     """Append and attend; the peers only attend, over keys and values that are in place already."""
     shape = case.shape
     assert isinstance(shape, AttentionShape)
@@ -68,7 +68,7 @@ def attention_workload(case: Case, device: torch.device, sets: int) -> Workload:
         bytes_moved=attention_bytes(shape),
         flops=attention_flops(shape),
     )
-    if device.type == "cuda":
+    if device.type == "cuda" and with_peers:
         _add_peers(workload, shape, inputs)
     return workload
 
@@ -154,7 +154,7 @@ def _add(workload: Workload, name: str, launch: Callable[[Inputs], Tensor], inpu
     try:
         launch(inputs[0])
     except (RuntimeError, NotImplementedError, ValueError) as error:
-        workload.skipped[name] = str(error).splitlines()[0]
+        workload.skipped[name] = first_line(error)
         return
     workload.peers[name] = [lambda one=one: launch(one) for one in inputs]  # type: ignore[misc]
 

@@ -125,6 +125,11 @@ class Workload:
     skipped: dict[str, str] = field(default_factory=dict)
 
 
+def first_line(error: Exception) -> str:
+    """Of an error's message, or the name of its class where there is none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def load_cases(path: Path = CASES) -> list[Case]:
     """Read the cases.
 

@@ -50,13 +50,14 @@ def prefill(session: Session, checkpoint: Path, tokens: int) -> dict[str, Any]:
     """Milliseconds of a prompt, and tokens a second."""
     from benchmarks.kernels.decoder import prefill_medians
 
-    contestants, skipped = made(session, checkpoint, tokens, new_tokens=2, compiles=True)
+    contestants, skipped = made(session, checkpoint, tokens, 0)
     difference = _difference(contestants)
     medians = prefill_medians(contestants, 1 if session.dry else 10)
     lines = [f"{name} {us / 1e3:.2f} ms" for name, us in medians.items()]
     return {
         "microseconds": medians,
         "tokens_per_second": {name: tokens / us * 1e6 for name, us in medians.items()},
+        "sizes": {"prompt": tokens},
         "logit_difference": difference,
         "skipped": skipped,
         "line": ", ".join(lines + [f"no {name}: {why}" for name, why in skipped.items()]),
@@ -71,7 +72,7 @@ def decode(session: Session, checkpoint: Path) -> dict[str, Any]:
     from q2export.strict.yaml import read_yaml
 
     prompt, new_tokens = (5, 3) if session.dry else (DECODE_PROMPT, NEW_TOKENS)
-    contestants, skipped = made(session, checkpoint, prompt, new_tokens, compiles=False)
+    contestants, skipped = made(session, checkpoint, prompt, new_tokens)
     difference = _difference(contestants)
     medians = decode_medians(contestants, new_tokens, 1 if session.dry else 5)
     tensors = load_source(checkpoint).checkpoint.tensors.values()
@@ -85,6 +86,7 @@ def decode(session: Session, checkpoint: Path) -> dict[str, Any]:
         "microseconds": medians,
         "floor_microseconds": floor,
         "published": published,
+        "sizes": {"prompt": prompt, "new_tokens": new_tokens},
         "logit_difference": difference,
         "skipped": skipped,
         "line": ", ".join(lines),
@@ -92,9 +94,9 @@ def decode(session: Session, checkpoint: Path) -> dict[str, Any]:
 
 
 def made(
-    session: Session, checkpoint: Path, prompt_tokens: int, new_tokens: int, compiles: bool
+    session: Session, checkpoint: Path, prompt_tokens: int, new_tokens: int
 ) -> tuple[dict[str, Contestant], dict[str, str]]:
-    """The contestants that can run here, ready, and why the others cannot."""
+    """Contestants that can run here, ready, and why others cannot; for prompts alone without new tokens."""
     import torch
 
     from benchmarks.gpu import contestants as peers
@@ -103,16 +105,14 @@ def made(
     torch.manual_seed(0)
     prompt = torch.randint(0, 257, (1, prompt_tokens), device=session.device)
     dtype = torch.float32 if session.dry else torch.bfloat16
-    compiles = compiles and not session.dry
+    compiles = new_tokens == 0 and not session.dry
     makers: dict[str, Callable[[], Contestant]] = {
         "q2export kernels": lambda: Kernels(checkpoint, dtype, prompt, new_tokens),
         "q2export onnxruntime": lambda: peers.Engine(
             checkpoint, session.scratch("packages") / "decoder", profile(session), prompt
         ),
         "transformers eager": lambda: Transformers(checkpoint, dtype, prompt),
-        "transformers compiled": lambda: peers.Compiled(
-            checkpoint, dtype, prompt, compiles and not session.dry
-        ),
+        "transformers compiled": lambda: peers.Compiled(checkpoint, dtype, prompt, compiles),
     }
     ready: dict[str, Contestant] = {}
     skipped = {}
@@ -121,7 +121,8 @@ def made(
         try:
             ready[name] = make()
             ready[name].prefill()
-            ready[name].decode(new_tokens)
+            if new_tokens:
+                ready[name].decode(new_tokens)
         except Exception as error:  # noqa: BLE001 - a peer that cannot run here must not stop the others
             ready.pop(name, None)
             skipped[name] = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"

@@ -36,6 +36,15 @@ def run(session: Session) -> None:
     chosen = [each for each in open_switches if session.step(each.name, _tried, session, each)]
     if chosen:
         session.step("all together", _together, session, chosen)
+    for what in ("prefill", "moe"):
+        session.step(f"{what}: every tile", _every_tile, session, f"tests.gpu.{what}_rates")
+
+
+def _every_tile(session: Session, module: str) -> dict[str, Any]:
+    """Rates of all tiles: whether the plans choose rightly among them."""
+    done = session.tool([sys.executable, "-m", module], 120, lambda: "shape, rates of each tile\n")
+    lines = done.checked(module).strip().splitlines()
+    return {"rates": lines, "line": "; ".join(lines)}
 
 
 def _tests(session: Session, path: str) -> dict[str, Any]:
@@ -88,7 +97,7 @@ def _tree(session: Session, switches: Sequence[Switch]) -> Path:
     for switch in switches:
         flip(switch, tree)
     command = [sys.executable, "-m", "q2export.plugins.kernel_build", "cuda"]
-    session.tool(command, 200, lambda: "built\n", {"PYTHONPATH": str(tree)}, tree).checked("kernel_build")
+    session.tool(command, 200, lambda: "built\n", tree).checked("kernel_build")
     return tree
 
 
@@ -105,7 +114,7 @@ def _rates(session: Session, name: str, tree: Path, cases: Sequence[str]) -> dic
         output.write_text(json.dumps({"records": records}), encoding="utf-8")
         return ""
 
-    done = session.tool(command, 200, sample, {"PYTHONPATH": str(tree)}, tree)
+    done = session.tool(command, 200, sample, tree)
     if not output.is_file():
         raise StepFailed(f"no rates: {done.output[-1000:]}")
     records = json.loads(output.read_text(encoding="utf-8"))["records"]
