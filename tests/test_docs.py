@@ -7,10 +7,15 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from tests.helpers.warm_commands import ask, write_shim
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DOCUMENTS = ["README.md", *sorted(f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md"))]
@@ -69,23 +74,64 @@ def test_every_fence_is_closed_and_named() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in DOCUMENTS if steps(_text(name))])
-def test_documented_commands_run(name: str, tmp_path: Path, checkpoints: Path) -> None:
+def test_documented_commands_run(name: str, warm: Path, tmp_path: Path, checkpoints: Path) -> None:
     shutil.copytree(checkpoints, tmp_path / "tests" / "data" / "checkpoints")
     shutil.copytree(checkpoints.parent / "published", tmp_path / "tests" / "data" / "published")
     (tmp_path / "out").mkdir()
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     for step in steps(_text(name)):
-        shell = ["bash", "-euo", "pipefail", "-c", step.text]
-        program = shell if step.language == "console" else [sys.executable, "-c", step.text]
-        result = subprocess.run(
-            program,
-            cwd=tmp_path,
-            env={**os.environ, "PATH": path},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-        )
-        assert result.returncode == 0, f"{name}:{step.line}: {step.text}\n{result.stdout}{result.stderr}"
+        code, output = _run(step, warm, tmp_path)
+        assert code == 0, f"{name}:{step.line}: {step.text}\n{output}"
+
+
+def test_a_failing_step_is_seen(warm: Path, tmp_path: Path) -> None:
+    code, output = _run(Step("console", "q2export inspect nothing | cat", 1), warm, tmp_path)
+    assert (code, "nothing" in output) == (1, True)
+    assert _run(Step("console", "q2export generate", 1), warm, tmp_path)[0] == 2
+    code, output = _run(Step("python", "import q2export; q2export.load('nothing')", 1), warm, tmp_path)
+    assert (code, "Traceback" in output and "nothing" in output) == (1, True)
+
+
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with the command ``q2export`` and the socket of the server that runs it."""
+    folder = tmp_path_factory.mktemp("warm")
+    write_shim(folder, folder / "socket")
+    server = subprocess.Popen([sys.executable, "-m", "tests.helpers.warm_commands", folder / "socket"])
+    try:
+        while not (folder / "socket").exists():
+            assert server.poll() is None
+            time.sleep(0.05)
+        yield folder
+    finally:
+        server.kill()
+        server.wait()
+
+
+def _run(step: Step, warm: Path, folder: Path) -> tuple[int, str]:
+    """Exit code, and what was printed."""
+    path = os.pathsep.join([str(warm), str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    environment = {**os.environ, "PATH": path}
+    with open(os.devnull) as nothing, tempfile.TemporaryFile("w+") as output:
+        if step.language == "python":
+            streams = nothing.fileno(), output.fileno(), output.fileno()
+            code = ask(
+                str(warm / "socket"),
+                ["python", step.text],
+                folder=str(folder),
+                environment=environment,
+                streams=streams,
+            )
+        else:
+            code = subprocess.run(
+                ["bash", "-euo", "pipefail", "-c", step.text],
+                cwd=folder,
+                env=environment,
+                stdin=nothing,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            ).returncode
+        output.seek(0)
+        return code, output.read()
 
 
 @pytest.mark.parametrize("name", [*DOCUMENTS, "CONTRIBUTING.md", "CHANGELOG.md"])
