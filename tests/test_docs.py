@@ -85,7 +85,7 @@ def test_documented_commands_run(name: str, warm: Path, tmp_path: Path, checkpoi
 
 def test_a_failing_step_is_seen(warm: Path, tmp_path: Path) -> None:
     code, output = _run(Step("console", "q2export inspect nothing | cat", 1), warm, tmp_path)
-    assert (code, "nothing" in output) == (1, True)
+    assert (code, "nothing" in output) == (1, True), output
     assert _run(Step("console", "q2export generate", 1), warm, tmp_path)[0] == 2
     code, output = _run(Step("python", "import q2export; q2export.load('nothing')", 1), warm, tmp_path)
     assert (code, "Traceback" in output and "nothing" in output) == (1, True)

@@ -1,7 +1,7 @@
 """Commands and programs of the documentation in forks of a process that has imported PyTorch already.
 
-Importing takes most of the time of a command over a tiny model. A fork differs from a fresh process in nothing
-else: arguments, folder, environment and streams are the caller's, who gets its exit code.
+Importing takes most of the time of a command over a tiny model. A fork differs from a fresh process in
+nothing else: arguments, folder, environment and streams are the caller's, who gets its exit code.
 
     python -m tests.helpers.warm_commands SOCKET     # serves until killed
 """
@@ -98,6 +98,8 @@ def _answer(connection: socket.socket) -> None:
     for target, source in enumerate(streams):
         os.dup2(source, target)
         os.close(source)
+    # New ones, for the new files: the old ones remember whether theirs could seek.
+    sys.stdin, sys.stdout, sys.stderr = (open(n, mode) for n, mode in enumerate("rww"))  # noqa: SIM115
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])
