@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from q2export.runtime.engine import Engine
     from q2export.runtime.tokenizer import Tokenizer
 
+_WHITE_SPACE = r"[\x20\x0A\x0D\x09]{1,64}"
 _MOST_MESSAGE = 500  # characters of what llguidance says
 
 
@@ -187,8 +188,19 @@ class Grammars:
 
 
 def json_rule(schema: Mapping[str, Any] | str) -> str:
-    """How a grammar writes JSON of a schema."""
-    return f"%json {schema if isinstance(schema, str) else json.dumps(schema)}"
+    """How a grammar writes JSON of a schema; white space is bounded, so that a text cannot be filled with it.
+
+    Raises:
+        GenerationError: a text that is no JSON object.
+    """
+    if isinstance(schema, str):
+        try:
+            schema = json.loads(schema)
+        except ValueError as error:
+            raise GenerationError(f"the JSON schema is not JSON: {error}") from None
+    if not isinstance(schema, Mapping):
+        raise GenerationError("the JSON schema must be an object")
+    return f"%json {json.dumps({**schema, 'x-guidance': {'whitespace_pattern': _WHITE_SPACE}})}"
 
 
 def _short(message: str) -> str:

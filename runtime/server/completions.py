@@ -132,7 +132,7 @@ def _prompts(model: ServedModel, request: CompletionRequest, special_tokens: boo
     several = prompt if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else [prompt]
     prompts: list[list[int]] = []
     for place, each in enumerate(several):
-        ids = each
+        ids: Any = each
         if isinstance(each, str):
             ids = text_prompt(
                 model.engine,
@@ -140,11 +140,17 @@ def _prompts(model: ServedModel, request: CompletionRequest, special_tokens: boo
                 add_special_tokens=request.add_special_tokens is not False,
                 special_tokens=special_tokens,
             )
-        if not ids:
-            where = "prompt" if len(several) == 1 else f"prompt[{place}]"
-            raise invalid(f"{where} is empty: at least one token is needed to continue from", param="prompt")
-        prompts.append(ids)  # type: ignore[arg-type]
+        prompts.append(_checked(model, ids, "prompt" if len(several) == 1 else f"prompt[{place}]"))
     return prompts
+
+
+def _checked(model: ServedModel, ids: Any, where: str) -> list[int]:
+    if not ids:
+        raise invalid(f"{where} is empty: at least one token is needed to continue from", param="prompt")
+    most = model.engine.backend.vocab_size - 1
+    if max(ids) > most:
+        raise invalid(f"{where}: token id {max(ids)} is outside the vocabulary, 0 to {most}", param="prompt")
+    return list(ids)
 
 
 def _echo(model: ServedModel, request: CompletionRequest, prompt: list[int]) -> _Echo:

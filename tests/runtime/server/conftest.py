@@ -36,11 +36,12 @@ Serve = Callable[..., AbstractContextManager[TestClient]]
 
 
 def says(text: bytes, prompt_length: int = 1) -> Model:
-    """A model whose answer is ``text``, to a conversation or to a prompt of ``prompt_length`` tokens.
+    """A model whose answer is ``text``, to a conversation or to a prompt of ``prompt_length`` tokens."""
+    return says_ids([*byte_ids(text), END_ID], prompt_length)
 
-    Each of its tokens has 9 more than the others, so that what a grammar forbids is not said.
-    """
-    script = [*byte_ids(text), END_ID]
+
+def says_ids(script: Sequence[int], prompt_length: int = 1) -> Model:
+    """The same in token ids. Each has 9 more than the others, so that what a grammar forbids is not said."""
 
     def model(prefix: Sequence[int], vocab_size: int) -> Float32Array:
         turns = [place for place, token in enumerate(prefix) if token == START_ID]
@@ -58,7 +59,7 @@ def fake_engine(model: Model | None = None, *, template: str = TEMPLATE, **backe
     if model is not None:
         backend["model"] = model
     return Engine(
-        FakeBackend(vocab_size=tokenizer.size, **{"max_capacity": 512, "prefill_chunk": 64, **backend}),
+        FakeBackend(**{"vocab_size": tokenizer.size, "max_capacity": 512, "prefill_chunk": 64, **backend}),
         tokenizer=tokenizer,
         defaults=GenerationDefaults(eos_token_ids=(END_ID,)),
         chat_template=ChatTemplate(template, {"eos_token": END}),
