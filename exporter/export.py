@@ -18,7 +18,7 @@ from q2export.strict.suggest import nearest
 
 __all__ = ["Graph", "Source", "Target", "build_graph", "load_source", "target_dtype"]
 
-Target = Literal["portable", "onnxruntime", "tensorrt"]
+Target = Literal["portable", "onnxruntime", "onnxruntime-cuda", "tensorrt"]
 
 _ONNX_RUNTIME_TYPES = ("float32",)
 
@@ -61,7 +61,13 @@ def target_dtype(own: str, target: Target, dtype: str | None) -> str:
                 f"target onnxruntime runs in {', '.join(_ONNX_RUNTIME_TYPES)} on the CPU, not in {dtype}"
             )
         return "float32"
-    defaults = {("tensorrt", "float32"): "float16", ("portable", "bfloat16"): "float32"}
+    if target == "onnxruntime-cuda" and dtype == "float32":
+        raise ExportError("target onnxruntime-cuda runs in float16 and bfloat16, not in float32")
+    defaults = {
+        ("tensorrt", "float32"): "float16",
+        ("onnxruntime-cuda", "float32"): "float16",
+        ("portable", "bfloat16"): "float32",
+    }
     return dtype or defaults.get((target, own), own)
 
 
@@ -105,13 +111,15 @@ def build_graph(
 def _lowering(
     source: Source, target: Target, dtype: str, kv_dtype: str, activations: Activations
 ) -> list[Pass]:
-    from q2export.exporter.lowering import onnxruntime, portable, tensorrt
+    from q2export.exporter.lowering import onnxruntime, onnxruntime_cuda, portable, tensorrt
 
     graph_type = ir.DataType[BY_NAME[dtype].onnx]
     if target == "portable":
         return portable.passes(source.packed, graph_type)
     if target == "tensorrt":
         return tensorrt.passes(source.packed, graph_type)
+    if target == "onnxruntime-cuda":
+        return onnxruntime_cuda.passes(source.packed, graph_type)
     return onnxruntime.passes(
         source.packed,
         dtypes=source.float_dtypes,

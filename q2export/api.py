@@ -133,9 +133,9 @@ def _build(model: str | Path, output: Path, options: BuildOptions) -> BuildResul
     with PackageWriter.open(output, options.overwrite, options.weights) as writer:
         made = stages.assemble(job, writer, scan="all" if options.value_scan else "none", watch=watch)
         engine = made.engine
-        if job.engine is not None:
+        if job.tensorrt is not None:
             with watch.stage("engine"):
-                engine = build_engine(writer, job.engine, engine, job.profile, options.timing_cache)
+                engine = build_engine(writer, job.tensorrt, engine, job.profile, options.timing_cache)
         found = build_checks.check_build(job, options, writer, made, engine, watch)
         manifest = stages.describe(
             job,
@@ -158,7 +158,7 @@ def export(
     model: str | Path,
     output: str | Path,
     *,
-    target: Literal["portable", "onnxruntime", "tensorrt"] = "portable",
+    target: Literal["portable", "onnxruntime", "onnxruntime-cuda", "tensorrt"] = "portable",
     dtype: str | None = None,
     revision: str | None = None,
     weights: PlacementMode = "copy",

@@ -32,7 +32,7 @@ def load(package: Path | str, *, threads: int | None = None, check: Check = "fas
 
     Args:
         package: the folder that ``q2export build`` wrote.
-        threads: CPU threads of an ONNX Runtime engine, at most the processors of the machine; 0 is one per
+        threads: CPU threads of an engine on the CPU, at most the processors of the machine; 0 is one per
             core, None is what the package's profile says.
         check: how much of the package is checked first, see :func:`q2export.package.reader.read_package`.
 
@@ -40,7 +40,7 @@ def load(package: Path | str, *, threads: int | None = None, check: Check = "fas
         PackageError: the package is damaged, incomplete, holds no engine, or was made for another version,
             library or GPU.
         ConfigError: its tokenizer, template or generation configuration is malformed.
-        OptionError: ``threads`` is given for a TensorRT engine.
+        OptionError: ``threads`` is given for an engine for a GPU.
         MissingDependencyError: a library the package needs is not installed.
     """
     from q2export.package.reader import read_package
@@ -62,7 +62,7 @@ def load(package: Path | str, *, threads: int | None = None, check: Check = "fas
 def check_loads(package: Path | str) -> None:
     """Open a package as :func:`load` does, and let it go.
 
-    Of a TensorRT package everything is read but the engine, which only its GPU can open.
+    Of a package for a GPU everything is read but the engine, which only a GPU can open.
 
     Raises:
         Q2ExportError: what ``load`` would raise.
@@ -72,7 +72,7 @@ def check_loads(package: Path | str) -> None:
 
     opened = read_package(package)
     open_text(opened.folder, opened.manifest.engine.vocab_size)
-    if opened.manifest.engine.tensorrt is None:
+    if opened.manifest.engine.tensorrt is None and opened.manifest.target != "onnxruntime-cuda":
         _open_backend(opened, threads=1)
 
 
@@ -129,8 +129,15 @@ def _open_backend(opened: Package, threads: int | None) -> Backend[Any]:
         from q2export.runtime.backends.tensorrt.executor import open_backend
 
         if threads is not None:
-            raise OptionError("threads", f"is for engines of ONNX Runtime; {folder} holds one of TensorRT")
+            raise OptionError("threads", f"is for engines on the CPU; {folder} holds one of TensorRT")
         return open_backend(folder, manifest.engine, manifest.engine.tensorrt, opened.rebuild_command())
+    if manifest.target == "onnxruntime-cuda" and manifest.profile is not None:
+        from q2export.errors import OptionError
+        from q2export.runtime.backends.onnxruntime_cuda.open import open_backend as open_on_cuda
+
+        if threads is not None:
+            raise OptionError("threads", f"is for engines on the CPU; {folder} holds one for CUDA")
+        return open_on_cuda(folder, manifest.engine, manifest.profile.max_logits)
     if manifest.target != "onnxruntime":
         raise PackageError(
             f"{folder}: holds a graph for target {manifest.target!r}, no engine; make one with q2export build"

@@ -9,6 +9,10 @@ from q2export.errors import ExportError
 from q2export.exporter.checkpoint.packed import PackedWeight
 
 _ROUTED_EXPERTS = ".mlp.experts."
+_GPU = {
+    "tensorrt": ("TensorRT", "the TensorRT plugin"),
+    "onnxruntime-cuda": ("ONNX Runtime on CUDA", "the CUDA kernel"),
+}
 
 
 def check_activations(target: str, activations: Activations, dtype: str, quantized: bool) -> None:
@@ -47,16 +51,17 @@ def check_quantized(target: str, weights: Iterable[PackedWeight]) -> None:
     Raises:
         ExportError: naming the first such weight, and what to do.
     """
-    if target != "tensorrt":
+    if target not in _GPU:
         return
+    title, experts = _GPU[target]
     for weight in weights:
         if not weight.scheme.symmetric:
             raise ExportError(
-                f"{weight.name!r} is quantized with zero points, and TensorRT takes none for blocks; "
+                f"{weight.name!r} is quantized with zero points, and {title} takes none for blocks; "
                 "quantize with quantization.symmetric=true, or take the unquantized checkpoint"
             )
         if _ROUTED_EXPERTS in weight.name:
             raise ExportError(
-                f"{weight.name!r} is quantized, and the TensorRT plugin for mixtures of experts takes 16-bit "
+                f"{weight.name!r} is quantized, and {experts} for mixtures of experts takes 16-bit "
                 "weights; leave the experts in high precision with quantization.keep=['*.experts.*']"
             )

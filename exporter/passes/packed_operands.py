@@ -79,8 +79,8 @@ class KernelOperands:
     """What our kernels and ONNX Runtime's take of a quantized matrix, or of several stacked ones.
 
     Attributes:
-        codes: uint8. scales: float32. zero_points: uint8, packed as the codes, each row padded to whole
-            bytes; None where the scheme is symmetric.
+        codes: uint8. scales: floating point. zero_points: uint8, packed as the codes, each row padded to
+            whole bytes; None where the scheme is symmetric.
     """
 
     codes: ir.Value
@@ -89,7 +89,12 @@ class KernelOperands:
 
 
 def kernel_operands(
-    graph: ir.Graph, name: str, weights: Sequence[PackedWeight], *, experts: int = 0
+    graph: ir.Graph,
+    name: str,
+    weights: Sequence[PackedWeight],
+    *,
+    experts: int = 0,
+    scale_dtype: ir.DataType = ir.DataType.FLOAT,
 ) -> KernelOperands:
     """Make the operands of rows that follow each other.
 
@@ -98,6 +103,7 @@ def kernel_operands(
         name: of the matrix; its parts are called ``NAME/codes``, ``NAME/scale`` and ``NAME/zero_point``.
         weights: rows of one after those of the other; of weights that share a tensor, one stands for all.
         experts: number of equal matrices the rows are divided into, which becomes the first axis; 0 for none.
+        scale_dtype: of the scales, which are converted where they are not of that type on disk.
     """
     first = weights[0]
     rows = sum(weight.rows for weight in weights)
@@ -105,7 +111,7 @@ def kernel_operands(
     tensors = [weight.tensor for weight in weights]
     codes = view(graph, f"{name}/codes", ir.DataType.UINT8, [*leading, first.codes_shape[1]], tensors)
     tensors = [weight.scale_name for weight in weights]
-    scales = view(graph, f"{name}/scale", ir.DataType.FLOAT, [*leading, first.blocks], tensors, Form.VALUES)
+    scales = view(graph, f"{name}/scale", scale_dtype, [*leading, first.blocks], tensors, Form.VALUES)
     tensors = [weight.zero_point_name for weight in weights if weight.zero_point_name is not None]
     if not tensors:
         return KernelOperands(codes, scales, None)

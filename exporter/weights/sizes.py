@@ -67,6 +67,8 @@ def _quantized(weight: PackedWeight, target: str, dtype: str, tied: bool) -> tup
     is_matmul = tied or not is_embedding
     rows = weight.shape[0]
     codes, scales = rows * weight.codes_shape[1], rows * weight.blocks
+    if target == "onnxruntime-cuda":  # codes as they are, scales in the type of the graph
+        return rows * weight.codes_shape[1], scales * BY_NAME[dtype].itemsize
     if target == "tensorrt":  # signed codes and narrow scales for matmuls; rows are gathered as they are
         written = codes + scales * BY_NAME[dtype].itemsize if is_matmul else 0
         return (weight.nbytes if is_embedding else 0), written

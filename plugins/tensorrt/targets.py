@@ -13,6 +13,8 @@ _MEMBER = re.compile(r"SM(\d+)(\d)")
 _LISTED_BY_RTX = ("7.5", "8.6", "8.9", "12.")
 """Compute capabilities in the support matrices that NVIDIA publishes of TensorRT-RTX, up to 1.7."""
 
+_NOT_IN_RTX = ("9.0", "10.0", "10.3")
+
 TITLES = {True: "TensorRT-RTX", False: "TensorRT"}
 
 
@@ -61,12 +63,14 @@ def check_target(trt: ModuleType, gpu: str, compute_capability: str, present: tu
             raise ExportError(
                 f"{title(trt)} cannot build for {wanted}, only for {', '.join(targets)}; on a machine with "
                 f"such a GPU, install the full TensorRT ({install_command('tensorrt')}, with NVIDIA's own "
-                "package index) and build there with the builder tensorrt"
+                "package index) and build there with the builder tensorrt; or take the builder onnxruntime"
             )
     elif compute_capability not in present:
         found = ", ".join(present) or "no GPU"
-        hint = f" or take the builder rtx ({install_command('rtx')})"
+        rtx = (
+            f"the builder rtx ({install_command('rtx')}) or " if compute_capability not in _NOT_IN_RTX else ""
+        )
         raise ExportError(
             f"{title(trt)} builds for the GPU in this machine ({found}), not for {wanted}; build on a "
-            f"machine with such a GPU{'' if compute_capability == '9.0' else hint}"
+            f"machine with such a GPU, or take {rtx}the builder onnxruntime"
         )

@@ -35,8 +35,9 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--builder",
-    type=click.Choice(["auto", "tensorrt", "rtx"]),
-    help="TensorRT library that builds the engine; rtx needs no GPU.  [default: the profile's]",
+    type=click.Choice(["auto", "tensorrt", "rtx", "onnxruntime"]),
+    help="What makes an engine for a GPU: the full TensorRT, TensorRT-RTX, or ONNX Runtime. The last two "
+    "need no GPU to build.  [default: the profile's]",
 )
 @click.option(
     "--timing-cache",
@@ -145,7 +146,7 @@ def _plan_text(plan: Mapping[str, Any]) -> str:
         *_quantization_rows(plan),
         ("KV cache", f"{format_bytes(plan['kv_cache_bytes_per_token'])} per token"),
     ]
-    if engine := plan.get("tensorrt"):
+    if engine := plan["gpu"]:
         rows += _engine_rows(engine)
     values = value_rows(plan["profile"], plan["origin"])
     return f"{aligned(rows)}\n\nprofile\n{aligned(values, indent=2)}"
@@ -168,9 +169,11 @@ def _engine_rows(engine: Mapping[str, Any]) -> list[tuple[str, str]]:
     )
     if streamed := engine["streamed_weight_bytes"]:
         parts += f"; {format_bytes(streamed)} of weights in host memory"
-    at_hand = f", {format_bytes(free)} free" if free is not None else ""
-    return [
-        ("builder", f"{engine['builder']} {engine['builder_version']}"),
+    rows = [
+        ("builder", " ".join(filter(None, (engine["builder"], engine["builder_version"])))),
         ("GPU memory", f"{format_bytes(gpu['total'])}: {parts}"),
-        ("RAM to build", f"{format_bytes(engine['host_bytes'])}{at_hand}"),
     ]
+    if engine["host_bytes"] is not None:
+        at_hand = f", {format_bytes(free)} free" if free is not None else ""
+        rows.append(("RAM to build", f"{format_bytes(engine['host_bytes'])}{at_hand}"))
+    return rows

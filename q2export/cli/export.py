@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @options.revision
 @click.option(
     "--target",
-    type=click.Choice(["portable", "onnxruntime", "tensorrt"]),
+    type=click.Choice(["portable", "onnxruntime", "onnxruntime-cuda", "tensorrt"]),
     default="portable",
     show_default=True,
     help="What is to run the graph; portable is any ONNX runtime.",
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 def command(
     model: str,
     revision: str | None,
-    target: Literal["portable", "onnxruntime", "tensorrt"],
+    target: Literal["portable", "onnxruntime", "onnxruntime-cuda", "tensorrt"],
     dtype: str | None,
     quantization: WeightType,
     output: Path,

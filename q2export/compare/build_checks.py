@@ -60,7 +60,7 @@ def check_build(
                 text=options.quality_text,
                 allow_loss=options.allow_quality_loss,
             )
-    if job.engine is None and made.engine.kv_dtype != "bfloat16":  # NumPy and Polygraphy have no such type
+    if job.gpu is None and made.engine.kv_dtype != "bfloat16":  # NumPy and Polygraphy have no such type
         add_golden(writer, made, watch)
     return Outcome(parity, parity_skipped, quality, quality_skipped)
 

@@ -146,12 +146,12 @@ def check_engine(
         engine: describes the engine.
 
     Returns:
-        the outcome, or why there is none: a TensorRT engine needs its GPU.
+        the outcome, or why there is none: an engine for a GPU needs one.
 
     Raises:
         ParityError: they differ by more than the profile allows.
     """
-    if job.engine is not None and (reason := engine_build.why_not_run(job.profile)) is not None:
+    if job.gpu is not None and (reason := engine_build.why_not_run(job.profile)) is not None:
         return None, reason
     tested = EngineUnderTest.of_build(writer.folder, job, engine)
     info = run_info(f"{job.profile.name} engine", job.model.id)

@@ -31,7 +31,7 @@ def verify_package(
         check_writable(report)
     opened = read_package(package)
     manifest = opened.manifest
-    if manifest.target != "onnxruntime" and manifest.engine.tensorrt is None:
+    if manifest.target not in ("onnxruntime", "onnxruntime-cuda") and manifest.engine.tensorrt is None:
         raise PackageError(
             f"{opened.folder}: holds a graph for target {manifest.target!r}, no engine; compare it "
             "with Polygraphy (q2export verify --runner polygraphy), or build an engine"

@@ -16,27 +16,27 @@ from q2export.contracts.ranges import Range, StepRanges
 from q2export.errors import ProfileError
 from q2export.strict.codec import Source, from_plain, join, to_plain
 
-Target = Literal["onnxruntime", "tensorrt", "portable"]
+Target = Literal["onnxruntime", "onnxruntime-cuda", "tensorrt", "portable"]
 Device = Literal["cpu", "cuda"]
 DtypeChoice = Literal["auto", FloatDtype]
-Builder = Literal["auto", "tensorrt", "rtx"]
-Origin = Literal["default", "profile", "override", "lowered to fit"]
+Builder = Literal["auto", "tensorrt", "rtx", "onnxruntime"]
+Origin = Literal["default", "profile", "override", "lowered to fit", "follows builder"]
 
-_DEVICES: Mapping[Target, Device] = {"tensorrt": "cuda", "onnxruntime": "cpu"}
-# Keys that mean something to one target alone.
-_ONLY_FOR: Mapping[Target, tuple[str, ...]] = {
-    "tensorrt": (
-        "gpu",
-        "compute_capability",
-        "memory_mib",
-        "builder",
-        "max_logits",
-        "version_compatible",
-        "weight_streaming",
-        "workspace_mib",
-    ),
-    "onnxruntime": ("threads", "quantization.activations"),
-}
+OLDEST_GPU = "8.0"
+"""The smallest compute capability of the GPUs that engines are built for."""
+
+_DEVICES: Mapping[Target, Device] = {"tensorrt": "cuda", "onnxruntime-cuda": "cuda", "onnxruntime": "cpu"}
+# Keys that mean something to some targets alone.
+_ONLY_FOR: tuple[tuple[tuple[Target, ...], tuple[str, ...]], ...] = (
+    (("tensorrt", "onnxruntime-cuda"), ("gpu", "compute_capability", "memory_mib", "builder", "max_logits")),
+    (("tensorrt",), ("version_compatible", "weight_streaming", "workspace_mib")),
+    (("onnxruntime",), ("threads", "quantization.activations")),
+)
+_CONTRADICTIONS = (
+    ("onnxruntime-cuda", "tensorrt"),
+    ("onnxruntime-cuda", "rtx"),
+    ("tensorrt", "onnxruntime"),
+)
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,8 @@ class Profile:
 
     Attributes:
         name: how the profile is called, ``cpu``.
-        target: what runs the engine; ``portable`` is the canonical ONNX file itself.
+        target: what runs the engine: ``onnxruntime`` on the CPU, ``onnxruntime-cuda`` and ``tensorrt`` on a
+            GPU; ``portable`` is the canonical ONNX file itself.
         device: where it runs.
         dtype: of weights and activations; ``auto`` is the checkpoint's own where the target takes it.
         kv_dtype: of the KV cache; ``auto`` is ``dtype``.
@@ -85,8 +86,10 @@ class Profile:
         description: one line for people.
         gpu: marketing name of the GPU, ``A100``. compute_capability: ``"8.0"``. memory_mib: its memory, in
             MiB; what cannot fit is refused before it is built. None: not checked.
-        builder: which TensorRT builds the engine; ``auto`` is the full one where it and a GPU are at hand.
-        max_logits: positions per sequence whose logits one step of a TensorRT engine can return.
+        builder: what makes the engine for a GPU: the full TensorRT, TensorRT-RTX, or ONNX Runtime, which
+            makes the target ``onnxruntime-cuda``. ``auto`` is the full TensorRT where it and a GPU are at
+            hand, else TensorRT-RTX for a GPU that it lists as supported, else ONNX Runtime.
+        max_logits: positions per sequence whose logits one step on a GPU can return.
         version_compatible: whether newer TensorRT versions may load the engine.
         weight_streaming: whether weights may stay in host memory and be streamed to the GPU while it runs.
         quality: what quantization may cost; measured where quantizing is part of the build.
@@ -133,41 +136,51 @@ class Profile:
         device = _DEVICES.get(self.target, self.device)
         if self.device != device:
             raise ProfileError(f"target {self.target!r} needs device {device!r}, found {self.device!r}")
-        for target, names in _ONLY_FOR.items():
-            for name in names if self.target != target else ():
-                self._refuse_unless_default(name, target)
+        for targets, names in _ONLY_FOR:
+            for name in names if self.target not in targets else ():
+                self._refuse_unless_default(name, targets)
         if self.compute_capability is not None and not re.fullmatch(r"\d{1,2}\.\d", self.compute_capability):
             raise ProfileError(f'compute_capability must look like "8.0", found {self.compute_capability!r}')
-        if self.target == "tensorrt":
-            self._check_tensorrt()
+        if self.device == "cuda" and self.target != "portable":
+            self._check_gpu()
         if self.target == "onnxruntime" and self.dtype != "float32":
             raise ProfileError(
                 f"dtype {self.dtype!r} is not implemented for ONNX Runtime on cpu; use 'float32': weights "
                 "are read in the type they have"
             )
 
-    def _refuse_unless_default(self, key: str, target: str) -> None:
+    def _refuse_unless_default(self, key: str, targets: tuple[str, ...]) -> None:
         """Refuse a value that nothing would read."""
         section, _, name = key.rpartition(".")
         owner = getattr(self, section) if section else self
         value = getattr(owner, name)
         if value != next(item.default for item in dataclasses.fields(owner) if item.name == name):
             raise ProfileError(
-                f"{key} is {value!r}, which is for target {target!r} alone; the target is {self.target!r}: "
-                "leave it out"
+                f"{key} is {value!r}, which is for target {' or '.join(map(repr, targets))} alone; "
+                f"the target is {self.target!r}: leave it out"
             )
 
-    def _check_tensorrt(self) -> None:
+    def _check_gpu(self) -> None:
+        name = {"tensorrt": "TensorRT", "onnxruntime-cuda": "ONNX Runtime on CUDA"}[self.target]
         if self.quantization.enabled and not self.quantization.symmetric:
             raise ProfileError(
-                "quantization.symmetric false is not implemented for TensorRT, which takes no zero points of "
+                f"quantization.symmetric false is not implemented for {name}, which takes no zero points of "
                 "blocks; leave it true"
             )
-        if self.compute_capability is None:
+        if self.target == "tensorrt" and self.compute_capability is None:
             raise ProfileError("target 'tensorrt' needs a compute_capability such as \"8.0\", found null")
+        capability = self.compute_capability
+        if self.target == "onnxruntime-cuda" and capability and float(capability) < float(OLDEST_GPU):
+            raise ProfileError(
+                f"compute_capability is {capability}, and engines for ONNX Runtime need {OLDEST_GPU} or later"
+            )
+        if (self.target, self.builder) in _CONTRADICTIONS:
+            raise ProfileError(
+                f"builder {self.builder!r} does not make engines for target {self.target!r}; leave it 'auto'"
+            )
         if self.dtype == "float32":
             raise ProfileError(
-                "dtype 'float32' is not implemented for TensorRT; use float16, bfloat16 or auto"
+                f"dtype 'float32' is not implemented for {name}; use float16, bfloat16 or auto"
             )
         if self.kv_dtype not in ("auto", self.dtype):
             raise ProfileError(
@@ -203,7 +216,7 @@ class Profile:
         return None if self.dtype == "auto" else self.dtype
 
     def step_ranges(self) -> tuple[StepRanges, StepRanges]:
-        """What the prefill and the decode profile of a TensorRT engine take."""
+        """What a prefill and a decode step on a GPU take."""
         longest = Range(1, min(self.prompt.opt, self.prefill_chunk), self.prefill_chunk)
         logits = Range(1, 1, min(self.max_logits, self.prefill_chunk))
         one = Range(1, 1, 1)

@@ -32,6 +32,7 @@ def load_profile(name_or_path: str | Path, overrides: Mapping[str, object] | Non
 
     An overriding maximum lowers what it leaves no room for: ``capacity.max`` of 8192 also lowers a
     ``prompt.max`` of 32768 that comes from the file. ``Profile.origin`` records it as ``"lowered to fit"``.
+    The builder ``onnxruntime`` makes the target ``tensorrt`` of a file ``onnxruntime-cuda``.
 
     Raises:
         ProfileError: no such profile, unknown key (naming the nearest valid one), wrong type, or values that
@@ -79,6 +80,8 @@ def profile_keys() -> dict[str, Any]:
 def _decoded(values: dict[str, object], origin: dict[str, Origin], label: str) -> Profile:
     """The profile of these values, by dotted key: the one place where they are checked."""
     _lower_to_fit(values, origin)
+    if (values["target"], values["builder"]) == ("tensorrt", "onnxruntime"):
+        values["target"], origin["target"] = "onnxruntime-cuda", "follows builder"
     profile = Profile.from_dict(_unflatten(values), label)
     return dataclasses.replace(profile, origin=dict(sorted(origin.items())))
 

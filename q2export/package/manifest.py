@@ -15,9 +15,8 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
-from q2export.contracts.profile import Profile
+from q2export.contracts.profile import Profile, Target
 from q2export.errors import PackageError
 from q2export.package.rebuild import rebuild_command
 from q2export.package.sections import (
@@ -158,7 +157,7 @@ class Manifest:
     created: str = field(default_factory=utc_now)
     op_contract_version: int
     model: ModelInfo
-    target: Literal["onnxruntime", "tensorrt", "portable"]
+    target: Target
     profile: Profile | None
     profile_overrides: Mapping[str, object]
     engine: EngineInfo

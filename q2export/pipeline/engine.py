@@ -1,4 +1,4 @@
-"""The TensorRT half of ``build``: which builder, whether the model fits, and the engine itself."""
+"""The TensorRT half of ``build``: which builder, and the engine itself."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from q2export.contracts import opspec
 from q2export.contracts.profile import Profile
-from q2export.contracts.progress import NOTICE, progress_bar
-from q2export.errors import ExportError
+from q2export.contracts.progress import progress_bar
+from q2export.errors import ExportError, MissingDependencyError
 from q2export.inspect.machine import available_memory_bytes, gpus
 from q2export.package.manifest import EngineInfo, TensorRTInfo
 from q2export.package.placement import require_free_space
 from q2export.package.writer import PackageWriter
-from q2export.pipeline.fitting import check_gpu_memory, check_tensor_sizes, narrower_weights
-from q2export.pipeline.memory import GpuNeed, budget, host_bytes_to_build
+from q2export.pipeline.gpu import GpuPlan, gpu_need
+from q2export.pipeline.memory import host_bytes_to_build
 
 if TYPE_CHECKING:
     from q2export.exporter.weights.plan import WeightPlan
@@ -28,53 +28,48 @@ ENGINE_FILE = "rank0.engine"
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class EnginePlan:
+@dataclass(frozen=True, kw_only=True)
+class EnginePlan(GpuPlan):
     """Everything known of a TensorRT build before it begins.
 
     Attributes:
-        trt: the library that will build. builder: its kind, ``tensorrt`` or ``rtx``.
-        gpu_need: memory on the GPU. host_bytes: RAM of this machine the build takes at its peak.
-        host_available: RAM of this machine that is free; None where that is not known.
-        warnings: of the engine, one sentence each.
+        trt: the library that will build.
     """
 
     trt: ModuleType
-    builder: str
-    gpu_need: GpuNeed
-    host_bytes: int
-    host_available: int | None
-    warnings: tuple[str, ...] = ()
-
-    def describe(self) -> dict[str, Any]:
-        """Plain data for ``build --dry-run``."""
-        need = self.gpu_need
-        return {
-            "builder": self.builder,
-            "builder_version": str(self.trt.__version__),
-            "gpu_bytes": {
-                "weights": need.weights,
-                "kv_cache": need.kv_cache,
-                "activations": need.activations,
-                "total": need.total,
-            },
-            "streamed_weight_bytes": need.streamed_weights,
-            "host_bytes": self.host_bytes,
-            "host_available_bytes": self.host_available,
-        }
+    builder_version: str
 
 
-def select_builder(profile: Profile) -> ModuleType:
-    """Import the TensorRT that will build for a profile.
+def choose_builder(profile: Profile) -> ModuleType | None:
+    """Import the TensorRT that will build for a profile; None where the builder ``auto`` takes ONNX Runtime.
+
+    It does where no TensorRT is at hand that builds for the profile's GPU and lists it as supported.
 
     Raises:
-        MissingDependencyError: none is installed.
-        ExportError: the one at hand cannot build for the profile's GPU; says what to install.
+        MissingDependencyError: the builder that is asked for is not installed.
+        ExportError: it cannot build for the profile's GPU; says what to install.
     """
+    from q2export.plugins.tensorrt.loader import gpu_present
+    from q2export.plugins.tensorrt.targets import unlisted
+
+    if profile.builder != "auto":
+        return _imported(profile.builder, profile)
+    for builder in ("tensorrt", "rtx") if gpu_present() else ("rtx",):
+        try:
+            trt = _imported(builder, profile)
+        except (MissingDependencyError, ExportError) as error:
+            _log.info("builder %s: %s", builder, error)
+            continue
+        if unlisted(trt, _capability(profile)) is None:
+            return trt
+    return None
+
+
+def _imported(builder: str, profile: Profile) -> ModuleType:
     from q2export.plugins.tensorrt.loader import import_tensorrt, is_rtx
     from q2export.plugins.tensorrt.targets import check_target
 
-    trt = import_tensorrt(profile.builder)
+    trt = import_tensorrt(builder)
     present = () if is_rtx(trt) else tuple(gpu.compute_capability for gpu in gpus())
     check_target(trt, profile.gpu or profile.name, _capability(profile), present)
     return trt
@@ -84,7 +79,7 @@ def plan_engine(trt: ModuleType, weights: WeightPlan, profile: Profile, dtype: s
     """Check that the model fits the GPU, and compute what building it takes. Nothing is written or read.
 
     Args:
-        trt: from :func:`select_builder`.
+        trt: from :func:`choose_builder`.
         weights: of the model.
         profile: what to build for, fit to the model.
         dtype: of the graph.
@@ -96,31 +91,26 @@ def plan_engine(trt: ModuleType, weights: WeightPlan, profile: Profile, dtype: s
     from q2export.plugins.tensorrt.loader import is_rtx
     from q2export.plugins.tensorrt.targets import unlisted
 
-    check_tensor_sizes(weights.config, profile)
-    total = planned_bytes(weights, "tensorrt", dtype).total
-    wanted = budget(weights.config, dtype, total, profile)
-    need = check_gpu_memory(wanted, profile, narrower_weights(weights, profile, dtype))
-    builder = "rtx" if is_rtx(trt) else "tensorrt"
     warning = unlisted(trt, _capability(profile))
-    host = host_bytes_to_build(total), available_memory_bytes()
-    return EnginePlan(trt, builder, need, *host, warnings=() if warning is None else (warning,))
-
-
-def announce(plan: EnginePlan) -> None:
-    """Say what the build takes of this machine's memory; a warning where that is more than is free."""
-    needed, free = plan.host_bytes, plan.host_available
-    if free is not None and needed > free:
-        _log.warning(
-            "building needs about %.1f GiB of RAM, %.1f GiB are free: it may run out of memory",
-            needed / (1 << 30),
-            free / (1 << 30),
-        )
-    else:
-        _log.log(NOTICE, "building needs about %.1f GiB of RAM", needed / (1 << 30))
+    return EnginePlan(
+        builder="rtx" if is_rtx(trt) else "tensorrt",
+        builder_version=str(trt.__version__),
+        need=gpu_need(weights, profile, dtype),
+        warnings=() if warning is None else (warning,),
+        host_bytes=host_bytes_to_build(planned_bytes(weights, "tensorrt", dtype).total),
+        host_available=available_memory_bytes(),
+        trt=trt,
+    )
 
 
 def why_not_run(profile: Profile) -> str | None:
-    """Why this machine cannot run an engine of the profile; None where it can."""
+    """Why this machine cannot run an engine for the GPU of a profile; None where it can."""
+    if profile.target == "onnxruntime-cuda":
+        from q2export.runtime.backends.onnxruntime_cuda import provider
+
+        if provider.why_not_run() is None:
+            return None
+        return "needs onnxruntime-gpu and an NVIDIA GPU; run 'q2export verify' on such a machine"
     present = [gpu.compute_capability for gpu in gpus()]
     wanted = profile.compute_capability
     if wanted in present:
@@ -165,7 +155,7 @@ def build_engine(
         weight_streaming=profile.weight_streaming,
         timing_cache=timing_cache,
     )
-    need = plan.gpu_need
+    need = plan.need
     require_free_space(writer.folder, need.weights + need.streamed_weights, "the engine")
     network = Network(plan.trt, writer.folder / graph_engine.file)
     with (
@@ -175,7 +165,7 @@ def build_engine(
         network.build(options, sink, advance)
     info = TensorRTInfo(
         builder="rtx" if plan.builder == "rtx" else "tensorrt",
-        builder_version=str(plan.trt.__version__),
+        builder_version=plan.builder_version,
         compute_capability=options.compute_capability,
         plugin_contract_version=opspec.CONTRACT_VERSION,
         version_compatible=options.version_compatible,

@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 
 _MIB = 1 << 20
 LARGEST_TENSOR = (1 << 31) - 1
-"""Elements of the largest tensor that TensorRT documents to take. Nobody here has tried a larger one."""
+"""Elements of the largest tensor that TensorRT documents to take, and that ONNX Runtime's kernels on CUDA
+count.
+
+Nobody here has tried a larger one.
+"""
 
 _NARROWER: tuple[WeightType, ...] = ("int8", "int4")  # the least loss first
 _ROUTED_EXPERTS = ("*.experts.*",)  # which the plugin for mixtures of experts takes in 16 bits alone
@@ -74,7 +78,7 @@ def narrower_weights(plan: WeightPlan, profile: Profile, dtype: str) -> Iterator
         overrides: dict[str, object] = {"quantization.weights": weights}
         if keep != asked.keep:
             overrides["quantization.keep"] = list(keep)
-        total = planned_bytes(narrow, "tensorrt", dtype).total
+        total = planned_bytes(narrow, profile.target, dtype).total
         yield Alternative(f"{weights} weights", overrides, budget(narrow.config, dtype, total, profile))
 
 
@@ -96,7 +100,7 @@ def check_tensor_sizes(config: ModelConfig, profile: Profile) -> None:
         ways = {name: most for name, most in largest.items() if most}
         raise ProfileError(
             f"{tensor} would have {batch * length * size:,} elements with batch.max {batch} and {key} "
-            f"{length}, and a tensor of TensorRT has at most {LARGEST_TENSOR:,}; the largest that would be "
+            f"{length}, and a tensor on a GPU has at most {LARGEST_TENSOR:,}; the largest that would be "
             f"taken: {' or '.join(f'{name} {most}' for name, most in ways.items())}",
             [{name: most} for name, most in ways.items()],
         )
@@ -149,7 +153,7 @@ def _ways_out(
     for other in others:
         if fits_whole(other):
             break
-    if not ways and not wanted.streamed:
+    if not ways and not wanted.streamed and profile.target == "tensorrt":
         streamed = replace(wanted, streamed=True)
         fits_whole(Alternative("weights streamed from the host", {"weight_streaming": True}, streamed))
     as_they_are = Alternative("weights as they are", {}, wanted)

@@ -16,6 +16,7 @@ from q2export.contracts.quantization import Quantization
 from q2export.errors import OptionError, ProfileError
 from q2export.pipeline import engine as engine_build
 from q2export.pipeline.engine import EnginePlan
+from q2export.pipeline.gpu import GpuPlan, plan_onnxruntime
 from q2export.pipeline.model_source import ModelSource, resolve_model
 from q2export.pipeline.options import BuildOptions
 from q2export.strict.codec import to_plain
@@ -36,7 +37,7 @@ class Job:
         target: of the graph.
         profile: what to build for, its capacity lowered to what the model holds.
         dtype: of the graph.
-        engine: of a TensorRT build; None for others.
+        gpu: of an engine for a GPU; None for others.
     """
 
     model: ModelSource
@@ -44,7 +45,12 @@ class Job:
     target: Target
     profile: Profile
     dtype: str
-    engine: EnginePlan | None = None
+    gpu: GpuPlan | None = None
+
+    @property
+    def tensorrt(self) -> EnginePlan | None:
+        """The plan of a TensorRT build; None for others."""
+        return self.gpu if isinstance(self.gpu, EnginePlan) else None
 
     @property
     def max_capacity(self) -> int:
@@ -60,8 +66,8 @@ class Job:
     def warnings(self) -> tuple[str, ...]:
         """What deserves attention, one sentence each: of the configuration, and of what the package lacks."""
         folder, found = self.weights.folder, self.weights.config.warnings
-        if self.engine is not None:
-            found = (*found, *self.engine.warnings)
+        if self.gpu is not None:
+            found = (*found, *self.gpu.warnings)
         if (folder / "tokenizer.json").exists():
             return found
         return (
@@ -72,8 +78,8 @@ class Job:
 
     def announce(self) -> None:
         """Log what somebody should know before the work begins."""
-        if self.engine is not None:
-            engine_build.announce(self.engine)
+        if self.gpu is not None:
+            self.gpu.announce()
         if self.target == "portable" and self.weights.dtype == "bfloat16":
             if self.dtype == "bfloat16":
                 _log.warning(
@@ -111,7 +117,7 @@ class Job:
             },
             "quantization": to_plain(self.weights.quantization),
             "kv_cache_bytes_per_token": CacheShape(*shape, self.kv_dtype).bytes_per_token,
-            "tensorrt": None if self.engine is None else self.engine.describe(),
+            "gpu": None if self.gpu is None else self.gpu.describe(),
             "profile": self.profile.to_dict(),
             "origin": dict(self.profile.origin),
             "warnings": list(self.warnings),
@@ -129,21 +135,37 @@ def resolve_job(model: str | Path, options: BuildOptions) -> Job:
     resolved = load_profile(options.profile, options.overrides)
     if resolved.target == "portable":
         raise ProfileError("target 'portable' has no engine to build; export it")
-    trt = engine_build.select_builder(resolved) if resolved.target == "tensorrt" else None
+    trt = engine_build.choose_builder(resolved) if resolved.target == "tensorrt" else None
+    if chosen := resolved.target == "tensorrt" and trt is None:
+        resolved = _for_onnxruntime(options)
     found = resolve_model(model, options.revision)
     job = resolve_graph(found, resolved.target, resolved, resolved.graph_dtype)
     # The package will hold the same files: what `load` refuses of them is refused before the work.
     text = open_text(job.weights.folder, job.weights.config.vocab_size)
     warn_of_unsupported(job.weights.folder, text.defaults)
     if trt is not None:
-        job = replace(job, engine=engine_build.plan_engine(trt, job.weights, job.profile, job.dtype))
+        job = replace(job, gpu=engine_build.plan_engine(trt, job.weights, job.profile, job.dtype))
+    elif job.target == "onnxruntime-cuda":
+        job = replace(job, gpu=plan_onnxruntime(job.weights, job.profile, job.dtype, chosen=chosen))
     _refuse_idle_options(job, options)
     return job
 
 
+def _for_onnxruntime(options: BuildOptions) -> Profile:
+    """The profile for ONNX Runtime, as if that had been asked for: a rebuild makes the same engine."""
+    try:
+        return load_profile(options.profile, {**options.overrides, "builder": "onnxruntime"})
+    except ProfileError as error:
+        raise ProfileError(
+            f"{error}; no TensorRT here both builds for this GPU and lists it as supported, so the builder "
+            "'auto' takes ONNX Runtime: name the builder, 'tensorrt' or 'rtx', or leave out what is for "
+            "TensorRT"
+        ) from error
+
+
 def _refuse_idle_options(job: Job, options: BuildOptions) -> None:
     """Refuse an option that has nothing to act on in this job."""
-    if options.timing_cache is not None and (job.engine is None or job.engine.builder != "tensorrt"):
+    if options.timing_cache is not None and (job.gpu is None or job.gpu.builder != "tensorrt"):
         raise OptionError("timing_cache", "is for engines that the full TensorRT builds; leave it out")
     if job.weights.original is None:
         options.refuse_quality_options("no weight is quantized by this build")

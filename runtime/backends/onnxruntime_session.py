@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from q2export.runtime.backends.onnxruntime import OnnxRuntimeCache
 
-_CACHE_ELEMENT_TYPES = {"float32": 1, "float16": 10, "bfloat16": 16}
+CACHE_ELEMENT_TYPES = {"float32": 1, "float16": 10, "bfloat16": 16}
 """Values of ``TensorProto.DataType``, which bindings take where NumPy has no such type."""
 
 _WARNING_SEVERITY = 3  # errors only: ORT warns of every name it meets twice
@@ -74,6 +74,32 @@ def open_session(
         raise PackageError(f"ONNX Runtime {ort.__version__} cannot load {name}: {error}") from error
 
 
+def check_signature(session: onnxruntime.InferenceSession, name: Path, engine: EngineInfo) -> None:
+    """Refuse a graph whose inputs and outputs are not those of the manifest.
+
+    Args:
+        session: of the graph.
+        name: of the file, for messages.
+        engine: from the manifest.
+
+    Raises:
+        PackageError: naming the first, and both sides.
+    """
+    for kind, tensors, values in (
+        ("input", engine.signature.inputs, session.get_inputs()),
+        ("output", engine.signature.outputs, session.get_outputs()),
+    ):
+        expected = {one.name: _shown(one.dtype, one.shape) for one in tensors}
+        found = {one.name: _found(one) for one in values}
+        for tensor in sorted(expected.keys() | found.keys()):
+            if expected.get(tensor) != found.get(tensor):
+                raise PackageError(
+                    f"{name}: {kind} {shown(tensor)}: the manifest says "
+                    f"{expected.get(tensor, 'there is none')}, the graph {found.get(tensor, 'has none')}; "
+                    "rebuild the package"
+                )
+
+
 class GraphSession:
     """The graph of an engine: it appends tokens to a cache and gives logits.
 
@@ -90,23 +116,8 @@ class GraphSession:
         self._session = session
         self._name = name
         self._layers = engine.num_hidden_layers
-        self._cache_type = int(_CACHE_ELEMENT_TYPES[engine.kv_dtype])
-        self._check(engine)
-
-    def _check(self, engine: EngineInfo) -> None:
-        for kind, tensors, values in (
-            ("input", engine.signature.inputs, self._session.get_inputs()),
-            ("output", engine.signature.outputs, self._session.get_outputs()),
-        ):
-            expected = {one.name: _shown(one.dtype, one.shape) for one in tensors}
-            found = {one.name: _found(one) for one in values}
-            for name in sorted(expected.keys() | found.keys()):
-                if expected.get(name) != found.get(name):
-                    raise PackageError(
-                        f"{self._name}: {kind} {shown(name)}: the manifest says "
-                        f"{expected.get(name, 'there is none')}, the graph {found.get(name, 'has none')}; "
-                        "rebuild the package"
-                    )
+        self._cache_type = int(CACHE_ELEMENT_TYPES[engine.kv_dtype])
+        check_signature(session, name, engine)
 
     def run(
         self, cache: OnnxRuntimeCache, first_row: int, step: Sequence[Int64Array], logits: Float32Array
@@ -171,7 +182,7 @@ def run_step(
         for name in values:
             if tensor_named(name) in PAST:
                 upper = (np.ascontiguousarray(feed[name]).view(np.uint32) >> 16).astype(np.uint16)
-                values[name] = make(upper, _CACHE_ELEMENT_TYPES[kv_dtype])
+                values[name] = make(upper, CACHE_ELEMENT_TYPES[kv_dtype])
     return [value.numpy() for value in session.run_with_ort_values(list(outputs), values)]
 
 

@@ -88,7 +88,7 @@ def test_build_with_other_settings(
             ["--set", "capacity.max=999999"],
             "capacity.max is 999999, but the model holds sequences of 1024",
         ),
-        (["--builder", "rtx"], "builder is 'rtx', which is for target 'tensorrt' alone"),
+        (["--builder", "rtx"], "builder is 'rtx', which is for target 'tensorrt' or"),
         (["--set", "quantization.block_size=64"], "quantization.block_size is given, but no weight is"),
         (["--set", "quality.max_mean_kl=1"], "quality.max_mean_kl is given, but no weight is quantized"),
         (["--profile", "cpu-int88"], "did you mean 'cpu-int8'? (a file of your own is given by its path"),

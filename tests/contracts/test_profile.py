@@ -161,7 +161,7 @@ def test_contradicting_file_is_refused_not_lowered(small: Path) -> None:
             "name: s\nworkspace_mib: 0",
             r"workspace_mib is 0, which is for target 'tensorrt' alone",
         ),
-        ("name: small", "name: s\ngpu: A100", r"gpu is 'A100', which is for target 'tensorrt' alone"),
+        ("name: small", "name: s\ngpu: A100", r"gpu is 'A100', which is for target 'tensorrt' or 'onnx"),
         ("name: small", "name: s\norigin: {}", r"unknown key 'origin'"),
     ],
 )
@@ -197,7 +197,7 @@ def test_compute_capability_is_text(tmp_path: Path) -> None:
     ],
 )
 def test_what_the_target_would_ignore_is_refused(profile: str, key: str, value: object) -> None:
-    with pytest.raises(ProfileError, match=rf"with {key}=.*target '\w+' (alone|needs device)"):
+    with pytest.raises(ProfileError, match=rf"with {key}=.*target '[\w-]+' (or|alone|needs device)"):
         load_profile(profile, {key: value})
 
 
@@ -331,6 +331,24 @@ def test_quantization_is_a_section(small: Path) -> None:
     )
     assert Profile.from_dict(loaded.to_dict()) == loaded
     assert load_profile(small, loaded.overrides()).quantization == loaded.quantization
+
+
+def test_the_builder_onnxruntime_makes_another_target_of_a_gpu_profile() -> None:
+    profile = load_profile("h100", {"builder": "onnxruntime"})
+    assert (profile.target, profile.device, profile.gpu) == ("onnxruntime-cuda", "cuda", "H100")
+    assert profile.overrides() == {"builder": "onnxruntime"}
+    assert Profile.from_dict(profile.to_dict()) == profile
+    assert load_profile("cuda").target == "onnxruntime-cuda"
+    for overrides, message in (
+        ({"weight_streaming": True}, "weight_streaming is True, which is for target 'tensorrt' alone"),
+        ({"dtype": "float32"}, "'float32' is not implemented for ONNX Runtime on CUDA"),
+        ({"compute_capability": "7.5"}, r"compute_capability is 7\.5, .* need 8\.0 or later"),
+        ({"quantization.weights": "int4", "quantization.symmetric": False}, "takes no zero points"),
+    ):
+        with pytest.raises(ProfileError, match=message):
+            load_profile("h100", {"builder": "onnxruntime", **overrides})
+    with pytest.raises(ProfileError, match="builder 'rtx' does not make engines for target"):
+        load_profile("cuda", {"builder": "rtx"})
 
 
 def test_quantization_that_tensorrt_cannot_honour() -> None:

@@ -38,7 +38,7 @@ def any_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """A builder for every GPU; nothing is built."""
     builder = ModuleType("tensorrt")
     builder.__version__ = "10.15.1"  # type: ignore[attr-defined]
-    monkeypatch.setattr(engine_build, "select_builder", lambda profile: builder)
+    monkeypatch.setattr(engine_build, "choose_builder", lambda profile: builder)
 
 
 def refusal(model: Path, profile: str, overrides: dict[str, object]) -> ProfileError:
@@ -54,8 +54,8 @@ def refusal(model: Path, profile: str, overrides: dict[str, object]) -> ProfileE
         (
             "72B", "a100", {},
             r"; not even one sequence fits; with int8 weights: batch \d+ .*; with int4 weights: batch 8 .*; "
-            r"profile h200 has room with int4 weights$",
-            [{"quantization.weights": "int4"}, {"profile": "h200", "quantization.weights": "int4"}],
+            r"profile b200 has room with int8 weights$",
+            [{"quantization.weights": "int4"}, {"profile": "b200", "quantization.weights": "int8"}],
         ),
         (
             "72B", "a100", {"quantization.weights": "int8", "batch.max": 2},
@@ -115,7 +115,7 @@ def test_the_command_line_shows_the_options(tmp_path: Path, capsys: pytest.Captu
     assert main(["build", "--model", str(model), "--profile", "a100", "--dry-run"]) == 1
     message = capsys.readouterr().err
     assert "--quantization int4 --set capacity.max=" in message
-    assert message.endswith(" or --profile h200 --quantization int4\n")
+    assert message.endswith(" or --profile b200 --quantization int8\n")
 
 
 @pytest.mark.usefixtures("any_gpu")

@@ -21,6 +21,8 @@ from q2export.contracts.profile_loading import load_profile
 from q2export.errors import ExportError, MissingDependencyError, ProfileError
 from q2export.package.reader import read_package
 from q2export.pipeline import engine as engine_build
+from q2export.pipeline.gpu import GpuPlan
+from q2export.pipeline.memory import GpuNeed
 from tests.helpers.checkpoints import CHECKPOINTS, tiny_config, write_checkpoint, write_sparse_checkpoint
 
 pytestmark = pytest.mark.skipif(
@@ -113,10 +115,12 @@ def test_full_size_parses_and_is_refused_before_any_work(
         build(model, tmp_path / "package")
     assert not (tmp_path / "package").exists()
     planned = api.plan(model, profile="a100", overrides={"builder": "rtx", "weight_streaming": True})
-    assert planned["tensorrt"]["host_bytes"] > 1.7 * exported.manifest.weights.in_place_bytes
+    assert planned["gpu"]["host_bytes"] > 1.7 * exported.manifest.weights.in_place_bytes
     caplog.clear()
-    source = engine_build.EnginePlan(None, "rtx", None, 300 << 30, 16 << 30)  # type: ignore[arg-type]
-    engine_build.announce(source)
+    need = GpuNeed(1, 1, 0, 0, 0)
+    GpuPlan(
+        builder="rtx", builder_version="1", need=need, host_bytes=300 << 30, host_available=16 << 30
+    ).announce()
     assert "building needs about 300.0 GiB of RAM, 16.0 GiB are free" in caplog.text
 
 
@@ -158,7 +162,7 @@ def test_dry_run_shows_builder_and_memory(tmp_path: Path, capsys: pytest.Capture
     command[command.index("a100")] = "l4"
     assert main([*command, "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
-    gpu = plan["tensorrt"]["gpu_bytes"]
+    gpu = plan["gpu"]["gpu_bytes"]
     assert gpu["total"] == gpu["weights"] + gpu["kv_cache"] + gpu["activations"] + (1 << 30)
     assert plan["kv_cache_bytes_per_token"] == 5 * 2 * 1 * 64 * 2
 

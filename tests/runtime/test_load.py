@@ -94,7 +94,7 @@ def test_tensorrt_engine_goes_to_its_own_backend(
     load(opened["folder"])
     assert (opened["built"], opened["rebuild_command"]) == ("what it was built with", "q2export build")
     assert "threads" not in opened
-    with pytest.raises(OptionError, match=r"threads is for engines of ONNX Runtime; .* TensorRT"):
+    with pytest.raises(OptionError, match=r"threads is for engines on the CPU; .* TensorRT"):
         load(opened["folder"], threads=2)
 
 

@@ -16,8 +16,8 @@ from q2export.exporter.passes.packed_operands import (
 class LowerQuantizedGather(PackedPass):
     """Only the rows of the tokens are dequantized.
 
-    Codes are given as uint8: there the op takes the zero point of a symmetric weight to be in the middle, of
-    uint4 to be zero.
+    Its scales are of the type that the rows are wanted in. Codes are given as uint8: there the op takes the
+    zero point of a symmetric weight to be in the middle, of uint4 to be zero.
     """
 
     def rewrite(self, model: ir.Model, result: PassResult) -> None:
@@ -27,7 +27,8 @@ class LowerQuantizedGather(PackedPass):
             weight = packed_operand(self.packed, gather, 0)
             if weight is None:
                 continue
-            table = kernel_operands(graph, weight.name, [weight])
+            dtype = gather.outputs[0].dtype or ir.DataType.FLOAT
+            table = kernel_operands(graph, weight.name, [weight], scale_dtype=dtype)
             zero_points = [] if table.zero_points is None else [table.zero_points]
             rows = Inserter(graph, gather).op(
                 "GatherBlockQuantized",

@@ -1,7 +1,8 @@
-"""``Gemm`` with a quantized weight -> ``Q2QuantizedLinear``, which multiplies with the codes as stored."""
+"""``Gemm`` with a quantized weight -> an op over the codes as stored: ``Q2QuantizedLinear``."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import replace as replace_fields
 
 import onnx_ir as ir
@@ -20,14 +21,15 @@ from q2export.exporter.passes.base import (
 )
 from q2export.exporter.passes.packed_operands import (
     PackedOpPass,
+    PackedPass,
     kernel_operands,
     packed_operand,
     require_all_lowered,
 )
 
 
-class LowerQuantizedLinear(PackedOpPass):
-    """``Gemm`` with a quantized weight becomes ``Q2QuantizedLinear``."""
+class LowerQuantizedGemm(PackedPass):
+    """``Gemm`` with a quantized weight becomes whatever op multiplies with codes."""
 
     def rewrite(self, model: ir.Model, result: PassResult) -> None:
         """Replace every matmul with a quantized weight."""
@@ -45,18 +47,10 @@ class LowerQuantizedLinear(PackedOpPass):
             else:
                 self._lower_alternating(graph, gemm, weight, alternating)
             result.matched += 1
-        if result.matched:
-            define(model, function_for(opspec.QUANTIZED_LINEAR, scheme=self.scheme))
 
+    @abstractmethod
     def _linear(self, emit: Inserter, gemm: ir.Node, weight: PackedWeight) -> ir.Value:
-        matrix = kernel_operands(emit.graph, weight.tensor, [weight])
-        bias = gemm.inputs[2] if len(gemm.inputs) > 2 else None
-        return emit.op(
-            opspec.QUANTIZED_LINEAR.name,
-            [input_of(gemm, 0), matrix.codes, matrix.scales, matrix.zero_points, bias],
-            domain=opspec.DOMAIN,
-            attributes=self.attributes,
-        )
+        """The product with the rows of ``weight``, bias included."""
 
     def _lower_alternating(
         self,
@@ -79,3 +73,23 @@ class LowerQuantizedLinear(PackedOpPass):
     def ensures(self, model: ir.Model) -> None:
         """No quantized weight is read as floating point."""
         require_all_lowered(model.graph, self.packed)
+
+
+class LowerQuantizedLinear(PackedOpPass, LowerQuantizedGemm):
+    """``Gemm`` with a quantized weight becomes ``Q2QuantizedLinear``."""
+
+    def rewrite(self, model: ir.Model, result: PassResult) -> None:
+        """Replace every matmul with a quantized weight."""
+        super().rewrite(model, result)
+        if result.matched:
+            define(model, function_for(opspec.QUANTIZED_LINEAR, scheme=self.scheme))
+
+    def _linear(self, emit: Inserter, gemm: ir.Node, weight: PackedWeight) -> ir.Value:
+        matrix = kernel_operands(emit.graph, weight.tensor, [weight])
+        bias = gemm.inputs[2] if len(gemm.inputs) > 2 else None
+        return emit.op(
+            opspec.QUANTIZED_LINEAR.name,
+            [input_of(gemm, 0), matrix.codes, matrix.scales, matrix.zero_points, bias],
+            domain=opspec.DOMAIN,
+            attributes=self.attributes,
+        )

@@ -56,7 +56,7 @@ def check_quality(
     if not (writer.folder / TOKENIZER_FILE).exists():
         return None, f"the checkpoint holds no {TOKENIZER_FILE}, and quality is measured on text"
     probe = None
-    if job.engine is None or engine_build.why_not_run(job.profile) is None:
+    if job.gpu is None or engine_build.why_not_run(job.profile) is None:
         probe = EngineUnderTest.of_build(writer.folder, job, engine).probe()
     report = measure_quality(
         original,

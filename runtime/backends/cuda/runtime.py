@@ -13,10 +13,11 @@ from q2export.errors import GenerationError, MissingDependencyError, PackageErro
 
 @dataclass(frozen=True)
 class Device:
-    """A GPU: its name and compute capability, ``"8.0"``."""
+    """A GPU: its name, compute capability, ``"8.0"``, and number in this process."""
 
     name: str
     compute_capability: str
+    index: int = 0
 
 
 class Cuda(Protocol):
@@ -135,7 +136,7 @@ class CudaRuntime:
     def _device(self, index: int) -> Device:
         properties = self._call("cudaGetDeviceProperties", index)
         name = properties.name.split(b"\0")[0].decode(errors="replace")
-        return Device(name, f"{properties.major}.{properties.minor}")
+        return Device(name, f"{properties.major}.{properties.minor}", index)
 
     def free_memory(self) -> int:
         """See :meth:`Cuda.free_memory`."""
