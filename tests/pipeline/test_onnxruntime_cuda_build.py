@@ -6,7 +6,6 @@ import json
 import os
 from pathlib import Path
 
-import onnx
 import pytest
 
 import q2export
@@ -36,7 +35,6 @@ def test_weights_are_used_in_place(package: Path) -> None:
     assert (manifest.engine.dtype, manifest.engine.kv_dtype) == ("bfloat16", "bfloat16")
     assert manifest.weights.converted_bytes == 0
     assert os.path.samefile(package / "weights" / "model.safetensors", MOE / "model.safetensors")
-    onnx.checker.check_model(onnx.load(package / "model.onnx", load_external_data=False))
 
 
 @no_cuda
