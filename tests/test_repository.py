@@ -103,9 +103,9 @@ def test_the_wheel_is_described(wheel: Path) -> None:
     assert metadata["Name"] == "q2export"
     assert metadata["License-Expression"] == "Apache-2.0"
     assert set(metadata.get_all("Provides-Extra") or ()) == {
+        "cuda",
         "dev",
         "export",
-        "gpu",
         "rtx",
         "server",
         "tensorrt",

@@ -9,7 +9,6 @@ import logging
 from pathlib import Path
 from types import ModuleType
 
-from q2export.contracts.commands import install_command
 from q2export.errors import MissingDependencyError, PackageError, Q2ExportError
 from q2export.package.manifest import installed_versions
 from q2export.runtime.backends.cuda.runtime import CudaRuntime, Device
@@ -17,7 +16,8 @@ from q2export.runtime.onnxruntime_import import import_onnxruntime
 
 PROVIDER = "CUDAExecutionProvider"
 _SHARED, _LIBRARY = "libonnxruntime_providers_shared.so", "libonnxruntime_providers_cuda.so"
-_SWITCH = f"pip uninstall -y onnxruntime onnxruntime-gpu, then {install_command('cuda')}"
+_INSTALL = "pip install 'onnxruntime-gpu[cuda,cudnn]>=1.31' cuda-bindings"
+_SWITCH = f"pip uninstall --yes onnxruntime onnxruntime-gpu, then {_INSTALL}"
 OLDEST = (8, 0)
 """Compute capability that our kernels begin with."""
 
@@ -35,7 +35,7 @@ def import_with_cuda() -> ModuleType:
     except ImportError as error:
         raise MissingDependencyError(
             f"running an engine for ONNX Runtime on CUDA needs onnxruntime-gpu, and no ONNX Runtime can be "
-            f"imported ({error}); install it with: {install_command('cuda')}"
+            f"imported ({error}); install it with: {_INSTALL}"
         ) from error
     if PROVIDER not in ort.get_available_providers():
         found = installed_versions(("onnxruntime", "onnxruntime-gpu"))
@@ -97,7 +97,7 @@ def check_provider(ort: ModuleType, used: list[str]) -> None:
         f"ONNX Runtime {ort.__version__} has a {PROVIDER}, but cannot use it: "
         f"{_why_not_loaded(ort) or 'its log says why'}. It needs the CUDA and cuDNN libraries it was built "
         "for (onnxruntime-gpu 1.31: CUDA 13, cuDNN 9), which the nvidia-*-cu13 packages have, those of "
-        f"PyTorch included: {install_command('cuda')}"
+        f"PyTorch included: {_INSTALL}"
     )
 
 
