@@ -101,7 +101,7 @@ def plan_onnxruntime(weights: WeightPlan, profile: Profile, dtype: str, *, chose
     gpu = f"{profile.gpu or profile.name} (compute capability {profile.compute_capability})"
     warning = (
         f"no TensorRT here both builds for {gpu} and lists it as supported, so the engine is one for ONNX "
-        "Runtime on CUDA; --builder tensorrt or --builder rtx says what stands against each"
+        "Runtime on CUDA; the builders tensorrt and rtx, asked for by name, say what stands against each"
     )
     return GpuPlan(
         builder="onnxruntime",

@@ -17,7 +17,7 @@ from q2export.runtime.onnxruntime_import import import_onnxruntime
 PROVIDER = "CUDAExecutionProvider"
 _SHARED, _LIBRARY = "libonnxruntime_providers_shared.so", "libonnxruntime_providers_cuda.so"
 _INSTALL = "pip install 'onnxruntime-gpu[cuda,cudnn]>=1.31' cuda-bindings"
-_SWITCH = f"pip uninstall --yes onnxruntime onnxruntime-gpu, then {_INSTALL}"
+_SWITCH = f"pip uninstall -y onnxruntime onnxruntime-gpu, then {_INSTALL}"
 OLDEST = (8, 0)
 """Compute capability that our kernels begin with."""
 
