@@ -41,7 +41,7 @@ def test_weights_are_used_in_place(package: Path) -> None:
 def test_what_is_missing_to_run_it_is_said(package: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "needs onnxruntime-gpu" in (read_package(package).manifest.parity_skipped or "")
     with pytest.raises(
-        MissingDependencyError, match=r"onnxruntime-gpu; found onnxruntime 1\..* pip uninstall --yes"
+        MissingDependencyError, match=r"onnxruntime-gpu; found onnxruntime 1\..* pip uninstall -y"
     ):
         q2export.load(package)
     with pytest.raises(OptionError, match="threads is for engines on the CPU"):
