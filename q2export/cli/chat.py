@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
 
     from q2export.runtime.engine import Engine
     from q2export.runtime.options import OptionKeywords
+    from q2export.runtime.scheduler import Scheduler
 
 _COMMANDS = {
     "/exit": "leave (so does ctrl-D)",
@@ -46,8 +46,16 @@ def command(
     """
     check_greedy(generation)
     from q2export import api
+    from q2export.runtime.scheduler import Scheduler, SchedulerOptions
 
-    conversation = Conversation(api.load(package, threads=threads), system, generation)
+    engine = api.load(package, threads=threads)
+    # It keeps the keys and values of what was said: each turn computes only what is new.
+    with Scheduler(engine, SchedulerOptions(rows=1)) as scheduler:
+        _talk(Conversation(engine, scheduler, system, generation))
+
+
+def _talk(conversation: Conversation) -> None:
+    """Take lines until there are none, or one ends the program."""
     interactive = sys.stdin.isatty()
     if interactive:
         import readline  # noqa: F401 - gives input() its line editing and history
@@ -77,10 +85,13 @@ def _read_line(interactive: bool) -> str | None:
 
 
 class Conversation:
-    """Messages so far, and the engine that answers them."""
+    """Messages so far, the engine whose template they are put into, and what answers them."""
 
-    def __init__(self, engine: Engine, system: str | None, generation: OptionKeywords) -> None:
+    def __init__(
+        self, engine: Engine, scheduler: Scheduler, system: str | None, generation: OptionKeywords
+    ) -> None:
         self._engine = engine
+        self._scheduler = scheduler
         self._system = system
         self._generation = generation
         self._messages: list[dict[str, str]] = []
@@ -119,7 +130,7 @@ class Conversation:
         said, timings = [], None
         prompt = self._engine.chat_prompt(messages)
         try:
-            with closing(self._engine.stream(prompt, **self._generation)) as events:
+            with self._scheduler.submit(prompt, **self._generation) as events:
                 for event in events:
                     said.append(event.text)
                     click.echo(event.text, nl=False)

@@ -137,12 +137,12 @@ class Loop:
 
     def _waits_for_prefix(self, request: Request) -> bool:
         """Whether a prompt that is being computed begins as this one does: it will be there to be taken."""
-        tokens = request.text_tokens[:-1]
-        sources = [each.running.text_tokens for each in self.lineup.prefilling]
-        coming = max((common_prefix(each, tokens) for each in sources), default=0)
+        tokens, prefilling = request.text_tokens[:-1], self.lineup.prefilling
+        coming = max((common_prefix(each.running.text_tokens, tokens) for each in prefilling), default=0)
         if coming < _WORTH_WAITING:
             return False
-        return coming - self.lineup.slots.longest_prefix(tokens)[1] >= _WORTH_WAITING
+        _, there = self.lineup.slots.longest_prefix(tokens, without=prefilling)
+        return coming - there >= _WORTH_WAITING
 
     def _begin(self, request: Request) -> None:
         cached = self.lineup.begin(request).cached

@@ -82,4 +82,9 @@ def slots_together(remaining: Mapping[int, int], head: int, tokens: int, most: i
                 break
             first, end = min(first, slot), max(end, slot + 1)
             slot += step
+    lengths = [remaining[slot] for slot in range(first, end)]
+    widest = tokens // len(lengths)
+    for wider in sorted({min(length, widest) for length in lengths if length > width}):
+        if sum(max(wider - length, 0) for length in lengths) <= CALL_TOKENS:
+            width = max(width, wider)
     return first, end, width

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -119,11 +119,13 @@ class Slots:
             resident.cached = length
         return resident
 
-    def longest_prefix(self, tokens: Int64Array) -> tuple[Resident | None, int]:
+    def longest_prefix(
+        self, tokens: Int64Array, without: Collection[Resident] = ()
+    ) -> tuple[Resident | None, int]:
         """Who holds the longest prefix of ``tokens``, and how long it is; None if a copy does not pay."""
         best, length = None, _COPY_TOKENS - 1
         for each in self._all():
-            if min(each.cached, len(tokens)) > length:
+            if min(each.cached, len(tokens)) > length and each not in without:
                 common = common_prefix(each.tokens, tokens)
                 if common > length:
                     best, length = each, common

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from q2export.runtime.scheduler.request import Request
 
 _GRAMS = (3, 2)  # tokens that must have come before
-_PAUSE = 32  # tokens generated plainly where guessing did not pay
-_WEIGHT = 0.2  # of the latest call in the running mean
+_PAUSE = 32  # tokens generated plainly where guessing did not pay; twice as many the next time
+_WEIGHT = 0.3  # of the latest call in the running mean
 
 
 class Speculation:
@@ -30,6 +30,7 @@ class Speculation:
         self._tokens: list[int] = []
         self._places: dict[tuple[int, ...], int] = {}
         self._pause = 0
+        self._next_pause = _PAUSE
         self._gain = float(most)
         self._cost = 0.0
 
@@ -57,7 +58,8 @@ class Speculation:
         self._gain += _WEIGHT * (accepted - self._gain)
         self._cost += _WEIGHT * (cost - self._cost)
         if self._gain < self._cost:
-            self._pause, self._gain, self._cost = _PAUSE, float(self._most), 0.0
+            self._pause, self._gain, self._cost = self._next_pause, float(self._most), 0.0
+            self._next_pause *= 2
 
     def _read(self) -> None:
         """Take up what was generated since, and where it stands."""

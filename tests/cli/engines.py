@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -56,3 +57,22 @@ class FakeEngine:
             last = number == len(self.pieces) - 1
             whole = GenerationResult((7, 8, 9), "".join(self.pieces), "stop", None, TIMINGS)
             yield TokenEvent(number, text, whole if last else None)
+
+
+@dataclass
+class FakeScheduler:
+    """Streams what the engine does."""
+
+    engine: FakeEngine
+    options: object
+
+    def submit(
+        self, prompt: str | list[int], **options: Unpack[OptionKeywords]
+    ) -> AbstractContextManager[Iterator[TokenEvent]]:
+        return closing(self.engine.stream(prompt, **options))
+
+    def __enter__(self) -> FakeScheduler:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass

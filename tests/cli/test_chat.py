@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from q2export.cli.main import main
-from tests.cli.engines import FakeEngine
+from tests.cli.engines import FakeEngine, FakeScheduler
 
 Lines = Callable[..., None]
 
@@ -17,6 +17,7 @@ Lines = Callable[..., None]
 def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     fake = FakeEngine()
     monkeypatch.setattr("q2export.api.load", lambda package, threads: fake)
+    monkeypatch.setattr("q2export.runtime.scheduler.Scheduler", FakeScheduler)
     return fake
 
 

@@ -16,7 +16,7 @@ from q2export.errors import GenerationError
 from q2export.runtime.engine import Engine
 from tests.runtime.fakes import FakeBackend
 
-PATIENCE = 60  # seconds until a test that hangs fails
+PATIENCE = 5  # seconds until a test that hangs fails
 
 
 class HeldBackend(FakeBackend):
@@ -27,10 +27,10 @@ class HeldBackend(FakeBackend):
         self.begun = threading.Semaphore(0)
         self.let_go = threading.Semaphore(0)
 
-    def forward(self, *arguments: Any) -> Any:
+    def forward(self, *arguments: Any, **others: Any) -> Any:
         self.begun.release()
         assert self.let_go.acquire(timeout=PATIENCE)
-        return super().forward(*arguments)
+        return super().forward(*arguments, **others)
 
 
 def test_a_stream_is_cancelled_while_another_thread_computes() -> None:
