@@ -209,6 +209,7 @@ def test_an_engine_that_fails_ends_what_is_there_and_serves_what_comes_after() -
         def forward(self, *arguments: Any, **others: Any) -> Any:
             if self.fails and len(self.calls) == 2:
                 assert all_there.wait(PATIENCE)
+            if self.fails and len(self.calls) == 3:
                 self.fails = False
                 raise RuntimeError("the cable is out")
             return super().forward(*arguments, **others)
