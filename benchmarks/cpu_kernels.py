@@ -62,9 +62,10 @@ CASES = (
     Case("bf16 times bf16, 8 rows", 8, 896, 110_000, 16, rounded=True),
     Case("bf16 times bf16, 512 rows", 512, 896, 4864, 16, rounded=True),
     Case("int4, 1 row", 1, 896, 220_000, 4),
-    Case("int4, 8 rows", 8, 896, 110_000, 4),
+    *(Case(f"int4, {rows} rows", rows, 896, 110_000, 4) for rows in (2, 4, 8, 16)),
     Case("int4, 512 rows", 512, 896, 4864, 4),
     Case("int8, 1 row", 1, 896, 110_000, 8),
+    *(Case(f"int8, {rows} rows", rows, 896, 110_000, 8) for rows in (2, 4, 8, 16)),
     Case("int8, 512 rows", 512, 896, 4864, 8),
     Case("int4 experts, 512 rows", 512, 512, 352, 4, experts=60),
 )
@@ -109,7 +110,7 @@ def quantized(case: Case, threads: int) -> tuple[dict[str, Any], Array]:
     rng = np.random.default_rng(0)
     blocks = case.in_features // 32
     codes = rng.integers(0, 256, (case.out_features, case.in_features * case.bits // 8), np.uint8)
-    scales = (rng.standard_normal((case.out_features, blocks), np.float32) / 2**case.bits).astype(np.float32)
+    scales = (rng.standard_normal((case.out_features, blocks), np.float32) / 2**case.bits).astype(np.float16)
     own = helper.make_node(
         "Q2QuantizedLinear",
         ["x", "w", "s"],
@@ -132,9 +133,11 @@ def quantized(case: Case, threads: int) -> tuple[dict[str, Any], Array]:
     )
     as_blocks = codes.reshape(case.out_features, blocks, -1)
     return {
-        OURS: session(own, {"w": (codes, TensorProto.UINT8), "s": (scales, TensorProto.FLOAT)}, threads),
+        OURS: session(own, {"w": (codes, TensorProto.UINT8), "s": (scales, TensorProto.FLOAT16)}, threads),
         "MatMulNBits": session(
-            peer, {"w": (as_blocks, TensorProto.UINT8), "s": (scales, TensorProto.FLOAT)}, threads
+            peer,
+            {"w": (as_blocks, TensorProto.UINT8), "s": (scales.astype(np.float32), TensorProto.FLOAT)},
+            threads,
         ),
     }, np.concatenate([codes.reshape(-1), scales.reshape(-1).view(np.uint8)])
 
@@ -153,10 +156,10 @@ def mixture(case: Case, threads: int) -> tuple[dict[str, Any], Array]:
     values = {}
     for name, (rows, columns) in shapes.items():
         codes = rng.integers(0, 2**case.bits, (case.experts, rows, columns), np.uint8)
-        scales = np.full((case.experts, rows, columns // 32), 2.0**-case.bits / columns**0.5, np.float32)
+        scales = np.full((case.experts, rows, columns // 32), 2.0**-case.bits / columns**0.5, np.float16)
         values[name] = (codes.astype(np.float32) - 2 ** (case.bits - 1)) * scales[:, :, :1]
         packed = codes if case.bits == 8 else codes[..., ::2] | codes[..., 1::2] << 4
-        names |= {name: (packed, TensorProto.UINT8), f"{name}_scale": (scales, TensorProto.FLOAT)}
+        names |= {name: (packed, TensorProto.UINT8), f"{name}_scale": (scales, TensorProto.FLOAT16)}
     for expert in range(case.experts):
         gate_up = values["gate_up"][expert]
         for name, each in (("gate", gate_up[::2]), ("up", gate_up[1::2]), ("down", values["down"][expert])):

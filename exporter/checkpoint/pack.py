@@ -14,6 +14,7 @@ import numpy.typing as npt
 from q2export.contracts.quantization import Scheme
 
 UInt8Array = npt.NDArray[np.uint8]
+Float16Array = npt.NDArray[np.float16]
 Float32Array = npt.NDArray[np.float32]
 
 
@@ -56,12 +57,12 @@ class PackedRows:
 
     Attributes:
         codes: uint8 ``[rows, in * bits / 8]``.
-        scales: ``[rows, in / block_size]``.
+        scales: float16 ``[rows, in / block_size]``.
         zero_points: uint8 ``[rows, ceil(in / block_size * bits / 8)]``; None where the scheme is symmetric.
     """
 
     codes: UInt8Array
-    scales: Float32Array
+    scales: Float16Array
     zero_points: UInt8Array | None = None
 
 
@@ -71,7 +72,7 @@ class QuantizedRows:
 
     Attributes:
         codes: ``[rows, in]``, one code per byte.
-        scales: ``[rows, in / block_size]``, finite and not zero.
+        scales: ``[rows, in / block_size]``, numbers that float16 holds exactly.
         zero_points: as ``scales``; None where the scheme is symmetric.
     """
 
@@ -82,7 +83,7 @@ class QuantizedRows:
     def packed(self, bits: int) -> PackedRows:
         """As they are stored."""
         zero_points = None if self.zero_points is None else pack(self.zero_points, bits)
-        return PackedRows(pack(self.codes, bits), self.scales, zero_points)
+        return PackedRows(pack(self.codes, bits), self.scales.astype(np.float16), zero_points)
 
     def dequantized(self, scheme: Scheme) -> Float32Array:
         """``(code - zero_point) * scale`` in float32, ``[rows, in]``."""

@@ -6,7 +6,7 @@ Next to a model's other tensors, a quantized weight ``NAME.weight [out, in]`` is
 tensor                   dtype shape                       contents
 ======================== ===== =========================== ===================================================
 NAME.weight              U8    [out, in * bits / 8]        codes; of two nibbles, the low one is first
-NAME.weight_scale        F32   [out, in / block_size]
+NAME.weight_scale        F16   [out, in / block_size]
 NAME.weight_zero_point   U8    [out, ceil(in / block_size  packed as the codes; absent if symmetric
                                * bits / 8)]
 NAME.weight_input_order  I32   [in]                        seldom there, see :class:`PackedWeight`
@@ -27,7 +27,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from q2export.contracts.dtypes import BY_NAME
 from q2export.contracts.quantization import Scheme
+
+SCALE_DTYPE = BY_NAME["float16"]
+"""Of scales: two bytes to a block. What it does not hold is refused where the packed form is made."""
 
 SCALE_SUFFIX, ZERO_POINT_SUFFIX, INPUT_ORDER_SUFFIX = "_scale", "_zero_point", "_input_order"
 
@@ -78,7 +82,7 @@ class PackedWeight:
 
     @property
     def scale_name(self) -> str:
-        """Name of the scales, float32."""
+        """Name of the scales, of :data:`SCALE_DTYPE`."""
         return self.tensor + SCALE_SUFFIX
 
     @property
@@ -111,5 +115,5 @@ class PackedWeight:
     def nbytes(self) -> int:
         """Bytes of the codes, scales and zero points of this weight alone."""
         zero_points = 0 if self.scheme.symmetric else math.prod(self.zero_point_shape)
-        held = math.prod(self.codes_shape) + 4 * math.prod(self.scale_shape) + zero_points
+        held = math.prod(self.codes_shape) + SCALE_DTYPE.itemsize * math.prod(self.scale_shape) + zero_points
         return held // self.row_step

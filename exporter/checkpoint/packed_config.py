@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from q2export.contracts.quantization import PackedQuantization
+from q2export.contracts.quantization import PACKED_FORMAT_VERSION, PackedQuantization
 from q2export.errors import ConfigError
 from q2export.strict.codec import Source, from_plain, to_plain
 
@@ -17,7 +17,6 @@ CONFIG_KEY = "quantization_config"
 UNPADDED_KEY = "q2export_unpadded_sizes"
 """Of ``config.json``: intermediate sizes before they were rounded up with zeros to whole blocks."""
 QUANT_METHOD = "q2export"
-FORMAT_VERSION = 1
 
 
 def is_packed(section: object) -> bool:
@@ -27,7 +26,7 @@ def is_packed(section: object) -> bool:
 
 def config_section(quantization: PackedQuantization) -> dict[str, Any]:
     """The section that says how a checkpoint was quantized."""
-    head = {"quant_method": QUANT_METHOD, "format_version": FORMAT_VERSION}
+    head = {"quant_method": QUANT_METHOD, "format_version": PACKED_FORMAT_VERSION}
     return {**head, **to_plain(quantization)}
 
 
@@ -43,10 +42,10 @@ def parse_section(section: object) -> PackedQuantization:
     if not isinstance(section, Mapping) or section.get("quant_method") != QUANT_METHOD:
         raise ConfigError(f"{CONFIG_KEY}: expected quant_method {QUANT_METHOD!r}")
     version = section.get("format_version")
-    if version != FORMAT_VERSION:
+    if version != PACKED_FORMAT_VERSION:
         raise ConfigError(
-            f"{CONFIG_KEY}.format_version: expected {FORMAT_VERSION}, found {version!r}; quantize the model "
-            "again with this version of q2export"
+            f"{CONFIG_KEY}.format_version: expected {PACKED_FORMAT_VERSION}, found {version!r}; make it "
+            "again with this version: q2export quantize (or q2export repack) --model ... --output ..."
         )
     fields = {
         name: value for name, value in section.items() if name not in ("quant_method", "format_version")

@@ -20,7 +20,7 @@ from types import MappingProxyType
 from q2export.contracts.dtypes import BY_SAFETENSORS
 from q2export.contracts.quantization import PackedQuantization
 from q2export.exporter.checkpoint.config import ModelConfig
-from q2export.exporter.checkpoint.packed import PackedWeight
+from q2export.exporter.checkpoint.packed import SCALE_DTYPE, PackedWeight
 from q2export.exporter.checkpoint.parameters import EMBEDDING, expected_parameters
 from q2export.exporter.checkpoint.selection import select_weights
 
@@ -36,7 +36,7 @@ class PlacedTensor:
     """One tensor of the file.
 
     Attributes:
-        name, dtype, shape: as in the header; dtype is U8, F32, F16, BF16 or I32.
+        name, dtype, shape: as in the header; dtype is U8, F16, F32, BF16 or I32.
         offset: bytes from the start of the file.
         nbytes: its size.
     """
@@ -141,7 +141,8 @@ class _File:
         """Codes of all, scales of all, zero points of all; then orders of the input."""
         held = list({weight.tensor: weight for weight in weights}.values())  # one per tensor
         self.add_run([(weight.tensor, "U8", weight.codes_shape) for weight in held])
-        self.add_run([(weight.scale_name, "F32", weight.scale_shape) for weight in held])
+        scales = [(weight.scale_name, SCALE_DTYPE.safetensors, weight.scale_shape) for weight in held]
+        self.add_run(scales)
         zero_points = [(weight.zero_point_name, "U8", weight.zero_point_shape) for weight in held]
         self.add_run([(name, dtype, shape) for name, dtype, shape in zero_points if name is not None])
         orders = [(weight.input_order, weight.shape[1:]) for weight in weights if weight.holds_input_order]

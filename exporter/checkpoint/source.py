@@ -14,7 +14,7 @@ from q2export.contracts.quantization import PackedQuantization
 from q2export.errors import ConfigError
 from q2export.exporter.checkpoint.config import ModelConfig, load_config
 from q2export.exporter.checkpoint.folder import Checkpoint, TensorRef, open_checkpoint
-from q2export.exporter.checkpoint.packed import PackedWeight
+from q2export.exporter.checkpoint.packed import SCALE_DTYPE, PackedWeight
 from q2export.exporter.checkpoint.packed_layout import PADDING_PREFIX
 from q2export.exporter.checkpoint.parameters import TensorSpec, check_parameters, expected_parameters
 from q2export.exporter.checkpoint.published_config import PublishedQuantization
@@ -120,7 +120,7 @@ def tensor_specs(config: ModelConfig, packed: Mapping[str, PackedWeight]) -> dic
 def _tensors_of(weight: PackedWeight) -> Iterator[tuple[str, TensorSpec]]:
     """The tensors that hold a quantized weight; some may hold another one, too."""
     yield weight.tensor, TensorSpec(weight.codes_shape, ("U8",))
-    yield weight.scale_name, TensorSpec(weight.scale_shape, ("F32",))
+    yield weight.scale_name, TensorSpec(weight.scale_shape, (SCALE_DTYPE.safetensors,))
     if weight.zero_point_name is not None:
         yield weight.zero_point_name, TensorSpec(weight.zero_point_shape, ("U8",))
     if weight.input_order is not None:

@@ -1,13 +1,12 @@
 """The ONNX Runtime lowering (CPU): the ops of the TensorRT target, over weights as they lie on disk.
 
 ``Q2RotaryAttention``, ``Q2MoE`` and ``Q2QuantizedMoE``, for linear layers ``Q2Linear`` and
-``Q2QuantizedLinear``, and ``Q2SwiGLU`` are run by ``libq2export_onnxruntime.so``
-(``plugins/csrc/onnxruntime``), and by their function bodies where that is absent. No weight of a matmul is
-converted, repacked or copied.
+``Q2QuantizedLinear``, for a quantized embedding ``Q2QuantizedGather``, and ``Q2SwiGLU`` are run by
+``libq2export_onnxruntime.so`` (``plugins/csrc/onnxruntime``), and by their function bodies where that is
+absent. No weight of a matmul is converted, repacked or copied.
 
-For two small things ONNX Runtime's contrib ops are faster than standard ones
-(``benchmarks/results/ort_ops.md``): the rows of a quantized embedding, and, where decoding is short, sum and
-norm in one.
+For one small thing ONNX Runtime's contrib op is faster than standard ones
+(``benchmarks/results/ort_ops.md``): where decoding is short, sum and norm in one.
 """
 
 from __future__ import annotations

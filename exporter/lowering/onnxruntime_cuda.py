@@ -21,8 +21,8 @@ import onnx_ir as ir
 
 from q2export.exporter.passes.base import Pass
 from q2export.exporter.passes.fuse_rotary_attention import FuseRotaryAttention
+from q2export.exporter.passes.onnxruntime.lower_gather_block_quantized import LowerGatherBlockQuantized
 from q2export.exporter.passes.onnxruntime.lower_matmul_nbits import LowerMatMulNBits
-from q2export.exporter.passes.onnxruntime.lower_quantized_gather import LowerQuantizedGather
 from q2export.exporter.passes.onnxruntime.select_logits import SelectLogits
 from q2export.exporter.passes.onnxruntime.split_bias import SplitBias
 from q2export.exporter.passes.order_inputs import OrderInputs
@@ -37,7 +37,7 @@ def passes(packed: PackedWeights, dtype: ir.DataType) -> list[Pass]:
         packed: the quantized weights, by Hugging Face name.
         dtype: of weights, activations and scales.
     """
-    quantized: list[Pass] = [OrderInputs(packed), LowerQuantizedGather(packed), LowerMatMulNBits(packed)]
+    quantized: list[Pass] = [OrderInputs(packed), LowerGatherBlockQuantized(packed), LowerMatMulNBits(packed)]
     return [
         FuseRotaryAttention(),
         *(quantized if packed else []),

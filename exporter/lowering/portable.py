@@ -17,7 +17,7 @@ def passes(packed: PackedWeights, dtype: ir.DataType) -> list[Pass]:
 
     Args:
         packed: the quantized weights, by Hugging Face name.
-        dtype: of weights and activations; scales are float32, as on disk, in every case.
+        dtype: of weights and activations; what is dequantized is float32 at first, in every case.
     """
     if not packed:
         return []

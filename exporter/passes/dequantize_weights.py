@@ -1,7 +1,8 @@
 """``DequantizeLinear`` before every use of a quantized weight: quantization in standard ONNX.
 
-The portable graph has unsigned codes, the bytes on disk, and float32 scales. TensorRT takes signed codes
-only, without zero points, and scales of the type it computes in (:class:`Operands`).
+The portable graph has unsigned codes and scales as they are on disk; the scales are cast to float32, in which
+values are exact. TensorRT takes signed codes only, without zero points, and scales of the type it computes in
+(:class:`Operands`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from q2export.exporter.checkpoint.packed import PackedWeight
 from q2export.exporter.graph.nodes import constant
 from q2export.exporter.passes.base import Inserter, PassResult
 from q2export.exporter.passes.packed_operands import (
+    SCALE_TYPE,
     PackedPass,
     PackedWeights,
     packed_operand,
@@ -34,7 +36,8 @@ class Operands:
     Attributes:
         signed: codes are signed, and zero points are zero.
         dtype: what the graph computes in.
-        scale_dtype: of the scales; where it is not ``dtype``, the dequantized weight is cast.
+        scale_dtype: of the scales that are multiplied with; where it is not ``dtype``, the dequantized weight
+            is cast.
     """
 
     signed: bool
@@ -97,8 +100,8 @@ class _Dequantizer:
         """All rows of the tensor that holds a weight, ``[rows, in]``."""
         operands, shape = self.operands, [weight.rows, weight.shape[1]]
         path = weight.tensor.removesuffix(".weight")
-        inputs = [self._codes(weight), self._scales(weight)]
         emit = Inserter(self.graph, node, path)
+        inputs = [self._codes(weight), self._scales(emit, weight)]
         value = emit.op(
             "DequantizeLinear",
             inputs if operands.signed else [*inputs, self._zero_points(weight)],
@@ -114,10 +117,13 @@ class _Dequantizer:
         shape = [weight.rows, weight.shape[1]]
         return view(self.graph, f"{weight.tensor}/codes", dtype, shape, [weight.tensor], form)
 
-    def _scales(self, weight: PackedWeight) -> ir.Value:
-        dtype, shape = self.operands.scale_dtype, list(weight.scale_shape)
-        label = "scale" if dtype == ir.DataType.FLOAT else f"scale_{dtype.name.lower()}"
-        return view(self.graph, f"{weight.tensor}/{label}", dtype, shape, [weight.scale_name], Form.VALUES)
+    def _scales(self, emit: Inserter, weight: PackedWeight) -> ir.Value:
+        """Converted for TensorRT, which takes constants alone; else as they are stored, cast in the graph."""
+        wanted, shape = self.operands.scale_dtype, list(weight.scale_shape)
+        dtype = wanted if self.operands.signed else SCALE_TYPE
+        label = "scale" if dtype == SCALE_TYPE else f"scale_{dtype.name.lower()}"
+        scales = view(self.graph, f"{weight.tensor}/{label}", dtype, shape, [weight.scale_name], Form.VALUES)
+        return scales if dtype == wanted else emit.cast(scales, wanted, "wide_scale")
 
     def _zero_points(self, weight: PackedWeight) -> ir.Value:
         """``[rows, blocks]``, in the type of the codes."""

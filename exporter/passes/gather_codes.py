@@ -17,7 +17,7 @@ import onnx_ir as ir
 from q2export.exporter.checkpoint.packed import PackedWeight
 from q2export.exporter.graph.nodes import constant
 from q2export.exporter.passes.base import Inserter, PassResult, input_of, nodes_of, replace
-from q2export.exporter.passes.packed_operands import PackedPass, packed_operand, view
+from q2export.exporter.passes.packed_operands import SCALE_TYPE, PackedPass, packed_operand, view
 from q2export.exporter.weights.stack import Form
 
 _INT32, _FLOAT = ir.DataType.INT32, ir.DataType.FLOAT
@@ -49,13 +49,19 @@ def _dequantized_rows(graph: ir.Graph, gather: ir.Node, weight: PackedWeight) ->
         [weight.tensor],
     )
     scales = view(
-        graph, f"{weight.tensor}/scale", _FLOAT, list(weight.scale_shape), [weight.scale_name], Form.VALUES
+        graph,
+        f"{weight.tensor}/scale",
+        SCALE_TYPE,
+        list(weight.scale_shape),
+        [weight.scale_name],
+        Form.VALUES,
     )
     codes = _unpacked(emit, emit.op("Gather", [words, indices], "words"), scheme.bits, 32, "codes")
     shape = emit.int64([*leading, weight.blocks, scheme.block_size])
     blocks = emit.cast(emit.op("Reshape", [codes, shape], "blocks"), _FLOAT, "values")
     centred = emit.op("Sub", [blocks, _zero_points(emit, weight, indices, leading)], "centred")
-    scale = emit.op("Unsqueeze", [emit.op("Gather", [scales, indices], "scales"), emit.int64([-1])], "scale")
+    wide = emit.cast(emit.op("Gather", [scales, indices], "scales"), _FLOAT, "scales/wide")
+    scale = emit.op("Unsqueeze", [wide, emit.int64([-1])], "scale")
     rows = emit.op("Mul", [centred, scale], "scaled")
     rows = emit.op("Reshape", [rows, emit.int64([*leading, weight.shape[1]])], "rows")
     wanted = gather.outputs[0].dtype or _FLOAT

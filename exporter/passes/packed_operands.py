@@ -13,10 +13,13 @@ import onnx_ir as ir
 
 from q2export.contracts.quantization import Activations, Scheme
 from q2export.errors import ExportError
-from q2export.exporter.checkpoint.packed import PackedWeight
+from q2export.exporter.checkpoint.packed import SCALE_DTYPE, PackedWeight
 from q2export.exporter.graph.nodes import AttributeValue, initializer
 from q2export.exporter.passes.base import Pass
 from q2export.exporter.weights.stack import META_KEY, Form, Stack
+
+SCALE_TYPE = ir.DataType[SCALE_DTYPE.onnx]
+"""Of scales as they are stored."""
 
 PackedWeights = Mapping[str, PackedWeight]
 """Quantized weights by Hugging Face name, which is also that of their initializer in the traced graph."""
@@ -94,7 +97,7 @@ def kernel_operands(
     weights: Sequence[PackedWeight],
     *,
     experts: int = 0,
-    scale_dtype: ir.DataType = ir.DataType.FLOAT,
+    scale_dtype: ir.DataType = SCALE_TYPE,
 ) -> KernelOperands:
     """Make the operands of rows that follow each other.
 

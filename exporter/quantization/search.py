@@ -31,8 +31,8 @@ squared error of normally distributed weights by another 0.4 %; for int8 the ran
 _SMALLEST_SCALE = np.float32(2.0**-126)
 """The smallest normal number, so that its reciprocal is finite."""
 
-_HALF_SMALLEST, _HALF_LARGEST = np.float32(2.0**-14), np.float32(65504.0)
-"""Normal numbers of float16."""
+_HALF_NORMAL, _HALF_STEP = np.float32(2.0**-14), np.float32(2.0**-24)
+"""Of float16, the smallest normal number, and what those below it are multiples of."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ def search_parameters(blocks: Float32Array, scheme: Scheme) -> BlockParameters:
         scheme: bits and symmetry.
 
     Returns:
-        scales that float16 holds exactly, unless they lie outside of its normal numbers. A block of zeros
-        gets the scale 1.
+        scales that float16 holds exactly, and larger ones where its range does not suffice, which the packed
+        form cannot hold. A block of zeros gets the scale 1.
     """
     if blocks.shape[1] == 1:
         # NumPy adds up a single column in another order than one among others.
@@ -140,10 +140,11 @@ def _clip(values: Float32Array, low: Float32Array, high: Float32Array) -> None:
 
 
 def _representable(scales: Float32Array) -> Float32Array:
-    """Round to float16 what lies in the range of its normal numbers, for kernels that keep scales in it."""
+    """Round to float16; below its normal numbers, where its steps are wide, upwards: no value is cut off."""
     magnitude = np.abs(scales)
     with np.errstate(over="ignore"):
-        rounded = scales.astype(np.float16).astype(np.float32)
-    normal = (magnitude >= _HALF_SMALLEST) & (magnitude <= _HALF_LARGEST)
-    result: Float32Array = np.where(normal, rounded, _nonzero(scales))
+        rounded = magnitude.astype(np.float16).astype(np.float32)
+    steps = np.ceil(np.minimum(magnitude, _HALF_NORMAL) / _HALF_STEP)
+    rounded = np.where(magnitude < _HALF_NORMAL, np.maximum(steps, 1) * _HALF_STEP, rounded)
+    result: Float32Array = np.copysign(np.where(np.isinf(rounded), magnitude, rounded), scales)
     return result

@@ -12,16 +12,20 @@ from itertools import groupby
 import numpy as np
 
 from q2export.contracts.progress import Advance
+from q2export.errors import CheckpointError
 from q2export.exporter.checkpoint.folder import TensorRef
+from q2export.exporter.checkpoint.pack import Float32Array
 from q2export.exporter.checkpoint.packed import PackedWeight
 from q2export.exporter.checkpoint.packed_layout import PlacedTensor
 from q2export.exporter.quantization.quantizer import Quantizer
 from q2export.exporter.quantization.rows import as_matrix, read_rows
 from q2export.exporter.quantization.statistics import RowErrors, WeightStatistics, WeightSums, row_errors
 from q2export.exporter.quantization.writer import PackedWriter
+from q2export.strict.json import shown
 
 _COPIED_VALUES = 1 << 21
 _KEPT_BYTES = 31 << 20
+_LARGEST_SCALE = 65504.0
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,7 @@ class Stream:
             part = read_rows(self._refs[weight.name], weight.shape, first_row, count)
             rows = part.float32()
             quantized = self._quantizer.quantize(weight, first_row, rows)
+            _check_scales(self._refs[weight.name], first_row, quantized.scales)
             parts.append(quantized.packed(weight.scheme.bits))
             errors[weight.name] = row_errors(rows, quantized.dequantized(weight.scheme))
             nbytes += part.source_bytes
@@ -117,6 +122,18 @@ class Stream:
         part = read_rows(self._refs[tensor.name], shape, first_row, count)
         self._writer.write_plain(tensor.name, first_row * shape[1] * part.bits.itemsize, part.bits)
         return _Done(part.source_bytes)
+
+
+def _check_scales(ref: TensorRef, first_row: int, scales: Float32Array) -> None:
+    """Refuse values so large that their scale is beyond float16, in which scales are stored."""
+    beyond = np.abs(scales) > _LARGEST_SCALE
+    if beyond.any():
+        row, block = (int(index[0]) for index in beyond.nonzero())
+        raise CheckpointError(
+            f"{ref.file}: tensor {shown(ref.name)}: row {first_row + row} needs a scale of "
+            f"{float(abs(scales[row, block])):.6g}, and the largest that is stored is {_LARGEST_SCALE:g}; "
+            f"keep the weight as it is: --keep {shown(ref.name)}"
+        )
 
 
 def _keep_freed_memory() -> None:

@@ -68,9 +68,8 @@ class PackedWriter:
         one = weights[0]
         first = first_row * one.row_step
         self._put(one.tensor, first, _alternating([part.codes for part in parts]))
-        self._put(
-            one.scale_name, first, _alternating([part.scales.astype("<f4", copy=False) for part in parts])
-        )
+        scales = [part.scales.astype("<f2", casting="equiv", copy=False) for part in parts]
+        self._put(one.scale_name, first, _alternating(scales))
         if one.zero_point_name is not None:
             zero_points = [part.zero_points for part in parts if part.zero_points is not None]
             self._put(one.zero_point_name, first, _alternating(zero_points))

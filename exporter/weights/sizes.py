@@ -6,11 +6,9 @@ import math
 from dataclasses import dataclass
 
 from q2export.contracts.dtypes import BY_NAME, BY_SAFETENSORS
-from q2export.exporter.checkpoint.packed import PackedWeight
+from q2export.exporter.checkpoint.packed import SCALE_DTYPE, PackedWeight
 from q2export.exporter.checkpoint.parameters import EMBEDDING, expected_parameters
 from q2export.exporter.weights.plan import WeightPlan
-
-_SCALE_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -68,12 +66,18 @@ def _quantized(weight: PackedWeight, target: str, dtype: str, tied: bool) -> tup
     rows = weight.shape[0]
     codes, scales = rows * weight.codes_shape[1], rows * weight.blocks
     if target == "onnxruntime-cuda":  # codes as they are, scales in the type of the graph
-        return rows * weight.codes_shape[1], scales * BY_NAME[dtype].itemsize
-    if target == "tensorrt":  # signed codes and narrow scales for matmuls; rows are gathered as they are
-        written = codes + scales * BY_NAME[dtype].itemsize if is_matmul else 0
-        return (weight.nbytes if is_embedding else 0), written
+        if dtype == SCALE_DTYPE.name:
+            return weight.nbytes, 0
+        return codes, scales * BY_NAME[dtype].itemsize
+    if target == "tensorrt":  # for matmuls signed codes and scales of its type; rows are gathered as they are
+        placed = weight.nbytes if is_embedding else 0
+        if not is_matmul:
+            return placed, 0
+        if dtype == SCALE_DTYPE.name:
+            return placed or scales * SCALE_DTYPE.itemsize, codes
+        return placed, codes + scales * BY_NAME[dtype].itemsize
     padded = weight.scheme.bits == 4 and weight.blocks % 2 == 1 and not weight.scheme.symmetric
     if not (padded and is_matmul):
         return weight.nbytes, 0
     unpadded = -(-rows * weight.blocks // 2)
-    return (weight.nbytes if is_embedding else codes + scales * _SCALE_BYTES), unpadded
+    return (weight.nbytes if is_embedding else codes + scales * SCALE_DTYPE.itemsize), unpadded

@@ -10,8 +10,8 @@ the KV cache, ``Hq``/``Hkv`` query and key/value heads, ``D`` head_dim, ``H`` hi
 a name, not computed.
 
 Element types: ``T`` the graph's floating-point type, ``F`` always float32, ``KV`` the cache's and ``W`` a
-weight's own floating-point type (TensorRT plugins want both to be ``T``), ``S`` that of scales, ``U`` uint8,
-``L`` int64.
+weight's own floating-point type (TensorRT plugins want both to be ``T``), ``S`` that of scales,
+float16, ``U`` uint8, ``L`` int64.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from q2export.contracts.dtypes import FLOAT_NAMES
 DOMAIN = "q2export"
 DOMAIN_VERSION = 1
 
-CONTRACT_VERSION = 3
+CONTRACT_VERSION = 4
 """Raised whenever an input, output, attribute or meaning below changes; stored in every engine package."""
 
 PLUGIN_VERSION = "1"
@@ -41,7 +41,7 @@ ELEMENT_TYPES: Mapping[ElementType, tuple[str, ...]] = MappingProxyType(
         "F": ("float32",),
         "KV": FLOAT_NAMES,
         "W": FLOAT_NAMES,
-        "S": ("float32", "float16"),
+        "S": ("float16",),
         "U": ("uint8",),
         "L": ("int64",),
     }
@@ -187,11 +187,14 @@ _MOE_ATTRIBUTES = (
 _BFLOAT16_ACTIVATIONS = AttributeSpec(
     "bfloat16_activations", "int", "1: what weights multiply is rounded to bfloat16, as they are"
 )
-_PACKED_ATTRIBUTES = (
+_PACKING_ATTRIBUTES = (
     AttributeSpec("bits", "int", "of a code, 4 or 8"),
     AttributeSpec("block_size", "int", "elements of a row that share a scale: 32, 64 or 128"),
-    AttributeSpec("int8_activations", "int", "1: activations are rounded to int8, block by block"),
 )
+_INT8_ACTIVATIONS = AttributeSpec(
+    "int8_activations", "int", "1: activations are rounded to int8, block by block"
+)
+_PACKED_ATTRIBUTES = (*_PACKING_ATTRIBUTES, _INT8_ACTIVATIONS)
 
 MOE = OpSpec(
     name="Q2MoE",
@@ -241,18 +244,22 @@ SWIGLU = OpSpec(
 )
 """``silu(gate) * up`` in float32, element by element (Shazeer 2020), in one pass over both."""
 
+
+def _packed(name: str, rows: tuple[str, ...], columns: str) -> tuple[TensorSpec, ...]:
+    """Codes, scales and zero points of a matrix in the packed form."""
+    codes = TensorSpec(name, "U", (*rows, f"{columns}*bits/8"))
+    scale = TensorSpec(f"{name}_scale", "S", (*rows, f"{columns}/block_size"))
+    return codes, scale, TensorSpec(f"{name}_zero_point", "U", (*rows, f"{columns}/block_size*bits/8"))
+
+
+_WEIGHT = _packed("weight", ("N",), "K")
+_GATE_UP, _DOWN = _packed("gate_up", ("E", "2*I"), "H"), _packed("down", ("E", "H"), "I")
+
 QUANTIZED_LINEAR = OpSpec(
     name="Q2QuantizedLinear",
     torch_name="quantized_linear",
-    inputs=(
-        TensorSpec("input", "F", ("T", "K")),
-        TensorSpec("weight", "U", ("N", "K*bits/8")),
-        TensorSpec("weight_scale", "S", ("N", "K/block_size")),
-    ),
-    optional=(
-        TensorSpec("weight_zero_point", "U", ("N", "K/block_size*bits/8")),
-        TensorSpec("bias", "F", ("N",)),
-    ),
+    inputs=(TensorSpec("input", "F", ("T", "K")), *_WEIGHT[:2]),
+    optional=(_WEIGHT[2], TensorSpec("bias", "F", ("N",))),
     outputs=(TensorSpec("output", "F", ("T", "N")),),
     attributes=_PACKED_ATTRIBUTES,
 )
@@ -262,20 +269,21 @@ The packed form is described in ``exporter/checkpoint/packed.py``; without zero 
 8 or 128. Rounded to int8, a block of activations has the scale that makes its largest magnitude 127.
 """
 
+QUANTIZED_GATHER = OpSpec(
+    name="Q2QuantizedGather",
+    torch_name="quantized_gather",
+    inputs=(TensorSpec("indices", "L", ("B", "S")), *_WEIGHT[:2]),
+    optional=(_WEIGHT[2],),
+    outputs=(TensorSpec("output", "F", ("B", "S", "K")),),
+    attributes=_PACKING_ATTRIBUTES,
+)
+"""Rows of a weight in the packed form, exact in float32; indices are from 0 to ``N - 1``."""
+
 QUANTIZED_MOE = OpSpec(
     name="Q2QuantizedMoE",
     torch_name="quantized_moe",
-    inputs=(
-        *_MOE_INPUTS,
-        TensorSpec("gate_up", "U", ("E", "2*I", "H*bits/8")),
-        TensorSpec("gate_up_scale", "S", ("E", "2*I", "H/block_size")),
-        TensorSpec("down", "U", ("E", "H", "I*bits/8")),
-        TensorSpec("down_scale", "S", ("E", "H", "I/block_size")),
-    ),
-    optional=(
-        TensorSpec("gate_up_zero_point", "U", ("E", "2*I", "H/block_size*bits/8")),
-        TensorSpec("down_zero_point", "U", ("E", "H", "I/block_size*bits/8")),
-    ),
+    inputs=(*_MOE_INPUTS, *_GATE_UP[:2], *_DOWN[:2]),
+    optional=(_GATE_UP[2], _DOWN[2]),
     outputs=(TensorSpec("output", "T", ("T", "H")),),
     attributes=(*_MOE_ATTRIBUTES, *_PACKED_ATTRIBUTES),
 )
@@ -287,7 +295,7 @@ All experts of a layer follow each other in the packed form, so one input holds 
 ALL: tuple[OpSpec, ...] = (ROTARY, ATTENTION, ROTARY_ATTENTION, MOE)
 """The ops that are TensorRT plugins, too."""
 
-CPU_ONLY: tuple[OpSpec, ...] = (LINEAR, SWIGLU, QUANTIZED_LINEAR, QUANTIZED_MOE)
+CPU_ONLY: tuple[OpSpec, ...] = (LINEAR, SWIGLU, QUANTIZED_LINEAR, QUANTIZED_GATHER, QUANTIZED_MOE)
 """The ops that have kernels for the CPU alone, where the others have some, too."""
 
 BY_NAME: dict[str, OpSpec] = {spec.name: spec for spec in (*ALL, *CPU_ONLY)}

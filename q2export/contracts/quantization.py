@@ -18,6 +18,8 @@ Activations = Literal["float32", "bfloat16", "int8"]
 
 BITS: dict[str, int] = {"int4": 4, "int8": 8}
 BLOCK_SIZES = (32, 64, 128)
+PACKED_FORMAT_VERSION = 2
+"""Of the form quantized weights are stored in, see ``exporter/checkpoint/packed.py``; packages say theirs."""
 CALIBRATION_TOKENS = 32_768
 """Tokens of a text that methods that calibrate read unless asked otherwise."""
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from q2export.contracts.profile import Profile, Target
+from q2export.contracts.quantization import PACKED_FORMAT_VERSION
 from q2export.errors import PackageError
 from q2export.package.rebuild import rebuild_command
 from q2export.package.sections import (
@@ -238,6 +239,7 @@ class Manifest:
         """Read the parsed JSON object of a manifest; raises as :meth:`from_json`."""
         source = Source(label, PackageError)
         _check_schema(data, source)
+        _check_packed_form(data, source)
         return from_plain(cls, data, source)
 
 
@@ -258,4 +260,16 @@ def _check_schema(data: Mapping[str, object], source: Source) -> None:
         raise PackageError(
             f"{source.label}: schema version {found}{by} is {age} than version {SCHEMA_VERSION}, "
             f"which {TOOL_NAME} {this_tool().version} reads; rebuild with: {command}"
+        )
+
+
+def _check_packed_form(data: Mapping[str, object], source: Source) -> None:
+    """Quantized weights are read in place, so a package whose weights have another form cannot run."""
+    quantization = data.get("quantization")
+    found = quantization.get("format_version") if isinstance(quantization, dict) else None
+    if isinstance(found, int) and found != PACKED_FORMAT_VERSION:
+        command = rebuild_command(data, Path(source.label).parent)
+        raise PackageError(
+            f"{source.label}: quantization.format_version: expected {PACKED_FORMAT_VERSION}, found {found}, "
+            f"a form of weights that {TOOL_NAME} {this_tool().version} does not read; rebuild with: {command}"
         )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from q2export.contracts import opspec
 from q2export.contracts.profile import Profile
+from q2export.contracts.quantization import PACKED_FORMAT_VERSION
 from q2export.errors import PackageError, Q2ExportError
 from q2export.package.manifest import (
     GRAPH_FILE,
@@ -111,7 +112,6 @@ def _write_graph(job: Job, writer: PackageWriter, graph: Graph, scan: Scan, watc
 
 
 def _quantization_info(source: Source, profile: Profile) -> QuantizationInfo | None:
-    from q2export.exporter.checkpoint.packed_config import FORMAT_VERSION
     from q2export.exporter.checkpoint.parameters import expected_parameters
     from q2export.exporter.checkpoint.selection import is_quantizable
 
@@ -125,7 +125,7 @@ def _quantization_info(source: Source, profile: Profile) -> QuantizationInfo | N
     ]
     return QuantizationInfo(
         **vars(quantization),
-        format_version=FORMAT_VERSION,
+        format_version=PACKED_FORMAT_VERSION,
         activations=profile.quantization.activations,
         quantized_weights=len(source.packed),
         quantized_bytes=sum(weight.nbytes for weight in source.packed.values()),

@@ -42,7 +42,7 @@ def test_what_is_written_and_said(model: Path, tmp_path: Path, capsys: pytest.Ca
     section = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
     assert section == {
         "quant_method": "q2export",
-        "format_version": 1,
+        "format_version": 2,
         "bits": 4,
         "block_size": 32,
         "symmetric": False,

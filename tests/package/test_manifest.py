@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from q2export.contracts.profile_loading import load_profile
+from q2export.contracts.quantization import PACKED_FORMAT_VERSION
 from q2export.errors import PackageError
 from q2export.package.manifest import (
     ALWAYS_HASHED_BYTES,
@@ -177,6 +178,16 @@ def test_deep_profile_is_refused() -> None:
     data["profile_overrides"] = {"x": deep}
     with pytest.raises(PackageError, match="is nested more than 32 deep"):
         Manifest.from_json(json.dumps(data))
+
+
+def test_another_form_of_quantized_weights_names_the_way_out() -> None:
+    data = plain()
+    data["quantization"] = {"format_version": PACKED_FORMAT_VERSION - 1, "something": "else entirely"}
+    message = (
+        r"format_version: expected 2, found 1, .*; rebuild with: q2export build --model Qwen/Qwen2-0\.5B"
+    )
+    with pytest.raises(PackageError, match=message):
+        Manifest.from_json(json.dumps(data), "/p/q/manifest.json")
 
 
 @pytest.mark.parametrize(("version", "age"), [(SCHEMA_VERSION + 1, "newer"), (SCHEMA_VERSION - 1, "older")])

@@ -13,7 +13,14 @@ import torch
 from q2export import api
 from q2export.cli.main import main
 from q2export.contracts.quantization import Quantization
-from q2export.errors import CheckpointError, ExportError, PackageError, ProfileError, Q2ExportError
+from q2export.errors import (
+    CheckpointError,
+    ConfigError,
+    ExportError,
+    PackageError,
+    ProfileError,
+    Q2ExportError,
+)
 from q2export.exporter.checkpoint.parameter_values import ParameterValues
 from q2export.exporter.checkpoint.source import load_source
 from q2export.package.manifest import SCHEMA_VERSION
@@ -116,8 +123,8 @@ def test_scales_are_scanned(tmp_path: Path) -> None:
     source = write_packed(tmp_path, "dense", Quantization(weights="int4"))
     ref = source.checkpoint.tensors["model.layers.1.mlp.up_proj.weight_scale"]
     with ref.file.open("r+b") as file:
-        file.seek(ref.offset + 4 * (2 * ref.shape[1] + 1))
-        file.write(np.float32("nan").tobytes())
+        file.seek(ref.offset + 2 * (2 * ref.shape[1] + 1))
+        file.write(np.float16("nan").tobytes())
     with pytest.raises(CheckpointError, match=r"up_proj\.weight_scale'?\[2, 1\]: nan"):
         api.build(source.folder, tmp_path / "package", overrides=SETTINGS)
     assert not (tmp_path / "package").exists()
@@ -130,6 +137,10 @@ def test_scales_are_scanned(tmp_path: Path) -> None:
         ("surplus", r"1 surplus: 'extra'"),
         ("dtype", r"'model\.embed_tokens\.weight' is F32, expected U8"),
         ("scheme", r"of the wrong shape: .*embed_tokens\.weight"),
+        (
+            "version",
+            r"format_version: expected 2, found 1; make it again with this version: q2export quantize",
+        ),
     ],
 )
 def test_a_damaged_quantized_checkpoint_is_refused(tmp_path: Path, damage: str, message: str) -> None:
@@ -147,10 +158,10 @@ def test_a_damaged_quantized_checkpoint_is_refused(tmp_path: Path, damage: str, 
         tensors[name] = tensors[name].astype(np.float32)
     else:
         config = json.loads((folder / "config.json").read_text())
-        config["quantization_config"]["bits"] = 8
+        config["quantization_config"] |= {"bits": 8} if damage == "scheme" else {"format_version": 1}
         (folder / "config.json").write_text(json.dumps(config))
     save_file(tensors, folder / "model.safetensors")
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises((CheckpointError, ConfigError), match=message):
         load_source(folder)
 
 

@@ -6,7 +6,7 @@ import onnx
 
 from q2export.contracts import opspec
 from q2export.contracts.quantization import Scheme
-from q2export.exporter.graph.ops import attention, linear, moe, quantized, rotary, swiglu
+from q2export.exporter.graph.ops import attention, linear, moe, quantized, quantized_gather, rotary, swiglu
 
 ONNX_OPSET = 23
 """Opset of the graph and of all function bodies (the first with RMSNormalization)."""
@@ -38,6 +38,12 @@ _FUSED = """
          plugin_namespace: string = @plugin_namespace>
         (query_rotated, key_rotated, value, past_key, past_value, past_lengths, query_lengths)
 """
+
+_PACKED_BODIES = {
+    opspec.QUANTIZED_LINEAR.name: quantized.linear_body,
+    opspec.QUANTIZED_GATHER.name: quantized_gather.gather_body,
+    opspec.QUANTIZED_MOE.name: quantized.moe_body,
+}
 
 _BODIES = {
     opspec.ROTARY.name: rotary.BODY,
@@ -79,5 +85,5 @@ def _body(spec: opspec.OpSpec, num_experts: int, widen: bool, scheme: Scheme | N
     if spec is opspec.MOE:
         return moe.body(num_experts, widen=widen)
     if scheme is not None:
-        return (quantized.linear_body if spec is opspec.QUANTIZED_LINEAR else quantized.moe_body)(scheme)
+        return _PACKED_BODIES[spec.name](scheme)
     return _BODIES[spec.name]

@@ -29,16 +29,19 @@ def torch_schema(spec: OpSpec) -> str:
     return f"{spec.torch_name}({', '.join(arguments)}) -> {result}"
 
 
-def define(spec: OpSpec, reference: Callable[..., Any]) -> Callable[..., Any]:
+def define(
+    spec: OpSpec, reference: Callable[..., Any], fake: Callable[..., Any] | None = None
+) -> Callable[..., Any]:
     """Register the operator ``q2export::<torch_name>`` and return it.
 
     Args:
         spec: the specification.
         reference: CPU implementation with the schema's arguments, in order; the op's meaning in code.
+        fake: what tracing calls instead; None where the sizes of the outputs are sizes of inputs.
     """
     _LIBRARY.define(torch_schema(spec))
     _LIBRARY.impl(spec.torch_name, reference, "CPU")
-    torch.library.register_fake(f"{DOMAIN}::{spec.torch_name}", _fake(spec), lib=_LIBRARY)
+    torch.library.register_fake(f"{DOMAIN}::{spec.torch_name}", fake or _fake(spec), lib=_LIBRARY)
     operator: Callable[..., Any] = getattr(getattr(torch.ops, DOMAIN), spec.torch_name).default
     return operator
 

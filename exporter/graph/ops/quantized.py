@@ -19,7 +19,7 @@ def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor | None, bits: in
 
     Args:
         codes: uint8 ``[..., out, in * bits / 8]``.
-        scale: ``[..., out, in / block_size]``.
+        scale: float16 ``[..., out, in / block_size]``.
         zero_point: uint8 ``[..., out, ceil(in / block_size * bits / 8)]``, packed as the codes; None: in the
             middle.
         bits: of a code, 4 or 8.
@@ -109,7 +109,7 @@ def quantized_moe_reference(
 
 quantized_moe = define(QUANTIZED_MOE, quantized_moe_reference)
 
-_CODES_OF = {
+CODES_OF = {
     8: """
     {name} = Identity ({packed})
 """,
@@ -183,7 +183,7 @@ def linear_body(scheme: Scheme) -> str:
     An input of a function that may be absent can only be handed on as such, hence a body for symmetric
     schemes, which does not read the zero points, and one for others, which wants them.
     """
-    unpack = _CODES_OF[scheme.bits]
+    unpack = CODES_OF[scheme.bits]
     centre = f"    centre = Constant <value_float = {scheme.default_zero_point}.0> ()\n"
     if not scheme.symmetric:
         centre = unpack.format(name="points", packed="weight_zero_point") + _ZERO_POINTS

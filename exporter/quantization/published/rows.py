@@ -9,8 +9,10 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from q2export.exporter.checkpoint.folder import RawBits
-from q2export.exporter.checkpoint.pack import PackedRows, pack
+from q2export.errors import CheckpointError
+from q2export.exporter.checkpoint.folder import RawBits, TensorRef
+from q2export.exporter.checkpoint.pack import Float16Array, PackedRows, pack
+from q2export.exporter.checkpoint.packed import SCALE_DTYPE
 from q2export.exporter.checkpoint.values import check_block, convert_block
 from q2export.exporter.quantization.published.groups import InputGroups, Int32Array
 from q2export.exporter.quantization.published.match import PublishedWeight
@@ -18,6 +20,7 @@ from q2export.exporter.quantization.published.packing import Packing, UInt8Array
 from q2export.exporter.quantization.published.source import PublishedSource
 from q2export.exporter.quantization.published.tensor_files import TensorFiles
 from q2export.exporter.quantization.published.zero_points import read_zero_points
+from q2export.strict.json import shown
 
 _T = TypeVar("_T", bound=np.generic)
 
@@ -31,7 +34,7 @@ class WeightRows:
         bits: of a code.
         packing: of the codes.
         groups: of its inputs.
-        scales: bits of the scales, ``[groups, out]``.
+        scales: float16 ``[groups, out]``.
         zero_points: ``[groups, out]``; None where they are not stored.
         row_order: which output stored row ``i`` belongs to; None where they are in order.
         codes: all of them as stored, in the order on disk, where rows are out of order; None otherwise.
@@ -41,7 +44,7 @@ class WeightRows:
     bits: int
     packing: Packing
     groups: InputGroups
-    scales: RawBits = field(repr=False)
+    scales: Float16Array = field(repr=False)
     zero_points: UInt8Array | None = field(repr=False)
     row_order: Int32Array | None = field(repr=False)
     codes: UInt8Array | None = field(repr=False, default=None)
@@ -53,11 +56,11 @@ class WeightRows:
         """Read what all rows need.
 
         Raises:
-            CheckpointError: a scale is not finite, or the file changed since its header was read.
+            CheckpointError: a scale is not finite or no number of float16, or the file changed since its
+                header was read.
         """
         scheme = source.quantization.scheme
-        scales = files.read(weight.scales)
-        check_block(scales.reshape(-1), weight.scales.dtype, "F32", weight.scales, 0)
+        scales = _float16(files.read(weight.scales), weight.scales)
         zero_points = None
         if not scheme.symmetric:
             zero_points = read_zero_points(files, weight, source.packing, scheme.bits)
@@ -99,8 +102,7 @@ class WeightRows:
         zero_points = None
         if self.zero_points is not None:
             zero_points = pack(self._of_blocks(self.zero_points[:, outputs]), self.bits)
-        scales = convert_block(self.scales[:, outputs].reshape(-1), self.weight.scales.dtype, "F32")
-        return PackedRows(codes, self._of_blocks(scales.view("<f4").reshape(-1, count)), zero_points)
+        return PackedRows(codes, self._of_blocks(self.scales[:, outputs]), zero_points)
 
     def codes_of(self, files: TensorFiles, first: int, count: int) -> UInt8Array:
         """Codes as stored, of the outputs ``first`` to ``first + count - 1``."""
@@ -111,3 +113,21 @@ class WeightRows:
     def _of_blocks(self, of_groups: npt.NDArray[_T]) -> npt.NDArray[_T]:
         """``[groups, rows]`` -> ``[rows, blocks]``."""
         return np.ascontiguousarray(of_groups[self.groups.of_blocks].T)
+
+
+def _float16(bits: RawBits, ref: TensorRef) -> Float16Array:
+    """Scales as they are stored: the same numbers, or none."""
+    flat, stored = bits.reshape(-1), SCALE_DTYPE.safetensors
+    check_block(flat, ref.dtype, ref.dtype, ref, 0)
+    if ref.dtype == stored:
+        return bits.view("<f2")
+    halves = convert_block(flat, ref.dtype, stored)
+    wide, exact = (convert_block(*each, "F32").view("<f4") for each in ((halves, stored), (flat, ref.dtype)))
+    if (wrong := wide != exact).any():
+        first = int(np.argmax(wrong))
+        index = [int(i) for i in np.unravel_index(first, ref.shape)]
+        raise CheckpointError(
+            f"{ref.file}: tensor {shown(ref.name)}{index}: {float(exact[first])!r} is no number of float16, "
+            "in which scales are stored; use a version with scales of float16, or quantize the original model"
+        )
+    return halves.view("<f2").reshape(bits.shape)

@@ -14,8 +14,8 @@ constexpr char kDomain[] = "q2export";
 
 std::vector<OrtCustomOp const*> all_ops()
 {
-    std::vector<OrtCustomOp const*> ops{
-        &linear_op(), &quantized_linear_op(), &swiglu_op(), &moe_op(), &quantized_moe_op()};
+    std::vector<OrtCustomOp const*> ops{&linear_op(), &quantized_linear_op(), &quantized_gather_op(), &swiglu_op(),
+        &moe_op(), &quantized_moe_op()};
     for (auto const& of_types : {rotary_attention_ops(), group_query_attention_ops()})
     {
         ops.insert(ops.end(), of_types.begin(), of_types.end());

@@ -10,6 +10,7 @@ namespace q2export::onnxruntime
 
 OrtCustomOp const& linear_op();
 OrtCustomOp const& quantized_linear_op();
+OrtCustomOp const& quantized_gather_op();
 OrtCustomOp const& swiglu_op();
 OrtCustomOp const& moe_op();
 OrtCustomOp const& quantized_moe_op();

@@ -9,7 +9,7 @@ namespace
 constexpr Operand kInputs[] = {
     {"input", ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT},            // [..., in]
     {"weight", ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8},           // codes [out, in * bits / 8]
-    {"weight_scale", ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED}, // [out, in / block_size]
+    {"weight_scale", ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16},   // [out, in / block_size]
     {"weight_zero_point", ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8, INPUT_OUTPUT_OPTIONAL}, // [out, ceil(blocks * bits / 8)]
     {"bias", ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED, INPUT_OUTPUT_OPTIONAL},          // [out]
 };
@@ -48,8 +48,7 @@ public:
         int64_t const out_features = weight.shape[0];
         expect_shape(scale, "weight_scale", {out_features, blocks});
         q2export_cpu_quantized_linear_desc desc{input.shape.rows(), in_features, out_features,
-            static_cast<int32_t>(bits_), static_cast<int32_t>(block_size_), float_dtype(scale, "weight_scale"),
-            Q2EXPORT_FLOAT32,
+            static_cast<int32_t>(bits_), static_cast<int32_t>(block_size_), Q2EXPORT_FLOAT32,
             int8_activations_ ? Q2EXPORT_CPU_ACTIVATIONS_INT8 : Q2EXPORT_CPU_ACTIVATIONS_FLOAT32};
         if (zero_point.present())
         {

@@ -10,9 +10,9 @@ constexpr Operand kInputs[] = {
     {"hidden", ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT},            // [T, H]
     {"router_logits", ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT},     // [T, E]
     {"gate_up", ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8},           // codes [E, 2 I, H * bits / 8]: gate 0, up 0, gate 1, ...
-    {"gate_up_scale", ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED}, // [E, 2 I, H / block_size]
+    {"gate_up_scale", ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16},   // [E, 2 I, H / block_size]
     {"down", ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8},              // codes [E, H, I * bits / 8]
-    {"down_scale", ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED},    // [E, H, I / block_size]
+    {"down_scale", ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16},      // [E, H, I / block_size]
     // [E, 2 I, ceil(H / block_size * bits / 8)] and [E, H, ceil(I / block_size * bits / 8)]
     {"gate_up_zero_point", ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8, INPUT_OUTPUT_OPTIONAL},
     {"down_zero_point", ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8, INPUT_OUTPUT_OPTIONAL},
@@ -63,14 +63,9 @@ public:
         int64_t const inner = gate_up.shape[1] / 2;
         expect_matrix("gate_up", gate_up, gate_up_scale, gate_up_points, 2 * inner, width);
         expect_matrix("down", down, down_scale, down_points, width, inner);
-        q2export_dtype const scale_dtype = float_dtype(gate_up_scale, "gate_up_scale");
-        if (float_dtype(down_scale, "down_scale") != scale_dtype)
-        {
-            throw Refusal("down_scale has another element type than gate_up_scale");
-        }
         q2export_cpu_quantized_moe_desc const desc{hidden.shape[0], width, inner, static_cast<int32_t>(num_experts_),
             static_cast<int32_t>(top_k_), static_cast<int32_t>(norm_topk_prob_), static_cast<int32_t>(bits_),
-            static_cast<int32_t>(block_size_), scale_dtype,
+            static_cast<int32_t>(block_size_),
             int8_activations_ ? Q2EXPORT_CPU_ACTIVATIONS_INT8 : Q2EXPORT_CPU_ACTIVATIONS_FLOAT32};
         Call::check(q2export_cpu_quantized_moe(&desc, static_cast<float const*>(hidden.data),
             static_cast<float const*>(logits.data), gate_up.data, gate_up_scale.data, gate_up_points.data, down.data,

@@ -115,7 +115,7 @@ def test_gathered_codes_of_every_value(bits: int) -> None:
     rows, columns = 256, 32 if bits == 8 else 64
     packed = np.arange(256, dtype=np.uint8)[:, None] + 37 * np.arange(32, dtype=np.uint8)[None]
     weight = PackedWeight("table", (rows, columns), Scheme(bits, 32, symmetric=True))
-    scales = np.linspace(0.5, 2, weight.rows * weight.blocks, dtype=np.float32).reshape(weight.scale_shape)
+    scales = np.linspace(0.5, 2, weight.rows * weight.blocks, dtype=np.float16).reshape(weight.scale_shape)
     text = GATHER.replace("V, C", f"{rows}, {columns}").replace("S, C", f"S, {columns}")
     model = parse(text)
     model.graph.initializers.add(model.graph.inputs.pop(1))

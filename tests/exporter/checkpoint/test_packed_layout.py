@@ -69,7 +69,7 @@ def check_layout(layout: Layout, config: ModelConfig, packed: PackedQuantization
         expected |= {weight.tensor, weight.scale_name, weight.zero_point_name or weight.tensor}
         expected |= {weight.input_order} if weight.input_order else set()
         assert layout.tensors[weight.tensor].shape == weight.codes_shape
-        assert layout.tensors[weight.scale_name].dtype == "F32"
+        assert layout.tensors[weight.scale_name].dtype == "F16"
     assert {one.name for one in placed if not one.name.startswith(PADDING_PREFIX)} == expected
     assert all(one.nbytes < ALIGNMENT for one in placed if one.name.startswith(PADDING_PREFIX))
     assert [weight for group in layout.groups for weight in group] == [
@@ -152,4 +152,4 @@ def test_the_bytes_of_a_published_model(repository: Path) -> None:
     quantized = sum(weight.shape[0] * weight.shape[1] for group in layout.groups for weight in group)
     plain = sum(layout.tensors[name].nbytes for name in layout.plain)
     assert quantized + plain // 2 == 494_032_768
-    assert layout.file_bytes == len(layout.header) + quantized // 2 + quantized // 32 * 4 + plain
+    assert layout.file_bytes == len(layout.header) + quantized // 2 + quantized // 32 * 2 + plain

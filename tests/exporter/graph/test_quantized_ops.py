@@ -30,7 +30,7 @@ def packed(rng: np.random.Generator, scheme: Scheme, *shape: int) -> tuple[Array
     blocks = columns // scheme.block_size
     codes = rng.integers(0, 256, (*rows, columns * scheme.bits // 8), np.uint8)
     points = rng.integers(0, 256, (*rows, -(-blocks * scheme.bits // 8)), np.uint8)
-    scale = rng.normal(0, 0.5 / scheme.levels, (*rows, blocks)).astype(np.float32)
+    scale = rng.normal(0, 0.5 / scheme.levels, (*rows, blocks)).astype(np.float16)
     return codes, scale, None if scheme.symmetric else points
 
 

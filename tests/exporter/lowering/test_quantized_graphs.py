@@ -67,7 +67,7 @@ def test_weights_kept_in_high_precision(tmp_path: Path, keep: str, target: str) 
     operators = Counter(node.op_type for node in onnx.load(result.onnx, load_external_data=False).graph.node)
     if target == "onnxruntime":
         assert operators["Q2QuantizedMoE"] == (0 if keep == "experts" else 2)
-        assert operators["GatherBlockQuantized"] == (0 if keep == "embedding" else 1)
+        assert operators["Q2QuantizedGather"] == (0 if keep == "embedding" else 1)
     quantization = result.manifest.quantization
     assert quantization is not None and quantization.kept_weights == {"experts": 7, "embedding": 3}[keep]
 

@@ -52,7 +52,7 @@ def dequantize(tensors: dict[str, npt.NDArray[Any]], weight: PackedWeight) -> np
     scheme = weight.scheme
     rows = slice(weight.first_row, None, weight.row_step)
     codes = unpack(tensors[weight.tensor][rows], scheme.bits, weight.shape[1]).astype(np.float32)
-    scales = tensors[weight.scale_name][rows]
+    scales = tensors[weight.scale_name][rows].astype(np.float32)
     if weight.zero_point_name is None:
         zero_points = np.full(scales.shape, scheme.default_zero_point, np.float32)
     else:

@@ -46,7 +46,7 @@ def test_the_folder_is_a_checkpoint_that_says_how_it_was_quantized(source: Sourc
     assert config == json.loads((source.folder / "config.json").read_text())
     assert section == {
         "quant_method": "q2export",
-        "format_version": 1,
+        "format_version": 2,
         "bits": 4,
         "block_size": 32,
         "symmetric": False,

@@ -72,7 +72,7 @@ def test_the_statistics_are_those_of_the_file(tmp_path: Path) -> None:
         assert (one.squared_error, one.squared_norm) == pytest.approx((error, norm), rel=1e-5)
         assert one.relative_error == pytest.approx((error / norm) ** 0.5, rel=1e-5)
         assert one.source_bytes == values.size * 2
-        assert one.stored_bytes == values.size // 2 + values.size // 32 * 4
+        assert one.stored_bytes == values.size // 2 + values.size // 32 * 2
         squares[0], squares[1] = squares[0] + error, squares[1] + norm
     assert result.relative_error == pytest.approx((squares[0] / squares[1]) ** 0.5, rel=1e-5)
     assert result.source_bytes == source_bytes(source)
@@ -114,6 +114,17 @@ def test_a_value_that_is_not_finite_is_named(
     with pytest.raises(CheckpointError) as refused:
         quantized(source, tmp_path / "out", chunk_values=640)
     assert f"tensor {name!r}{index}: {value!r}, expected a finite number" in str(refused.value)
+
+
+def test_a_value_too_large_for_any_scale_is_named(tmp_path: Path) -> None:
+    name = "model.layers.1.mlp.up_proj.weight"
+    source = load_source(write_checkpoint(tmp_path, blocks_config()))
+    ref = source.checkpoint.tensors[name]
+    with ref.file.open("r+b") as file:
+        file.seek(ref.offset + 4 * (40 * ref.shape[1] + 7))
+        file.write(np.float32(-1e6).tobytes())
+    with pytest.raises(CheckpointError, match=rf"{name}'?: row 40 needs a scale of .*--keep '{name}'"):
+        quantized(source, tmp_path / "out", chunk_values=640)
 
 
 def test_a_quantized_checkpoint_is_refused(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def random_rows(weight: PackedWeight, rng: np.random.Generator) -> PackedRows:
     """All rows of one weight."""
     out = weight.shape[0]
     codes = rng.integers(0, 256, (out, weight.codes_shape[1])).astype(np.uint8)
-    scales = rng.standard_normal((out, weight.blocks), dtype=np.float32)
+    scales = rng.standard_normal((out, weight.blocks)).astype(np.float16)
     return PackedRows(codes, scales, rng.integers(0, 256, (out, weight.zero_point_shape[1])).astype(np.uint8))
 
 

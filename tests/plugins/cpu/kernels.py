@@ -42,9 +42,20 @@ class QuantizedLinearDesc(ctypes.Structure):
         ("out_features", c_int64),
         ("bits", c_int32),
         ("block_size", c_int32),
-        ("scale_dtype", c_int32),
         ("bias_dtype", c_int32),
         ("activations", c_int32),
+    )
+
+
+class QuantizedGatherDesc(ctypes.Structure):
+    """``q2export_cpu_quantized_gather_desc``."""
+
+    _fields_ = (
+        ("count", c_int64),
+        ("rows", c_int64),
+        ("columns", c_int64),
+        ("bits", c_int32),
+        ("block_size", c_int32),
     )
 
 
@@ -92,7 +103,6 @@ class QuantizedMoeDesc(ctypes.Structure):
         ("norm_topk_prob", c_int32),
         ("bits", c_int32),
         ("block_size", c_int32),
-        ("scale_dtype", c_int32),
         ("activations", c_int32),
     )
 
@@ -151,7 +161,7 @@ class Packed:
     bits: int
     block_size: int
     codes: NDArray[np.uint8]
-    scales: NDArray[np.generic]
+    scales: NDArray[np.float16]
     zero_points: NDArray[np.uint8] | None
     values: NDArray[np.float64]
 
@@ -161,14 +171,13 @@ class Packed:
         shape: tuple[int, int],
         bits: int,
         block_size: int,
-        scale_dtype: type = np.float32,
         symmetric: bool = True,
     ) -> Packed:
         """One of a shape ``[out, in]``."""
         rng = np.random.default_rng([*shape, bits, block_size])
         blocks = (shape[0], shape[1] // block_size)
         codes = rng.integers(0, 2**bits, shape, np.uint8)
-        scales = (rng.standard_normal(blocks) / 2**bits).astype(scale_dtype)
+        scales = (rng.standard_normal(blocks) / 2**bits).astype(np.float16)
         points = rng.integers(0, 2**bits, blocks, np.uint8)
         if symmetric:
             points[:] = 2 ** (bits - 1)
@@ -212,11 +221,11 @@ class PackedExperts:
 
     @classmethod
     def random(
-        cls, sizes: tuple[int, int, int], bits: int, block_size: int, scale_dtype: type, symmetric: bool
+        cls, sizes: tuple[int, int, int], bits: int, block_size: int, symmetric: bool
     ) -> PackedExperts:
         """Those of ``(count, hidden, inner)``."""
         count, hidden, inner = sizes
-        rest = (bits, block_size, scale_dtype, symmetric)
+        rest = (bits, block_size, symmetric)
         gate_up = Packed.random((count * 2 * inner, hidden), *rest)
         return cls(count, gate_up, Packed.random((count * hidden, inner), *rest))
 
@@ -283,13 +292,19 @@ class CpuKernels:
         x = np.ascontiguousarray(x)
         outputs = weight.codes.shape[0]
         output = np.full((x.shape[0], outputs), np.nan, np.float32)
-        scale_dtype = FLOAT16 if weight.scales.dtype == np.float16 else FLOAT32
-        desc = QuantizedLinearDesc(
-            *x.shape, outputs, weight.bits, weight.block_size, scale_dtype, 0, int(int8)
-        )
+        desc = QuantizedLinearDesc(*x.shape, outputs, weight.bits, weight.block_size, 0, int(int8))
         held = (x, at_odd_address(weight.codes), weight.scales, weight.zero_points, bias, output)
         pointers = map(address, held)
         self.check(self.library.q2export_cpu_quantized_linear(byref(desc), *pointers, None))
+        return output
+
+    def quantized_gather(self, indices: NDArray[np.int64], weight: Packed) -> Floats:
+        """Rows ``indices [count]`` of a weight."""
+        output = np.full((len(indices), weight.values.shape[1]), np.nan, np.float32)
+        desc = QuantizedGatherDesc(len(indices), *weight.values.shape, weight.bits, weight.block_size)
+        held = (indices, at_odd_address(weight.codes), weight.scales, weight.zero_points, output)
+        pointers = map(address, held)
+        self.check(self.library.q2export_cpu_quantized_gather(byref(desc), *pointers, None))
         return output
 
     def attention(self, step: Step) -> tuple[Floats, NDArray[np.generic], NDArray[np.generic]]:
@@ -340,9 +355,8 @@ class CpuKernels:
         hidden, logits = np.ascontiguousarray(hidden), np.ascontiguousarray(logits)
         output = np.full_like(hidden, np.nan)
         gate_up, down = experts.gate_up, experts.down
-        scale_dtype = FLOAT16 if down.scales.dtype == np.float16 else FLOAT32
         sizes = (*hidden.shape, down.values.shape[1], experts.count, top_k, norm)
-        desc = QuantizedMoeDesc(*sizes, down.bits, down.block_size, scale_dtype, int8)
+        desc = QuantizedMoeDesc(*sizes, down.bits, down.block_size, int8)
         matrices = [
             each
             for packed in (gate_up, down)

@@ -148,15 +148,13 @@ void quantized_linear(q2export_cpu_quantized_linear_desc const& desc, bool with_
     int64_t const blocks = desc.in_features / desc.block_size;
     std::vector<float> const x = numbers(desc.rows * desc.in_features);
     std::vector<unsigned char> const codes = bytes(desc.out_features * desc.in_features * desc.bits / 8);
-    std::vector<float> const scales = numbers(desc.out_features * blocks);
-    Stored const halves(desc.out_features * blocks, Q2EXPORT_FLOAT16);
+    Stored const scales(desc.out_features * blocks, Q2EXPORT_FLOAT16);
     std::vector<unsigned char> const points = bytes(desc.out_features * ((blocks * desc.bits + 7) / 8));
     std::vector<float> outputs[2];
     for (int together = 0; together < 2; ++together)
     {
         outputs[together].resize(static_cast<size_t>(desc.rows * desc.out_features));
-        void const* const scale = desc.scale_dtype == Q2EXPORT_FLOAT32 ? scales.data() : halves.data();
-        if (q2export_cpu_quantized_linear(&desc, x.data(), codes.data(), scale,
+        if (q2export_cpu_quantized_linear(&desc, x.data(), codes.data(), scales.data(),
                 with_zero_points ? points.data() : nullptr, nullptr, outputs[together].data(),
                 together == 1 ? &kPool : nullptr)
             != Q2EXPORT_SUCCESS)
@@ -175,14 +173,14 @@ void quantized_linears()
         {
             for (int64_t const rows : {1, 4, 7, 13})
             {
-                for (q2export_dtype const scale : {Q2EXPORT_FLOAT32, Q2EXPORT_FLOAT16})
+                for (bool const with_zero_points : {false, true})
                 {
-                    quantized_linear({rows, block_size * 3, 70, bits, block_size, scale, Q2EXPORT_FLOAT32,
+                    quantized_linear({rows, block_size * 3, 70, bits, block_size, Q2EXPORT_FLOAT32,
                                          Q2EXPORT_CPU_ACTIVATIONS_INT8},
-                        rows == 1 || rows == 13);
-                    quantized_linear({rows, block_size * 5, 9, bits, block_size, scale, Q2EXPORT_FLOAT32,
+                        with_zero_points);
+                    quantized_linear({rows, block_size * 5, 9, bits, block_size, Q2EXPORT_FLOAT32,
                                          Q2EXPORT_CPU_ACTIVATIONS_FLOAT32},
-                        rows == 7);
+                        with_zero_points);
                 }
             }
         }
@@ -273,13 +271,13 @@ void moes()
 
 void quantized_moe(int32_t bits, int64_t tokens, q2export_cpu_activations activations, bool with_zero_points)
 {
-    q2export_cpu_quantized_moe_desc const desc{tokens, 96, 64, 5, 2, 1, bits, 32, Q2EXPORT_FLOAT32, activations};
+    q2export_cpu_quantized_moe_desc const desc{tokens, 96, 64, 5, 2, 1, bits, 32, activations};
     std::vector<float> const hidden = numbers(tokens * 96);
     std::vector<float> const logits = numbers(tokens * 5);
     std::vector<unsigned char> const gate_up = bytes(5 * 128 * 96 * bits / 8);
     std::vector<unsigned char> const down = bytes(5 * 96 * 64 * bits / 8);
-    std::vector<float> const gate_up_scale = numbers(5 * 128 * 3);
-    std::vector<float> const down_scale = numbers(5 * 96 * 2);
+    Stored const gate_up_scale(5 * 128 * 3, Q2EXPORT_FLOAT16);
+    Stored const down_scale(5 * 96 * 2, Q2EXPORT_FLOAT16);
     std::vector<unsigned char> const gate_up_points = bytes(5 * 128 * ((3 * bits + 7) / 8));
     std::vector<unsigned char> const down_points = bytes(5 * 96 * ((2 * bits + 7) / 8));
     std::vector<float> outputs[2];

@@ -121,7 +121,7 @@ def test_linear_refuses(onnxruntime_library: Path) -> None:
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("with_bias", [True, False])
 def test_quantized_linear_is_the_kernel(onnxruntime_library: Path, symmetric: bool, with_bias: bool) -> None:
-    weight = Packed.random((300, 96), 4, 32, np.float16, symmetric)
+    weight = Packed.random((300, 96), 4, 32, symmetric)
     bias = RNG.standard_normal(300, np.float32) if with_bias else None
     arrays = {"weight": (weight.codes, U8), "weight_scale": (weight.scales, F16)}
     if weight.zero_points is not None:
@@ -147,7 +147,7 @@ def test_quantized_linear_refuses(onnxruntime_library: Path) -> None:
 
     tensors = [
         initializer("weight", np.ones((4, 16), np.uint8), U8),
-        initializer("weight_scale", np.ones((4, 2), np.float32), F),
+        initializer("weight_scale", np.ones((4, 2), np.float16), F16),
     ]
 
     def node(**attributes: int) -> Node:
@@ -230,7 +230,7 @@ def test_moe_of_bfloat16_activations(onnxruntime_library: Path) -> None:
 @pytest.mark.parametrize("int8", [0, 1])
 def test_quantized_moe_is_the_kernel(onnxruntime_library: Path, symmetric: bool, int8: int) -> None:
     """With and without zero points; and with what does not fit."""
-    experts = PackedExperts.random((6, 64, 96), 4, 32, np.float16, symmetric)
+    experts = PackedExperts.random((6, 64, 96), 4, 32, symmetric)
     tensors = []
     names = ["gate_up", "gate_up_scale", "down", "down_scale", "gate_up_zero_point", "down_zero_point"]
     gate_up, down = experts.gate_up, experts.down

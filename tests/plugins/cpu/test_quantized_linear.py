@@ -12,7 +12,6 @@ from tests.plugins.cpu.kernels import CpuKernels, Floats, KernelError, Packed, Q
 BITS = pytest.mark.parametrize("bits", [4, 8])
 BLOCK_SIZES = pytest.mark.parametrize("block_size", [32, 64, 128])
 SYMMETRIC = pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "zero_points"])
-SCALES = pytest.mark.parametrize("scale_dtype", [np.float32, np.float16])
 
 
 def random(*shape: int) -> Floats:
@@ -34,19 +33,17 @@ def rounded(x: Floats, block_size: int) -> np.ndarray[tuple[int, ...], np.dtype[
 @BITS
 @BLOCK_SIZES
 @SYMMETRIC
-@SCALES
 @pytest.mark.parametrize(("blocks", "outputs"), [(1, 3), (3, 70), (9, 37)])
 def test_equals_float64(
     kernels: CpuKernels,
     bits: int,
     block_size: int,
     symmetric: bool,
-    scale_dtype: type,
     blocks: int,
     outputs: int,
 ) -> None:
     """Fewer blocks than a vector spans, and one more; fewer outputs than a tile has, and more."""
-    weight = Packed.random((outputs, blocks * block_size), bits, block_size, scale_dtype, symmetric)
+    weight = Packed.random((outputs, blocks * block_size), bits, block_size, symmetric)
     x, bias = random(11, blocks * block_size), random(outputs)
     x[0, :block_size] = 0
     for int8, values in ((False, x.astype(np.float64)), (True, rounded(x, block_size))):
@@ -64,8 +61,7 @@ def test_equals_float64(
 def test_a_row_does_not_depend_on_its_neighbours(
     kernels: CpuKernels, bits: int, block_size: int, symmetric: bool, int8: bool
 ) -> None:
-    scale_dtype = np.float32 if symmetric else np.float16
-    weight = Packed.random((67, 37 * block_size), bits, block_size, scale_dtype, symmetric)
+    weight = Packed.random((67, 37 * block_size), bits, block_size, symmetric)
     x, bias = random(70, 37 * block_size), random(67)
     whole = kernels.quantized_linear(x, weight, int8, bias)
     for rows in (1, 2, 3, 4, 5, 8, 13, 30):
@@ -96,12 +92,11 @@ def test_what_is_no_number_is_not_rounded_away(
         ("bits", 5, "bits is 5, expected a multiple of 4"),
         ("block_size", 96, "block_size is 96, expected 32, 64 or 128"),
         ("in_features", 33, "in_features is 33, expected a multiple of 32"),
-        ("scale_dtype", 2, "scale_dtype is 2, expected 0 .. 1"),
         ("activations", 2, "activations is 2, expected 0 .. 1"),
     ],
 )
 def test_refuses(kernels: CpuKernels, field: str, value: int, message: str) -> None:
-    desc = QuantizedLinearDesc(1, 64, 1, 4, 32, 0, 0, 1)
+    desc = QuantizedLinearDesc(1, 64, 1, 4, 32, 0, 1)
     setattr(desc, field, value)
     ones = address(np.ones(64, np.float32))
     with pytest.raises(KernelError, match=f"quantized_linear: {message}"):

@@ -58,8 +58,7 @@ def test_equals_float64(
     norm: bool,
 ) -> None:
     """One row per expert and many, some experts idle."""
-    scale_dtype = np.float16 if symmetric else np.float32
-    experts = PackedExperts.random((count, hidden, inner), bits, block_size, scale_dtype, symmetric)
+    experts = PackedExperts.random((count, hidden, inner), bits, block_size, symmetric)
     x, logits = random(tokens, hidden) / 8, random(tokens, count)
     logits[:, 0] = -9 if count > top_k else 0  # nobody's choice
     # Of int8, a value half way between two integers may be rounded the other way.
@@ -72,7 +71,7 @@ def test_equals_float64(
 @BITS
 @pytest.mark.parametrize("int8", [False, True], ids=["float32", "int8"])
 def test_a_token_does_not_depend_on_its_neighbours(kernels: CpuKernels, bits: int, int8: bool) -> None:
-    experts = PackedExperts.random((9, 160, 96), bits, 32, np.float32, symmetric=False)
+    experts = PackedExperts.random((9, 160, 96), bits, 32, symmetric=False)
     x, logits = random(150, 160), random(150, 9)
     whole = kernels.quantized_moe(x, logits, experts, 4, False, int8)
     for first, count in ((0, 1), (40, 2), (77, 16)):
@@ -82,7 +81,7 @@ def test_a_token_does_not_depend_on_its_neighbours(kernels: CpuKernels, bits: in
 
 
 def test_refuses(kernels: CpuKernels) -> None:
-    experts = PackedExperts.random((3, 64, 32), 4, 32, np.float32, symmetric=True)
+    experts = PackedExperts.random((3, 64, 32), 4, 32, symmetric=True)
     with pytest.raises(KernelError, match=r"quantized_moe: top_k is 4, expected 1 .. 3"):
         kernels.quantized_moe(random(2, 64), random(2, 3), experts, 4, False, True)
     with pytest.raises(KernelError, match=r"quantized_moe: hidden_size is 33, expected a multiple of 32"):

@@ -188,7 +188,7 @@ extern "C" q2export_status q2export_cpu_quantized_moe(q2export_cpu_quantized_moe
     MoeShape const shape{desc->num_tokens, desc->hidden_size, desc->intermediate_size, desc->num_experts, desc->top_k,
         desc->norm_topk_prob != 0};
     Q2EXPORT_TRY(check_moe(kOp, shape, desc->norm_topk_prob));
-    Q2EXPORT_TRY(check_packed(kOp, desc->bits, desc->block_size, desc->scale_dtype));
+    Q2EXPORT_TRY(check_packed(kOp, desc->bits, desc->block_size));
     Q2EXPORT_TRY(check_multiple(kOp, "hidden_size", desc->hidden_size, desc->block_size));
     Q2EXPORT_TRY(check_multiple(kOp, "intermediate_size", desc->intermediate_size, desc->block_size));
     Q2EXPORT_TRY(check_range(
@@ -203,8 +203,8 @@ extern "C" q2export_status q2export_cpu_quantized_moe(q2export_cpu_quantized_moe
     Q2EXPORT_TRY(check_pointer(kOp, "down", down));
     Q2EXPORT_TRY(check_pointer(kOp, "down_scale", down_scale));
     auto const matrices = [&](int64_t outs, int64_t ins, void const* codes, void const* scales, void const* points) {
-        return Matrices{{outs, ins, desc->bits, desc->block_size, desc->scale_dtype, static_cast<Bytes>(codes),
-            static_cast<Bytes>(scales), static_cast<Bytes>(points)}};
+        return Matrices{{outs, ins, desc->bits, desc->block_size, static_cast<Bytes>(codes), static_cast<Bytes>(scales),
+            static_cast<Bytes>(points)}};
     };
     run(shape, hidden, router_logits,
         matrices(2 * desc->intermediate_size, desc->hidden_size, gate_up, gate_up_scale, gate_up_zero_point),

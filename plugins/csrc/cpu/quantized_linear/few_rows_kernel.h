@@ -66,18 +66,6 @@ struct Streams
     int count;
 };
 
-inline void load_scales(q2export_dtype dtype, Bytes scales, int64_t stride, Simd::Vector (&quads)[kSums])
-{
-    if (dtype == Q2EXPORT_FLOAT16)
-    {
-        Integers::load_quads(Float16{}, scales, stride, quads);
-    }
-    else
-    {
-        Integers::load_quads(Float32{}, scales, stride, quads);
-    }
-}
-
 inline void load_zero_points(
     PackedWeight const& weight, Streams const& streams, int64_t unit, Simd::Vector (&points)[kSums])
 {
@@ -160,9 +148,8 @@ void few_rows_tile(QuantizedLinear const& call, int64_t row, Streams const& stre
     int64_t const blocks = weight.in_features / kBlockSize;
     int64_t const units = (blocks + kUnit - 1) / kUnit;
     int64_t const value_stride = units * kUnit * kBlockSize;
-    int64_t const scale_bytes = weight.scale_dtype == Q2EXPORT_FLOAT16 ? 2 : 4;
+    constexpr int64_t kScaleBytes = Float16::kBytes;
     bool const with_points = weight.zero_points != nullptr;
-    q2export_dtype const scale_dtype = weight.scale_dtype;
     int8_t const* const values = call.rounded.values + row * value_stride;
     float const* const value_sums = call.rounded.sums + row * units * kUnitSums;
     float const* const value_scales = call.rounded.scales + row * units * kUnitSums;
@@ -182,7 +169,7 @@ void few_rows_tile(QuantizedLinear const& call, int64_t row, Streams const& stre
         Integers::Vector sums[kRows][kSums];
         unit_sums<kBits, kDepth>(codes, code_stride, values + unit * kUnit * kBlockSize, value_stride, sums);
         Simd::Vector weight_scales[kSums];
-        load_scales(scale_dtype, scales, scale_stride, weight_scales);
+        Integers::load_quads(scales, scale_stride, weight_scales);
         if (with_points)
         {
             load_zero_points(weight, streams, unit, points);
@@ -202,10 +189,10 @@ void few_rows_tile(QuantizedLinear const& call, int64_t row, Streams const& stre
     };
     int64_t const code_bytes = weight.in_features * kBits / 8;
     Bytes codes = weight.codes + streams.first * code_bytes;
-    Bytes scales = weight.scales + streams.first * blocks * scale_bytes;
+    Bytes scales = weight.scales + streams.first * blocks * kScaleBytes;
     int64_t const code_stride = streams.stride * code_bytes;
-    int64_t const scale_stride = streams.stride * blocks * scale_bytes;
-    for (int64_t unit = 0; unit < blocks / kUnit; ++unit, codes += kUnitCodes, scales += kUnit * scale_bytes)
+    int64_t const scale_stride = streams.stride * blocks * kScaleBytes;
+    for (int64_t unit = 0; unit < blocks / kUnit; ++unit, codes += kUnitCodes, scales += kUnit * kScaleBytes)
     {
         add_unit(unit, codes, code_stride, scales, scale_stride);
     }
@@ -213,13 +200,13 @@ void few_rows_tile(QuantizedLinear const& call, int64_t row, Streams const& stre
     {
         // The activations beyond the end are zero, so that any codes do; but none may be read there.
         unsigned char padded_codes[kStreams][kUnitCodes] = {};
-        unsigned char padded_scales[kStreams][kUnit * 4] = {};
+        unsigned char padded_scales[kStreams][kUnit * kScaleBytes] = {};
         for (int i = 0; i < kStreams; ++i)
         {
             std::memcpy(padded_codes[i], codes + i * code_stride, static_cast<size_t>(rest * kUnitCodes / kUnit));
-            std::memcpy(padded_scales[i], scales + i * scale_stride, static_cast<size_t>(rest * scale_bytes));
+            std::memcpy(padded_scales[i], scales + i * scale_stride, static_cast<size_t>(rest * kScaleBytes));
         }
-        add_unit(units - 1, padded_codes[0], kUnitCodes, padded_scales[0], kUnit * 4);
+        add_unit(units - 1, padded_codes[0], kUnitCodes, padded_scales[0], kUnit * kScaleBytes);
     }
     for (int r = 0; r < kRows; ++r)
     {

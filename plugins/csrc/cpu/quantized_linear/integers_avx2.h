@@ -105,11 +105,14 @@ struct Integers
         }
     }
 
-    template <typename Element>
-    static void load_quads(Element, Bytes rows, int64_t stride, Simd::Vector (&quads)[2])
+    static void load_quads(Bytes rows, int64_t stride, Simd::Vector (&quads)[2])
     {
-        __m256 const even = _mm256_set_m128(four(Element{}, rows + 2 * stride), four(Element{}, rows));
-        __m256 const odd = _mm256_set_m128(four(Element{}, rows + 3 * stride), four(Element{}, rows + stride));
+        auto const two = [&](int64_t row) {
+            return _mm256_cvtph_ps(_mm_set_epi64x(read_unaligned<int64_t>(rows + (row + 2) * stride),
+                read_unaligned<int64_t>(rows + row * stride)));
+        };
+        __m256 const even = two(0);
+        __m256 const odd = two(1);
         __m256d const first = _mm256_castps_pd(_mm256_unpacklo_ps(even, odd));
         __m256d const last = _mm256_castps_pd(_mm256_unpackhi_ps(even, odd));
         quads[0] = _mm256_castpd_ps(_mm256_permute4x64_pd(first, 0xd8));
@@ -173,17 +176,6 @@ struct Integers
         __m128i four = _mm_add_epi32(_mm256_castsi256_si128(value), _mm256_extracti128_si256(value, 1));
         four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
         return _mm_cvtsi128_si32(_mm_add_epi32(four, _mm_shuffle_epi32(four, 0xb1)));
-    }
-
-private:
-    static __m128 four(Float32, Bytes source)
-    {
-        return _mm_loadu_ps(reinterpret_cast<float const*>(source));
-    }
-
-    static __m128 four(Float16, Bytes source)
-    {
-        return _mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<__m128i const*>(source)));
     }
 };
 

@@ -105,14 +105,14 @@ struct Integers
         });
     }
 
-    // Four numbers of each of four rows, `stride` bytes apart, as quads: quad i has number i of every row.
-    template <typename Element>
-    static void load_quads(Element, Bytes rows, int64_t stride, Simd::Vector (&quads)[1])
+    // Four float16 numbers of each of four rows, `stride` bytes apart, widened, as quads: quad i has number i of every row.
+    static void load_quads(Bytes rows, int64_t stride, Simd::Vector (&quads)[1])
     {
-        __m256 const first = _mm256_set_m128(four(Element{}, rows + stride), four(Element{}, rows));
-        __m256 const last = _mm256_set_m128(four(Element{}, rows + 3 * stride), four(Element{}, rows + 2 * stride));
+        __m128i const first = _mm_set_epi64x(read_unaligned<int64_t>(rows + stride), read_unaligned<int64_t>(rows));
+        __m128i const last
+            = _mm_set_epi64x(read_unaligned<int64_t>(rows + 3 * stride), read_unaligned<int64_t>(rows + 2 * stride));
         __m512i const order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-        quads[0] = _mm512_permutexvar_ps(order, _mm512_insertf32x8(_mm512_castps256_ps512(first), last, 1));
+        quads[0] = _mm512_permutexvar_ps(order, _mm512_cvtph_ps(_mm256_set_m128i(last, first)));
     }
 
     // Adds four quads: (first + third) + (second + fourth).
@@ -169,17 +169,6 @@ struct Integers
     static int32_t sum(Vector value)
     {
         return _mm512_reduce_add_epi32(value);
-    }
-
-private:
-    static __m128 four(Float32, Bytes source)
-    {
-        return _mm_loadu_ps(reinterpret_cast<float const*>(source));
-    }
-
-    static __m128 four(Float16, Bytes source)
-    {
-        return _mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<__m128i const*>(source)));
     }
 };
 

@@ -113,12 +113,11 @@ struct Integers
         }
     }
 
-    template <typename Element>
-    static void load_quads(Element, Bytes rows, int64_t stride, Simd::Vector (&quads)[2])
+    static void load_quads(Bytes rows, int64_t stride, Simd::Vector (&quads)[2])
     {
         for (int i = 0; i < 16; ++i)
         {
-            quads[i / 8].lanes[i % 8] = Element::read(rows + i % 4 * stride + i / 4 * Element::kBytes);
+            quads[i / 8].lanes[i % 8] = Float16::read(rows + i % 4 * stride + i / 4 * Float16::kBytes);
         }
     }
 

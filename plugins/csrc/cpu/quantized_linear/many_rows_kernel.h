@@ -133,21 +133,20 @@ void unpack_codes(PackedWeight const& weight, int64_t out, int64_t outs, unsigne
 }
 
 // Scales of up to a vector of outputs.
-template <typename Scale>
-void unpack_scales(PackedWeight const& weight, int64_t out, int64_t outs, float* target)
+inline void unpack_scales(PackedWeight const& weight, int64_t out, int64_t outs, float* target)
 {
     int64_t const blocks = weight.blocks();
-    int64_t const next = out + kAhead + Simd::kWidth <= weight.out_features ? kAhead * blocks * Scale::kBytes : 0;
+    int64_t const next = out + kAhead + Simd::kWidth <= weight.out_features ? kAhead * weight.scale_stride() : 0;
     for (int64_t first = 0; first < blocks; first += Simd::kWidth)
     {
         int64_t const count = std::min<int64_t>(Simd::kWidth, blocks - first);
         Integers::Vector lanes[Simd::kWidth];
         for (int64_t i = 0; i < Simd::kWidth; ++i)
         {
-            Bytes const row = weight.scales + ((out + std::min(i, outs - 1)) * blocks + first) * Scale::kBytes;
+            Bytes const row = weight.scales + (out + std::min(i, outs - 1)) * weight.scale_stride() + first * Float16::kBytes;
             __builtin_prefetch(row + next, 0, 2);
             lanes[i] = i >= outs ? Integers::zero()
-                                 : Integers::from_floats(Simd::widen_first(Scale{}, row, static_cast<int>(count)));
+                                 : Integers::from_floats(Simd::widen_first(Float16{}, row, static_cast<int>(count)));
         }
         Integers::transpose(lanes);
         for (int64_t i = 0; i < count; ++i)
@@ -166,8 +165,7 @@ inline void unpack(QuantizedLinear const& call, int64_t first, int64_t outs, Wei
         int64_t const out = first + skipped;
         int64_t const count = std::clamp<int64_t>(outs - skipped, 0, Simd::kWidth);
         (weight.bits == 4 ? unpack_codes<4> : unpack_codes<8>)(weight, out, count, panel.codes + 4 * skipped);
-        bool const half = weight.scale_dtype == Q2EXPORT_FLOAT16;
-        (half ? unpack_scales<Float16> : unpack_scales<Float32>)(weight, out, count, panel.scales + skipped);
+        unpack_scales(weight, out, count, panel.scales + skipped);
     }
     for (int64_t i = 0; i < kPanelOuts; ++i)
     {

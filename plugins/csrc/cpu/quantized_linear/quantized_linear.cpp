@@ -37,7 +37,7 @@ q2export_status check(q2export_cpu_quantized_linear_desc const* desc)
     Q2EXPORT_TRY(check_range(kOp, "rows", desc->rows, 0, INT32_MAX));
     Q2EXPORT_TRY(check_range(kOp, "in_features", desc->in_features, 1, INT32_MAX));
     Q2EXPORT_TRY(check_range(kOp, "out_features", desc->out_features, 1, INT32_MAX));
-    Q2EXPORT_TRY(check_packed(kOp, desc->bits, desc->block_size, desc->scale_dtype));
+    Q2EXPORT_TRY(check_packed(kOp, desc->bits, desc->block_size));
     Q2EXPORT_TRY(check_multiple(kOp, "in_features", desc->in_features, desc->block_size));
     Q2EXPORT_TRY(check_range(
         kOp, "activations", desc->activations, Q2EXPORT_CPU_ACTIVATIONS_FLOAT32, Q2EXPORT_CPU_ACTIVATIONS_INT8));
@@ -101,7 +101,7 @@ QuantizedLinearKernels const& quantized_linear_kernels()
     return chosen(kTables);
 }
 
-q2export_status check_packed(char const* op, int32_t bits, int32_t block_size, q2export_dtype scale_dtype)
+q2export_status check_packed(char const* op, int32_t bits, int32_t block_size)
 {
     Q2EXPORT_TRY(check_range(op, "bits", bits, 4, 8));
     Q2EXPORT_TRY(check_multiple(op, "bits", bits, 4));
@@ -109,7 +109,7 @@ q2export_status check_packed(char const* op, int32_t bits, int32_t block_size, q
     {
         return fail(Q2EXPORT_INVALID_ARGUMENT, "%s: block_size is %d, expected 32, 64 or 128", op, block_size);
     }
-    return check_range(op, "scale_dtype", scale_dtype, Q2EXPORT_FLOAT32, Q2EXPORT_FLOAT16);
+    return Q2EXPORT_SUCCESS;
 }
 
 int64_t quantized_linear_tasks(QuantizedLinear const& call)
@@ -151,8 +151,8 @@ extern "C" q2export_status q2export_cpu_quantized_linear(q2export_cpu_quantized_
     Q2EXPORT_TRY(check_pointer(kOp, "output", output));
     run({{desc->rows, desc->in_features, desc->out_features, input, nullptr, static_cast<Bytes>(bias), output,
              Q2EXPORT_FLOAT32, desc->bias_dtype},
-            {desc->out_features, desc->in_features, desc->bits, desc->block_size, desc->scale_dtype,
-                static_cast<Bytes>(codes), static_cast<Bytes>(scales), static_cast<Bytes>(zero_points)},
+            {desc->out_features, desc->in_features, desc->bits, desc->block_size, static_cast<Bytes>(codes),
+                static_cast<Bytes>(scales), static_cast<Bytes>(zero_points)},
             {}},
         desc->activations, parallel_for);
     return Q2EXPORT_SUCCESS;

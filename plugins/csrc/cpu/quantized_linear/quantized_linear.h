@@ -22,9 +22,8 @@ struct PackedWeight
     int64_t in_features;
     int32_t bits;
     int32_t block_size;
-    q2export_dtype scale_dtype;
     Bytes codes;
-    Bytes scales;
+    Bytes scales; // float16
     Bytes zero_points; // or null
 
     int64_t blocks() const
@@ -39,7 +38,7 @@ struct PackedWeight
 
     int64_t scale_stride() const
     {
-        return blocks() * (scale_dtype == Q2EXPORT_FLOAT16 ? 2 : 4);
+        return blocks() * Float16::kBytes;
     }
 
     int64_t zero_point_stride() const
@@ -64,8 +63,7 @@ struct PackedWeight
 
     float scale(int64_t out, int64_t block) const
     {
-        int64_t const index = out * blocks() + block;
-        return scale_dtype == Q2EXPORT_FLOAT16 ? Float16::read(scales + index * 2) : Float32::read(scales + index * 4);
+        return Float16::read(scales + out * scale_stride() + block * Float16::kBytes);
     }
 };
 
@@ -132,7 +130,7 @@ extern QuantizedLinearKernels const kQuantizedLinearAvx512;
 QuantizedLinearKernels const& quantized_linear_kernels();
 
 // Refuses sizes that a packed weight cannot have.
-q2export_status check_packed(char const* op, int32_t bits, int32_t block_size, q2export_dtype scale_dtype);
+q2export_status check_packed(char const* op, int32_t bits, int32_t block_size);
 
 // Calls as tasks, for callers that run several at once.
 int64_t quantized_linear_tasks(QuantizedLinear const& call);

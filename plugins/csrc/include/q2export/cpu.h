@@ -21,7 +21,7 @@
 #include "q2export/kernels.h"
 
 /* Raised whenever a signature, a struct or a meaning below changes. */
-#define Q2EXPORT_CPU_ABI_VERSION 3
+#define Q2EXPORT_CPU_ABI_VERSION 4
 
 #ifdef __cplusplus
 extern "C" {
@@ -95,7 +95,6 @@ typedef struct q2export_cpu_quantized_linear_desc {
     int64_t out_features;
     int32_t bits;       /* 4 or 8 */
     int32_t block_size; /* 32, 64 or 128 */
-    q2export_dtype scale_dtype; /* float32 or float16 */
     q2export_dtype bias_dtype;
     q2export_cpu_activations activations;
 } q2export_cpu_quantized_linear_desc;
@@ -106,13 +105,34 @@ typedef struct q2export_cpu_quantized_linear_desc {
  *
  * input        float [rows, in_features]
  * codes        uint8 [out_features, in_features * bits / 8]; of two halves of a byte the low one is first
- * scales       scale_dtype [out_features, in_features / block_size]
+ * scales       float16 [out_features, in_features / block_size]
  * zero_points  uint8 [out_features, ceil(in_features / block_size * bits / 8)], packed as the codes; NULL: 8 or 128
  * bias         bias_dtype [out_features]; may be NULL
  * output       float [rows, out_features]; no input
  */
 Q2EXPORT_API q2export_status q2export_cpu_quantized_linear(q2export_cpu_quantized_linear_desc const* desc,
     float const* input, void const* codes, void const* scales, void const* zero_points, void const* bias, float* output,
+    q2export_cpu_parallel_for const* parallel_for);
+
+/* ------------------------------------------------------------------ quantized gather */
+
+typedef struct q2export_cpu_quantized_gather_desc {
+    int64_t count;
+    int64_t rows;
+    int64_t columns;    /* a multiple of block_size */
+    int32_t bits;       /* 4 or 8 */
+    int32_t block_size; /* 32, 64 or 128 */
+} q2export_cpu_quantized_gather_desc;
+
+/*
+ * output[i] = row indices[i] of weights in the packed form, Q2QuantizedGather; values are exact.
+ *
+ * indices  int64 [count], each from 0 to rows - 1
+ * codes, scales, zero_points  those of q2export_cpu_quantized_linear, of [rows, columns]
+ * output   float [count, columns]; no input
+ */
+Q2EXPORT_API q2export_status q2export_cpu_quantized_gather(q2export_cpu_quantized_gather_desc const* desc,
+    int64_t const* indices, void const* codes, void const* scales, void const* zero_points, float* output,
     q2export_cpu_parallel_for const* parallel_for);
 
 /* ------------------------------------------------------------------ attention on the KV cache */
@@ -190,7 +210,6 @@ typedef struct q2export_cpu_quantized_moe_desc {
     int32_t norm_topk_prob; /* as in q2export_cpu_moe_desc */
     int32_t bits;           /* 4 or 8 */
     int32_t block_size;     /* 32, 64 or 128 */
-    q2export_dtype scale_dtype; /* float32 or float16 */
     q2export_cpu_activations activations;
 } q2export_cpu_quantized_moe_desc;
 
@@ -201,10 +220,10 @@ typedef struct q2export_cpu_quantized_moe_desc {
  * hidden         float [num_tokens, hidden_size]
  * router_logits  float [num_tokens, num_experts]
  * gate_up        uint8 [num_experts, 2 * intermediate_size, hidden_size * bits / 8]
- * gate_up_scale  scale_dtype [num_experts, 2 * intermediate_size, hidden_size / block_size]
+ * gate_up_scale  float16 [num_experts, 2 * intermediate_size, hidden_size / block_size]
  * gate_up_zero_point  uint8 [num_experts, 2 * intermediate_size, ceil(hidden_size / block_size * bits / 8)]; may be NULL
  * down           uint8 [num_experts, hidden_size, intermediate_size * bits / 8]
- * down_scale     scale_dtype [num_experts, hidden_size, intermediate_size / block_size]
+ * down_scale     float16 [num_experts, hidden_size, intermediate_size / block_size]
  * down_zero_point  uint8 [num_experts, hidden_size, ceil(intermediate_size / block_size * bits / 8)]; may be NULL
  * output         float [num_tokens, hidden_size]; no input
  */

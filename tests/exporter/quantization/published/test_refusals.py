@@ -223,6 +223,19 @@ def test_values_that_are_not_finite(name: str, message: str, tmp_path: Path) -> 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["published"]
 
 
+@pytest.mark.parametrize("value", [0.1, 1e-9, 1e6])
+def test_scales_that_are_no_numbers_of_float16(value: float, tmp_path: Path) -> None:
+    config = published_config(GPTQ)
+    tensors, _ = tensors_of(config)
+    tensors[f"{DOWN_PROJ}.scales"] = tensors[f"{DOWN_PROJ}.scales"].astype(np.float32)
+    tensors[f"{DOWN_PROJ}.scales"][1, 2] = value
+    source = load_published(write_published(tmp_path / "published", config, tensors))
+    message = rf"down_proj.scales'\[1, 2\]: {float(np.float32(value))} is no number of float16"
+    with pytest.raises(CheckpointError, match=message):
+        repack_checkpoint(source, tmp_path / "new" / "stored")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["published"]
+
+
 def test_file_that_shrinks_meanwhile(tmp_path: Path) -> None:
     config = published_config(GPTQ)
     folder = write_published(tmp_path / "published", config, tensors_of(config)[0])
