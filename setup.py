@@ -27,7 +27,7 @@ import kernel_build  # noqa: E402
 LIBRARY = PLUGINS / "lib" / kernel_build.LIBRARY.name
 RECORD = LIBRARY.with_name(kernel_build.RECORD.name)
 reasons: dict[str, str] = {}
-"""Why there are no kernels, ``CUDA`` or ``CPU``."""
+"""Why a library is not built, by its ``kind``."""
 
 
 @cache
@@ -42,15 +42,18 @@ def plan() -> kernel_build.Plan | None:
 
 def without_kernels(error: kernel_build.KernelBuildError) -> None:
     """Go on without the CUDA kernels."""
-    is_required = kernel_build.is_required(os.environ)
-    go_on_without("CUDA", error, is_required, kernel_build.ARCHITECTURES_VARIABLE)
+    variable = kernel_build.ARCHITECTURES_VARIABLE
+    way_out = (
+        f"{variable}=none installs q2export without them" if kernel_build.is_required(os.environ) else ""
+    )
+    go_on_without("CUDA kernels", error, way_out)
 
 
-def go_on_without(kind: str, error: kernel_build.KernelBuildError, is_required: bool, variable: str) -> None:
-    """Keep the reason for ``q2export doctor``; where the kernels are asked for, end here."""
-    if is_required:
-        sys.exit(f"error: no {kind} kernels: {error}\n{variable}=none installs q2export without them")
-    sys.stderr.write(f"q2export without {kind} kernels: {error}\n")
+def go_on_without(kind: str, error: kernel_build.KernelBuildError, way_out: str) -> None:
+    """Keep the reason for ``q2export doctor``; end here where they are asked for, that is with a way out."""
+    if way_out:
+        sys.exit(f"error: no {kind}: {error}\n{way_out}")
+    sys.stderr.write(f"q2export without {kind}: {error}\n")
     reasons[kind] = first_error(error)
 
 
@@ -64,7 +67,7 @@ class BuildKernels(Command):
     """Part of ``build``: the library of the kernels, and what it was built with or why it was not."""
 
     description = "compile the CUDA kernels"
-    kind, library, record = "CUDA", LIBRARY, RECORD
+    kind, library, record = "CUDA kernels", LIBRARY, RECORD
     user_options = [("build-lib=", "d", "folder of the package to be")]
 
     def initialize_options(self) -> None:
@@ -126,6 +129,35 @@ class BuildKernels(Command):
         return {str(Path(self.build_lib or "", each)): str(each) for each in self.built}
 
 
+class BuildPlugins(BuildKernels):
+    """Part of ``build``: the TensorRT plugins in C++, where there are TensorRT's headers, too."""
+
+    description = "compile the TensorRT plugins"
+    kind = "TensorRT plugins in C++"
+    library = PLUGINS / "lib" / kernel_build.PLUGIN_LIBRARY.name
+    record = library.with_name(kernel_build.PLUGIN_RECORD.name)
+
+    def compile(self, target: Path) -> bool:
+        """Bring the library up to date; False where there is none to be."""
+        chosen = plan()
+        try:
+            if chosen is None:
+                raise kernel_build.NoKernelsError(f"they need the CUDA kernels: {reasons['CUDA kernels']}")
+            include = kernel_build.tensorrt_include(os.environ)
+            folder = ROOT / "build" / "kernels"
+            kernels = kernel_build.KernelLibrary(chosen.compiler, chosen.architectures, folder)
+            self.announce(f"TensorRT plugins: {include}", logging.INFO)
+            kernel_build.PluginLibrary(kernels, include).build(target, kernel_build.available_cores())
+        except kernel_build.NoKernelsError as reason:
+            go_on_without(self.kind, reason, "")
+            return False
+        except kernel_build.KernelBuildError as error:
+            variable = kernel_build.TENSORRT_VARIABLE
+            go_on_without(self.kind, error, f"without {variable}, q2export is installed without them")
+            return False
+        return True
+
+
 CPU_LIBRARY = PLUGINS / "lib" / kernel_build.CPU_LIBRARY.name
 CPU_RECORD = CPU_LIBRARY.with_name(kernel_build.CPU_RECORD.name)
 
@@ -142,14 +174,16 @@ def cpu_library() -> kernel_build.CpuLibrary | None:
 
 def without_cpu_kernels(error: kernel_build.KernelBuildError) -> None:
     """Go on without the CPU kernels: engines then run the function bodies."""
-    go_on_without("CPU", error, kernel_build.cpu_is_required(os.environ), kernel_build.CPU_VARIABLE)
+    required = kernel_build.cpu_is_required(os.environ)
+    way_out = f"{kernel_build.CPU_VARIABLE}=none installs q2export without them" if required else ""
+    go_on_without("CPU kernels", error, way_out)
 
 
 class BuildCpuKernels(BuildKernels):
     """Part of ``build``: the custom ops for ONNX Runtime on the CPU, and what they were built with."""
 
     description = "compile the CPU kernels"
-    kind, library, record = "CPU", CPU_LIBRARY, CPU_RECORD
+    kind, library, record = "CPU kernels", CPU_LIBRARY, CPU_RECORD
 
     def builder(self) -> object:
         """What describes itself in the record."""
@@ -172,7 +206,10 @@ class BuildCpuKernels(BuildKernels):
 class Build(build):
     """Python files, then kernels."""
 
-    sub_commands = [*build.sub_commands, ("build_kernels", None), ("build_cpu_kernels", None)]
+    sub_commands = [
+        *build.sub_commands,
+        *((name, None) for name in ("build_kernels", "build_plugins", "build_cpu_kernels")),
+    ]
 
 
 class Wheel(bdist_wheel):
@@ -200,6 +237,7 @@ setup(
         "bdist_wheel": Wheel,
         "build": Build,
         "build_kernels": BuildKernels,
+        "build_plugins": BuildPlugins,
         "build_cpu_kernels": BuildCpuKernels,
     },
 )

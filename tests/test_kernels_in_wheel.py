@@ -18,6 +18,7 @@ import q2export
 from tests.plugins import fake_nvcc
 
 LIBRARY = "q2export/plugins/lib/libq2export_kernels.so"
+PLUGINS = "q2export/plugins/lib/libq2export_plugins.so"
 RECORD = "q2export/plugins/lib/libq2export_kernels.txt"
 NAME = f"q2export-{q2export.__version__}"
 
@@ -43,7 +44,7 @@ class Source:
         path = f"{self.nvcc.parent}{os.pathsep}{os.environ['PATH']}"
         home = str(self.nvcc.parents[1])
         return {
-            **os.environ,
+            **{name: value for name, value in os.environ.items() if name != "TENSORRT_ROOT"},
             "PATH": path,
             "CUDA_HOME": home,
             "Q2EXPORT_CUDA_ARCHITECTURES": architectures,
@@ -83,6 +84,9 @@ def test_the_wheel_has_the_kernels_and_is_of_a_platform(source: Source) -> None:
         with zipfile.ZipFile(built) as archive:
             assert gencode in archive.read(LIBRARY).decode().splitlines()[0]
             assert archive.read(RECORD).decode() == f"CUDA 13.0 for {gencode}\n"
+            assert PLUGINS not in archive.namelist()
+            record = archive.read(PLUGINS.replace(".so", ".txt")).decode()
+            assert record.startswith("none: TENSORRT_ROOT is not set")
             assert not [name for name in archive.namelist() if ".data/" in name or "csrc" in name]
             assert "Root-Is-Purelib: false" in archive.read(f"{NAME}.dist-info/WHEEL").decode()
     calls = fake_nvcc.calls(source.nvcc)
@@ -94,6 +98,16 @@ def test_the_wheel_has_the_kernels_and_is_of_a_platform(source: Source) -> None:
     with zipfile.ZipFile(built) as archive:
         assert LIBRARY not in archive.namelist(), "that of an earlier build"
         assert archive.read(RECORD).decode() == "none: Q2EXPORT_CUDA_ARCHITECTURES is none\n"
+
+
+def test_the_wheel_has_the_plugins_where_there_are_headers(source: Source, tmp_path: Path) -> None:
+    (tmp_path / "include").mkdir()
+    (tmp_path / "include" / "NvInferRuntime.h").touch()
+    with zipfile.ZipFile(
+        source.wheel("80", {**source.environment("80"), "TENSORRT_ROOT": str(tmp_path)})
+    ) as archive:
+        assert "getCreators" in archive.read(PLUGINS).decode()
+        assert LIBRARY in archive.namelist()
 
 
 def test_unless_told_the_kernels_are_for_the_gpus_present(source: Source) -> None:

@@ -82,7 +82,7 @@ def test_the_wheel_holds_every_module_and_data_file_and_nothing_else(wheel: Path
         for room in SOURCES
         for path in (repository / room).rglob("*")
         if path.suffix in {".py", *DATA_SUFFIXES}
-    } | {f"q2export/plugins/lib/libq2export_{name}.txt" for name in ("kernels", "onnxruntime")}
+    } | {f"q2export/plugins/lib/libq2export_{name}.txt" for name in ("kernels", "onnxruntime", "plugins")}
     with zipfile.ZipFile(wheel) as archive:
         found = {name for name in archive.namelist() if ".dist-info/" not in name}
         others = {name.partition("/")[0] for name in archive.namelist()} - {"q2export"}

@@ -1,5 +1,5 @@
-"""Builds ``libq2export_kernels.so`` (CUDA) and ``libq2export_onnxruntime.so`` (CPU), for ``setup.py`` and
-``python -m q2export.plugins.kernel_build``.
+"""Builds ``libq2export_kernels.so`` (CUDA), ``libq2export_plugins.so`` (the same as TensorRT plugins) and
+``libq2export_onnxruntime.so`` (CPU), for ``setup.py`` and ``python -m q2export.plugins.kernel_build``.
 
 Needs nothing but Python: while the package is being installed, there is no package yet.
 """
@@ -20,6 +20,7 @@ from .compiler import (
 )
 from .cpu import CPU_LIBRARY, CPU_RECORD, CPU_VARIABLE, CpuLibrary, cpu_is_required, cpu_library
 from .library import LIBRARY, RECORD, KernelLibrary, available_cores, recorded
+from .tensorrt import PLUGIN_LIBRARY, PLUGIN_RECORD, TENSORRT_VARIABLE, PluginLibrary, tensorrt_include
 
 __all__ = [
     "ARCHITECTURES",
@@ -28,13 +29,17 @@ __all__ = [
     "CPU_RECORD",
     "CPU_VARIABLE",
     "LIBRARY",
+    "PLUGIN_LIBRARY",
+    "PLUGIN_RECORD",
     "RECORD",
+    "TENSORRT_VARIABLE",
     "Compiler",
     "CpuLibrary",
     "KernelBuildError",
     "KernelLibrary",
     "NoKernelsError",
     "Plan",
+    "PluginLibrary",
     "available_cores",
     "cpu_is_required",
     "cpu_library",
@@ -42,5 +47,6 @@ __all__ = [
     "is_required",
     "plan",
     "recorded",
+    "tensorrt_include",
     "wanted_architectures",
 ]

@@ -1,4 +1,4 @@
-"""``python -m q2export.plugins.kernel_build [cpu] [cuda]``: build the libraries in place."""
+"""``python -m q2export.plugins.kernel_build [cpu] [cuda] [tensorrt]``: build the libraries in place."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from types import MappingProxyType
 from .compiler import KernelBuildError, NoKernelsError, plan
 from .cpu import CPU_LIBRARY, CPU_RECORD, cpu_library
 from .library import CSRC, LIBRARY, RECORD, KernelLibrary, available_cores
+from .tensorrt import PLUGIN_LIBRARY, PLUGIN_RECORD, PluginLibrary, tensorrt_include
 
 
 def main() -> int:
@@ -52,7 +53,19 @@ def _build_cuda(folder: Path) -> str:
     return f"{LIBRARY}: {chosen}"
 
 
-_BUILDS: Mapping[str, Callable[[Path], str]] = MappingProxyType({"cpu": _build_cpu, "cuda": _build_cuda})
+def _build_tensorrt(folder: Path) -> str:
+    include = tensorrt_include(os.environ)
+    chosen = plan(os.environ)
+    kernels = KernelLibrary(chosen.compiler, chosen.architectures, folder / "kernels")
+    library = PluginLibrary(kernels, include)
+    library.build(PLUGIN_LIBRARY, available_cores())
+    PLUGIN_RECORD.write_text(f"{chosen}, {library}\n", encoding="utf-8")
+    return f"{PLUGIN_LIBRARY}: {chosen}, {library}"
+
+
+_BUILDS: Mapping[str, Callable[[Path], str]] = MappingProxyType(
+    {"cpu": _build_cpu, "cuda": _build_cuda, "tensorrt": _build_tensorrt}
+)
 
 
 if __name__ == "__main__":

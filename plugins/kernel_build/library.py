@@ -84,20 +84,27 @@ class KernelLibrary:
         with ThreadPoolExecutor(max(1, jobs)) as pool:
             return list(pool.map(lambda source: self._compile(source, flags), sources))
 
-    def link(self, output: Path, objects: Sequence[Path], exports: Path | None = None) -> None:
+    def link(
+        self,
+        output: Path,
+        objects: Sequence[Path],
+        exports: Path | None = None,
+        options: Sequence[str] = (),
+    ) -> None:
         """Make a library of object files, unless there is one that is newer, of the same command.
 
         Args:
             output: file to write.
             objects: of :meth:`compile`.
             exports: linker script that says which functions are visible; None is what the sources say.
+            options: further options of nvcc.
 
         Raises:
             KernelBuildError: it does not link; the linker's words.
         """
         scripts = [] if exports is None else [exports]
-        options = [f"-Xlinker=--version-script={path}" for path in scripts]
-        command = [*self._nvcc(), *_LINK_FLAGS, *options, *map(str, objects)]
+        visible = [f"-Xlinker=--version-script={path}" for path in scripts]
+        command = [*self._nvcc(), *_LINK_FLAGS, *visible, *options, *map(str, objects)]
         record = self.objects / f"{output.stem}.command"
         if is_current(output, [*objects, *scripts], record, command):
             return
@@ -112,7 +119,8 @@ class KernelLibrary:
         return "".join(self._object(each).with_suffix(".log").read_text("utf-8") for each in self.sources)
 
     def _object(self, source: Path) -> Path:
-        return self.objects / f"{source.parent.name}-{source.stem}.o"
+        inside = source.relative_to(self.csrc) if source.is_relative_to(self.csrc) else Path(source.name)
+        return self.objects / f"{'-'.join(inside.with_suffix('').parts)}.o"
 
     def _nvcc(self) -> list[str]:
         return [str(self.compiler.path), *code_flags(self.architectures)]

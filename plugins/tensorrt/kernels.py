@@ -135,46 +135,82 @@ def workspace_bytes(call: Call) -> int:
 
 
 def launch(call: Call, inputs: Sequence[int], outputs: Sequence[int], workspace: int, stream: int) -> None:
-    """Queue an op.
+    """Queue an op once; :class:`PreparedCall` has the arguments, :func:`prepare` the errors."""
+    prepare(call).launch(inputs, outputs, workspace, stream)
 
-    Args:
-        call: what to do.
-        inputs: device addresses, in the order of the specification; repeated inputs follow the fixed ones.
-        outputs: device addresses.
-        workspace: device address of at least :func:`workspace_bytes`.
-        stream: a ``cudaStream_t``.
+
+def prepare(call: Call) -> PreparedCall:
+    """Return an op on tensors of known sizes, ready to be queued any number of times.
 
     Raises:
-        MissingDependencyError: the library is not built. GenerationError: it refuses the call.
+        MissingDependencyError: the library is not built. GenerationError: it refuses the description, or
+            wants more workspace than engines reserve.
     """
-    library = load(LIBRARY)
-    arguments = _arguments(call, inputs, outputs)
     needed, reserved = workspace_bytes(call), reserved_bytes(call.spec, call.sizes, call.attributes)
     if needed > reserved:
         raise GenerationError(
             f"node {call.node!r} ({call.spec.name}): the kernels want {needed} bytes of workspace, engines "
             f"reserve {reserved}; use the kernels of the q2export that built the engine"
         )
-    tail = (c_void_p(workspace), c_size_t(needed), c_void_p(stream))
-    function = getattr(library, f"q2export_{call.spec.torch_name}")
-    _check(library, call, function(ctypes.byref(describe(call)), *arguments, *tail))
+    return PreparedCall(call, load(LIBRARY), needed)
 
 
-def _arguments(call: Call, inputs: Sequence[int], outputs: Sequence[int]) -> list[object]:
-    """The arguments between the description and the workspace, which differ per op."""
-    pointers = [c_void_p(address) for address in (*inputs, *outputs)]
-    if call.spec.name == opspec.ROTARY.name:
-        return list(pointers)
-    if call.spec.name == opspec.MOE.name:
-        hidden, router_logits, *weights, output = pointers
-        of_expert = len(call.spec.repeated)
-        by_kind = [(c_void_p * (len(weights) // of_expert))(*weights[i::of_expert]) for i in range(of_expert)]
-        return [hidden, router_logits, *by_kind, output]
-    shared = len(opspec.ATTENTION.inputs)
-    tensors = AttentionTensors(*inputs[:shared], *outputs)
-    if call.spec.name == opspec.ATTENTION.name:
-        return [ctypes.byref(tensors)]
-    return [ctypes.byref(tensors), pointers[shared], c_float(call.attributes["attention_factor"])]
+class PreparedCall:
+    """What of a call does not change while its sizes do not.
+
+    Args:
+        call: what to do.
+        library: the kernels.
+        workspace_bytes: that they want.
+    """
+
+    def __init__(self, call: Call, library: ctypes.CDLL, workspace_bytes: int) -> None:
+        self._call, self._library = call, library
+        self._function = getattr(library, f"q2export_{call.spec.torch_name}")
+        self._description = describe(call)
+        self._reference = ctypes.byref(self._description)
+        self._workspace_bytes = c_size_t(workspace_bytes)
+        self._weights: Sequence[int] = ()
+        self._experts: list[object] = []
+
+    def launch(self, inputs: Sequence[int], outputs: Sequence[int], workspace: int, stream: int) -> None:
+        """Queue the op.
+
+        Args:
+            inputs: device addresses, in the order of the specification; repeated ones follow the others.
+            outputs: device addresses.
+            workspace: device address of at least :func:`workspace_bytes`.
+            stream: a ``cudaStream_t``.
+
+        Raises:
+            GenerationError: the kernels refuse the call.
+        """
+        arguments = self._arguments(inputs, outputs)
+        tail = (c_void_p(workspace), self._workspace_bytes, c_void_p(stream))
+        _check(self._library, self._call, self._function(self._reference, *arguments, *tail))
+
+    def _arguments(self, inputs: Sequence[int], outputs: Sequence[int]) -> list[object]:
+        """The arguments between the description and the workspace, which differ per op."""
+        spec = self._call.spec
+        if spec.name == opspec.MOE.name:
+            fixed = len(spec.inputs)
+            return [*map(c_void_p, inputs[:fixed]), *self._by_kind(inputs[fixed:]), c_void_p(outputs[0])]
+        if spec.name == opspec.ROTARY.name:
+            return [c_void_p(address) for address in (*inputs, *outputs)]
+        shared = len(opspec.ATTENTION.inputs)
+        tensors = ctypes.byref(AttentionTensors(*inputs[:shared], *outputs))
+        if spec.name == opspec.ATTENTION.name:
+            return [tensors]
+        return [tensors, c_void_p(inputs[shared]), c_float(self._call.attributes["attention_factor"])]
+
+    def _by_kind(self, weights: Sequence[int]) -> list[object]:
+        """Arrays of gates, ups and downs, made again where an address has changed: streamed weights move."""
+        if self._weights != weights:
+            of_expert = len(self._call.spec.repeated)
+            array = c_void_p * (len(weights) // of_expert)
+            self._experts = [array(*weights[i::of_expert]) for i in range(of_expert)]
+            self._weights = list(weights)
+        return self._experts
 
 
 def _check(library: ctypes.CDLL, call: Call, status: int) -> None:

@@ -18,6 +18,7 @@ from q2export.plugins.tensorrt.workspace import ALIGNMENT, aligned, reserved_byt
 
 _INTERFACES = ("IPluginV3", "IPluginV3OneCore", "IPluginV3OneBuildV2", "IPluginV3OneRuntime")
 _NOT_ALIASED = -1
+_PREPARED_CALLS = 64  # shapes whose call a plugin keeps
 
 
 @cache
@@ -54,6 +55,7 @@ class GenericPlugin:
         self._attributes = attributes
         self._node = node
         self._inputs = input_specs(spec, attributes)
+        self._prepared: dict[object, kernels.PreparedCall] = {}
         self._serialized = SerializedFields(trt, spec, attributes)
 
     def clone(self) -> GenericPlugin:
@@ -146,15 +148,27 @@ class GenericPlugin:
             MissingDependencyError: the CUDA kernels are not built here.
             GenerationError: they refuse the call.
         """
-        sizes = self._bind([tuple(each.dims) for each in input_desc])
-        call = kernels.Call(
-            spec=self._spec,
-            sizes=sizes,
-            attributes=self._attributes,
-            dtype=BY_TENSORRT[input_desc[0].type.name].name,
-            node=self._node,
+        # The experts' weights keep the shapes they have in the graph; the other inputs tell calls apart.
+        fixed = input_desc[: len(self._spec.inputs)]
+        key = (input_desc[0].type, *[tuple(each.dims) for each in fixed])
+        prepared = self._prepared.get(key)
+        if prepared is None:
+            prepared = self._prepare(input_desc)
+            if len(self._prepared) >= _PREPARED_CALLS:
+                self._prepared.clear()
+            self._prepared[key] = prepared
+        prepared.launch(inputs, outputs, aligned(workspace), stream)
+
+    def _prepare(self, input_desc: Sequence[Any]) -> kernels.PreparedCall:
+        return kernels.prepare(
+            kernels.Call(
+                spec=self._spec,
+                sizes=self._bind([tuple(each.dims) for each in input_desc]),
+                attributes=self._attributes,
+                dtype=BY_TENSORRT[input_desc[0].type.name].name,
+                node=self._node,
+            )
         )
-        kernels.launch(call, inputs, outputs, aligned(workspace), stream)
 
     def _bind(self, shapes: Sequence[Shape]) -> dict[str, int]:
         with recorded():

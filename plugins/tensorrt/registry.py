@@ -75,3 +75,12 @@ def register(trt: ModuleType) -> None:
                 f"{trt.__name__} refuses a plugin creator for {spec.name}: it needs IPluginCreatorV3One"
             )
         _registered.append(creator)
+
+
+def deregister(trt: ModuleType) -> None:
+    """Take back every creator that :func:`register` has registered with this TensorRT."""
+    registry = trt.get_plugin_registry()
+    own = [creator for creator in _registered if isinstance(creator, trt.IPluginCreatorV3One)]
+    for creator in own:
+        registry.deregister_creator(creator)
+        _registered.remove(creator)

@@ -39,7 +39,9 @@ def main(codes: str, script: str, *options: str) -> int:
         print(*(f"sm_{code}" for code in codes.split(",")), sep="\n")
         return 0
     output = Path(options[options.index("-o") + 1])
-    sources = [Path(each) for each in options if each.endswith((".cu", ".o")) and Path(each) != output]
+    sources = [
+        Path(each) for each in options if each.endswith((".cu", ".cpp", ".o")) and Path(each) != output
+    ]
     with open(f"{script}.log", "a") as log:
         print(sources[0].stem if "-c" in options else "link", file=log)
     includes = [(each, re.findall(r'#include "(.*)"', each.read_text())) for each in sources]

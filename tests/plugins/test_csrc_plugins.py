@@ -164,3 +164,59 @@ def test_the_library_may_come_in_any_way(plugins: Path, steps: str, in_global: i
     done = run_script(REGISTRIES, plugins, *steps.split())
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == f"{in_global} {in_builder}"
+
+
+TO_RUN = """
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from q2export.contracts import opspec
+from q2export.errors import MissingDependencyError
+from q2export.plugins.tensorrt import native
+from q2export.plugins.tensorrt.loader import import_tensorrt
+from q2export.plugins.tensorrt.registry import GenericCreator, register
+
+trt = import_tensorrt("rtx")
+registry = trt.get_plugin_registry()
+native.LIBRARY = Path(sys.argv[1])
+def in_python():
+    creators = [registry.get_creator(spec.name, "1", "q2export") for spec in opspec.ALL]
+    assert None not in creators
+    return [isinstance(creator, GenericCreator) for creator in creators]
+
+register(trt)  # as a build does, in the same process
+assert all(in_python())
+native.register_to_run(trt)
+print("python" if all(in_python()) else "mixed" if any(in_python()) else "c++")
+native.register_to_run(trt)  # the next engine
+register(trt)  # the next build
+print("python" if all(in_python()) else "mixed" if any(in_python()) else "c++")
+native.declared = lambda trt, spec: [SimpleNamespace(name="new", type=None)]
+try:
+    native.register_to_run(trt)
+except MissingDependencyError as error:
+    print(error)
+"""
+
+
+def test_engines_run_on_the_plugins_in_cpp_where_they_are_built(plugins: Path) -> None:
+    done = run_script(TO_RUN, plugins)
+    assert done.returncode == 0, done.stderr
+    first, again, refusal = done.stdout.splitlines()
+    assert first == again == "c++"
+    assert (
+        "has attributes attention_factor for Q2RotaryEmbedding, expected attributes new; rebuild" in refusal
+    )
+
+
+def test_without_them_they_run_on_those_in_python(tmp_path: Path) -> None:
+    done = run_script(TO_RUN, tmp_path / "absent.so")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["python", "python"]
+
+
+def test_a_library_that_does_not_load_is_told(tmp_path: Path) -> None:
+    (tmp_path / "libq2export_plugins.so").write_bytes(b"no library")
+    done = run_script(TO_RUN, tmp_path / "libq2export_plugins.so")
+    assert done.returncode == 1
+    assert "plugins in C++ cannot be loaded" in done.stderr and "kernel_build tensorrt" in done.stderr

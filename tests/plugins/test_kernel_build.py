@@ -15,7 +15,9 @@ from q2export.plugins.kernel_build import (
     KernelBuildError,
     KernelLibrary,
     NoKernelsError,
+    PluginLibrary,
     plan,
+    tensorrt_include,
     wanted_architectures,
 )
 from q2export.plugins.kernel_build.compiler import code_flags
@@ -205,11 +207,39 @@ class TestBuild:
         assert tree.build() == ["first", "link"]
 
 
+def test_the_plugins_are_compiled_against_the_headers_and_linked_with_the_kernels(tree: Tree) -> None:
+    # Of a name that a kernel's source has, too.
+    for name in ("tensorrt/op/first.cpp", "tensorrt/library.cpp", "tensorrt/exports.map"):
+        (tree.folder / "csrc" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree.folder / "csrc" / name).write_text(f"{name}\n")
+    with pytest.raises(NoKernelsError, match="TENSORRT_ROOT is not set"):
+        tensorrt_include({})
+    with pytest.raises(KernelBuildError, match=r"include/NvInferRuntime\.h does not exist"):
+        tensorrt_include({"TENSORRT_ROOT": str(tree.folder)})
+    (tree.folder / "include").mkdir()
+    (tree.folder / "include" / "NvInferRuntime.h").touch()
+    tree.build()
+    chosen = plan({"CUDA_HOME": str(tree.folder), "Q2EXPORT_CUDA_ARCHITECTURES": "80"}, ())
+    kernels = KernelLibrary(
+        chosen.compiler, chosen.architectures, tree.folder / "objects", csrc=tree.folder / "csrc"
+    )
+    library = PluginLibrary(kernels, tensorrt_include({"TENSORRT_ROOT": str(tree.folder)}))
+    before = len(fake_nvcc.calls(tree.nvcc))
+    for _ in range(2):
+        library.build(tree.output.with_name("plugins.so"), jobs=2)
+    assert sorted(fake_nvcc.calls(tree.nvcc)[before:]) == ["first", "library", "link"]
+    text = tree.output.with_name("plugins.so").read_text()
+    assert all(part in text for part in ("second", "tensorrt/op/first.cpp", "tensorrt/library.cpp"))
+    assert "tensorrt" not in tree.output.read_text()
+
+
 def test_the_command_refuses_in_one_line(tmp_path: Path) -> None:
     environment = {**os.environ, "Q2EXPORT_CUDA_ARCHITECTURES": "none", "Q2EXPORT_CPU_KERNELS": "none"}
+    environment.pop("TENSORRT_ROOT", None)
     command = [sys.executable, "-m", "q2export.plugins.kernel_build"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert done.returncode == 1
     assert done.stderr == (
         "skipped: Q2EXPORT_CPU_KERNELS is none\nskipped: Q2EXPORT_CUDA_ARCHITECTURES is none\n"
+        "skipped: TENSORRT_ROOT is not set: plugins in C++ need TensorRT's headers, which no wheel carries\n"
     )

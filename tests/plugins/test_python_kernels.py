@@ -16,7 +16,7 @@ from torch import Tensor
 
 from q2export.contracts import opspec
 from q2export.contracts.dtypes import BY_NAME, FLOAT_NAMES
-from q2export.errors import GenerationError, MissingDependencyError
+from q2export.errors import ExportError, GenerationError, MissingDependencyError
 from q2export.exporter.graph.ops.attention import group_query_attention_reference
 from q2export.exporter.graph.ops.moe import moe_reference
 from q2export.exporter.graph.ops.rotary import rotary_embedding_reference
@@ -150,6 +150,21 @@ class TestEnqueue:
         expected = moe_reference(hidden.float(), logits.float(), *by_kind, 3, 2, 1)
         tolerance = {torch.float32: 1e-5, torch.bfloat16: 0.05}[dtype]
         torch.testing.assert_close(output.float(), expected, rtol=tolerance, atol=tolerance)
+
+    def test_a_plugin_is_called_again_with_other_sizes_and_other_addresses(self, trt: ModuleType) -> None:
+        """What it keeps of a call depends on the sizes, and arrays of addresses on those."""
+        plugin = make_plugin(trt, opspec.MOE, norm_topk_prob=1)
+        weights = [torch.randn(shape) for _ in range(3) for shape in ((5, 12), (5, 12), (12, 5))]
+        for tokens in (4, 1, 4, 7, 1):
+            if tokens == 7:
+                weights = [torch.randn(tensor.shape) for tensor in weights]  # streamed to another place
+            hidden, logits = torch.randn(tokens, 12), torch.randn(tokens, 3)
+            output = torch.empty_like(hidden)
+            enqueue(trt, plugin, [hidden, logits, *weights], [output])
+            expected = moe_reference(hidden, logits, *(weights[i::3] for i in range(3)), 3, 2, 1)
+            torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
+        with pytest.raises(ExportError, match="but 13 in input"):  # checked where a size is new
+            enqueue(trt, plugin, [torch.randn(4, 13), torch.randn(4, 3), *weights], [output])
 
     def test_what_the_kernels_refuse_names_the_node(self, trt: ModuleType) -> None:
         query, key = torch.zeros(1, 1, 6, 512), torch.zeros(1, 1, 2, 512)

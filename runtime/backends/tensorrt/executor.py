@@ -35,7 +35,7 @@ def open_backend(folder: Path, info: EngineInfo, built: TensorRTInfo, rebuild_co
             not the one the manifest describes.
     """
     from q2export.plugins.tensorrt.loader import import_tensorrt
-    from q2export.plugins.tensorrt.registry import register
+    from q2export.plugins.tensorrt.native import register_to_run
 
     trt = import_tensorrt(built.builder)
     cuda = CudaRuntime()
@@ -43,7 +43,7 @@ def open_backend(folder: Path, info: EngineInfo, built: TensorRTInfo, rebuild_co
     found = Found(trt.__version__, device.name, device.compute_capability)
     path = folder / info.file
     check_compatible(str(path), built, found, rebuild_command)
-    register(trt)
+    register_to_run(trt)
     cache_file = runtime_cache_file(path, found.builder_version, found.gpu)
     with cuda.selected():
         loaded = load_engine(path, info, trt, built, found, rebuild_command)

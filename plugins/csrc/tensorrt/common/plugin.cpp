@@ -284,8 +284,9 @@ Sizes Plugin::checked_sizes(std::function<Dims const&(int32_t)> const& dims_of_i
     for (Tie const& tie : op_.ties)
     {
         int64_t expected = attributes_.integer(tie.attribute);
-        unify(expected, sizes[tie.symbol],
-            std::string("dimension ") + symbol_name(tie.symbol) + ", attribute " + tie.attribute + ",");
+        unify(expected, sizes[tie.symbol], [&] {
+            return std::string("dimension ") + symbol_name(tie.symbol) + ", attribute " + tie.attribute + ",";
+        });
     }
     return sizes;
 }

@@ -8,8 +8,9 @@ namespace
 {
 
 // Throws Refusal where a tensor has another rank than its specification.
-void check_rank(TensorSpec const& tensor, std::string const& name, int32_t rank)
+void check_rank(OpSpec const& spec, int32_t index, int32_t rank)
 {
+    TensorSpec const& tensor = input_spec(spec, index);
     if (rank == tensor.rank)
     {
         return;
@@ -19,7 +20,7 @@ void check_rank(TensorSpec const& tensor, std::string const& name, int32_t rank)
     {
         shape += (i == 0 ? "" : ", ") + std::string(symbol_name(tensor.shape[i]));
     }
-    throw Refusal("input " + name + " has " + std::to_string(rank) + " dimensions, expected [" + shape + "]");
+    throw Refusal("input " + input_name(spec, index) + " has " + std::to_string(rank) + " dimensions, expected [" + shape + "]");
 }
 
 } // namespace
@@ -34,20 +35,9 @@ std::string input_name(OpSpec const& spec, int32_t index)
     return name;
 }
 
-void unify(int64_t& expected, int64_t found, std::string const& what)
+void refuse_size(std::string const& what, int64_t found, int64_t expected)
 {
-    if (found < 0)
-    {
-        return;
-    }
-    if (expected < 0)
-    {
-        expected = found;
-    }
-    if (expected != found)
-    {
-        throw Refusal(what + " is " + std::to_string(found) + ", expected " + std::to_string(expected));
-    }
+    throw Refusal(what + " is " + std::to_string(found) + ", expected " + std::to_string(expected));
 }
 
 Sizes bind_sizes(OpSpec const& spec, int32_t count, std::function<nvinfer1::Dims const&(int32_t)> const& dims_of_input)
@@ -57,18 +47,18 @@ Sizes bind_sizes(OpSpec const& spec, int32_t count, std::function<nvinfer1::Dims
     {
         TensorSpec const& tensor = input_spec(spec, i);
         nvinfer1::Dims const& dims = dims_of_input(i);
-        std::string const name = input_name(spec, i);
-        check_rank(tensor, name, dims.nbDims);
+        check_rank(spec, i, dims.nbDims);
         for (int32_t axis = 0; axis < tensor.rank; ++axis)
         {
             Symbol const symbol = tensor.shape[axis];
             unify(sizes[symbol], dims.d[axis],
-                std::string("dimension ") + symbol_name(symbol) + " of input " + name);
+                [&] { return std::string("dimension ") + symbol_name(symbol) + " of input " + input_name(spec, i); });
         }
     }
     if (sizes[Symbol::kDOver2] >= 0)
     {
-        unify(sizes[Symbol::kD], 2 * sizes[Symbol::kDOver2], "head_dim by the length of inv_freq");
+        unify(sizes[Symbol::kD], 2 * sizes[Symbol::kDOver2],
+            [] { return std::string("head_dim by the length of inv_freq"); });
     }
     return sizes;
 }

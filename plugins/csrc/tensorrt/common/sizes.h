@@ -41,8 +41,27 @@ private:
 // Name of an input; repeated ones are numbered, e.g. "gate_3".
 std::string input_name(OpSpec const& spec, int32_t index);
 
-// Throws Refusal where two known sizes differ. `expected` stays unknown only if both are.
-void unify(int64_t& expected, int64_t found, std::string const& what);
+// Throws Refusal: `what` is `found`, but `expected` elsewhere.
+[[noreturn]] void refuse_size(std::string const& what, int64_t found, int64_t expected);
+
+// Throws Refusal where two known sizes differ; what() names the second, and is called for that alone: every call of a
+// plugin comes through here. `expected` stays unknown only if both are.
+template <typename What>
+void unify(int64_t& expected, int64_t found, What const& what)
+{
+    if (found < 0)
+    {
+        return;
+    }
+    if (expected < 0)
+    {
+        expected = found;
+    }
+    if (expected != found)
+    {
+        refuse_size(what(), found, expected);
+    }
+}
 
 // Reads all symbols off the inputs, of which there are `count`; negative dimensions are unknown. Throws Refusal where
 // ranks are wrong or two inputs contradict each other.
