@@ -68,6 +68,7 @@ CASES = (
     *(Case(f"int8, {rows} rows", rows, 896, 110_000, 8) for rows in (2, 4, 8, 16)),
     Case("int8, 512 rows", 512, 896, 4864, 8),
     Case("int4 experts, 512 rows", 512, 512, 352, 4, experts=60),
+    Case("bf16 times bf16 experts, 512 rows", 512, 512, 352, 16, rounded=True, experts=60),
 )
 
 
@@ -143,7 +144,10 @@ def quantized(case: Case, threads: int) -> tuple[dict[str, Any], Array]:
 
 
 def mixture(case: Case, threads: int) -> tuple[dict[str, Any], Array]:
-    """Sessions of the kernel over packed experts and over the same in bfloat16, and the codes."""
+    """Sessions of the kernel and of the exact one over the same experts in bfloat16, and the bytes it reads.
+
+    The kernel is that of packed experts, or the one that rounds activations to bfloat16.
+    """
     rng = np.random.default_rng(0)
     names: dict[str, tuple[Array, int]] = {
         "router_logits": (rng.standard_normal((case.rows, case.experts), np.float32), TensorProto.FLOAT)
@@ -155,10 +159,11 @@ def mixture(case: Case, threads: int) -> tuple[dict[str, Any], Array]:
     }
     values = {}
     for name, (rows, columns) in shapes.items():
-        codes = rng.integers(0, 2**case.bits, (case.experts, rows, columns), np.uint8)
-        scales = np.full((case.experts, rows, columns // 32), 2.0**-case.bits / columns**0.5, np.float16)
-        values[name] = (codes.astype(np.float32) - 2 ** (case.bits - 1)) * scales[:, :, :1]
-        packed = codes if case.bits == 8 else codes[..., ::2] | codes[..., 1::2] << 4
+        bits = min(case.bits, 8)
+        codes = rng.integers(0, 2**bits, (case.experts, rows, columns), np.uint8)
+        scales = np.full((case.experts, rows, columns // 32), 2.0**-bits / columns**0.5, np.float16)
+        values[name] = (codes.astype(np.float32) - 2 ** (bits - 1)) * scales[:, :, :1]
+        packed = codes if bits == 8 else codes[..., ::2] | codes[..., 1::2] << 4
         names |= {name: (packed, TensorProto.UINT8), f"{name}_scale": (scales, TensorProto.FLOAT16)}
     for expert in range(case.experts):
         gate_up = values["gate_up"][expert]
@@ -166,13 +171,18 @@ def mixture(case: Case, threads: int) -> tuple[dict[str, Any], Array]:
             stored = (np.ascontiguousarray(each).view(np.uint32) >> 16).astype(np.uint16)
             wide[f"{name}_{expert}"] = (stored, TensorProto.BFLOAT16)
     common: dict[str, Any] = {"num_experts": case.experts, "top_k": 4, "norm_topk_prob": 0}
+    peer = helper.make_node("Q2MoE", ["x", *wide], ["y"], domain="q2export", **common)
+    exact = session(peer, wide, threads)
+    if case.bits == 16:
+        own = helper.make_node(
+            "Q2MoE", ["x", *wide], ["y"], domain="q2export", **common, bfloat16_activations=1
+        )
+        held = [array.reshape(-1).view(np.uint8) for array, _ in wide.values()]
+        return {OURS: session(own, wide, threads), "Q2MoE bf16": exact}, np.concatenate(held)
     packing: dict[str, Any] = {"bits": case.bits, "block_size": 32, "int8_activations": 1}
     own = helper.make_node("Q2QuantizedMoE", ["x", *names], ["y"], domain="q2export", **common, **packing)
-    peer = helper.make_node("Q2MoE", ["x", *wide], ["y"], domain="q2export", **common)
     held = [array.reshape(-1).view(np.uint8) for array, _ in names.values()]
-    return {OURS: session(own, names, threads), "Q2MoE bf16": session(peer, wide, threads)}, np.concatenate(
-        held
-    )
+    return {OURS: session(own, names, threads), "Q2MoE bf16": exact}, np.concatenate(held)
 
 
 def timed(run: Callable[[], object], repeats: int, clock: Callable[[], float]) -> list[float]:
