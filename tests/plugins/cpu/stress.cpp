@@ -122,7 +122,7 @@ void linears()
         {
             linear(rows, 1, 1, dtype);
             linear(rows, 33, 70, dtype);
-            linear(rows < 250 ? rows : 27, 1030, 131, dtype);
+            linear(rows < 250 ? rows : 73, 1030, 131, dtype);
         }
     }
     for (int64_t const rows : {1, 5, 26, 250})

@@ -71,11 +71,8 @@ void round_row(float const* source, int64_t count, uint16_t* target)
     }
 }
 
-// Nothing is widened here: a panel saves no work, only ways through the caches, which takes more rows to repay it.
-constexpr int64_t kDirectPairRows = 12 * Simd::kTileRows;
-
 } // namespace
 
-RoundedLinearKernels const kRoundedLinearAvx512{{kDirectPairRows, direct<Pairs>, packed<Pairs>}, round_row};
+RoundedLinearKernels const kRoundedLinearAvx512{{kDirectRows, direct<Pairs>, packed<Pairs>}, round_row};
 
 } // namespace q2export::cpu

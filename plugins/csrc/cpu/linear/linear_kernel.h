@@ -9,7 +9,7 @@ namespace
 {
 
 // Rows for which reading a weight once per register tile costs less than putting it into a panel.
-constexpr int64_t kDirectRows = 4 * Simd::kTileRows;
+constexpr int64_t kDirectRows = 12 * Simd::kTileRows;
 constexpr int kTileSums = Simd::kTileRows * kOuts; // that registers hold
 constexpr int kRegisters = kTileSums * 4 / 3;      // for sums, a weight of each column, and an input
 constexpr int kTallestTile = kTileSums / 3;        // rows that are multiplied with a weight once it is widened
