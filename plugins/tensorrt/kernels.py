@@ -16,7 +16,7 @@ from q2export.plugins import kernel_build
 from q2export.plugins.tensorrt.fields import Attributes
 from q2export.plugins.tensorrt.workspace import reserved_bytes
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 """``Q2EXPORT_KERNELS_ABI_VERSION`` of the header that the structures below mirror."""
 
 LIBRARY = kernel_build.LIBRARY
@@ -70,6 +70,12 @@ class MoeDesc(ctypes.Structure):
         ("norm_topk_prob", c_int32),
         ("dtype", c_int32),
     )
+
+
+class QuantizedMoeDesc(MoeDesc):
+    """``q2export_quantized_moe_desc``, whose first member is a ``q2export_moe_desc``."""
+
+    _fields_ = (("bits", c_int32), ("block_size", c_int32))
 
 
 _DESCRIPTIONS: Mapping[str, type[ctypes.Structure]] = {

@@ -10,7 +10,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from q2export.plugins.tensorrt.kernels import AttentionDesc, AttentionTensors, MoeDesc, RotaryDesc
+from q2export.plugins.tensorrt.kernels import (
+    AttentionDesc,
+    AttentionTensors,
+    MoeDesc,
+    QuantizedMoeDesc,
+    RotaryDesc,
+)
 
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 ALIGNMENT = 256
@@ -117,6 +123,27 @@ class Kernels:
         desc = MoeDesc(*hidden.shape, intermediate, experts, top_k, norm_topk_prob, DTYPES[hidden.dtype])
         arrays = [(c_void_p * experts)(*pointers(*kind)) for kind in weights]
         self.call("moe", desc, [*pointers(*inputs), *arrays, *pointers(output)])
+        return output.cpu()
+
+    def quantized_moe(
+        self,
+        hidden: Tensor,
+        router_logits: Tensor,
+        packed: Sequence[Tensor],
+        top_k: int,
+        norm_topk_prob: bool,
+        bits: int,
+        block_size: int,
+    ) -> Tensor:
+        """``packed``: gate_up, its scales, down and its scales, each of all experts."""
+        experts, intermediate = packed[0].shape[0], packed[0].shape[1] // 2
+        inputs = self.moved([hidden, router_logits, *packed])
+        output = torch.full_like(inputs[0], float("nan"))
+        dtype = DTYPES[hidden.dtype]
+        desc = QuantizedMoeDesc(
+            *hidden.shape, intermediate, experts, top_k, norm_topk_prob, dtype, bits, block_size
+        )
+        self.call("quantized_moe", desc, pointers(*inputs, output))
         return output.cpu()
 
 

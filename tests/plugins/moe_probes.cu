@@ -1,6 +1,8 @@
 // What the tests of Q2MoE call: its plans, where things lie in shared memory, and the kernels with a tile of one's own.
 #include "moe/fast.h"
 #include "moe/grouped_product.cuh"
+#include "moe/quantized_fast.h"
+#include "moe/quantized_product.cuh"
 
 using namespace q2export;
 
@@ -10,8 +12,45 @@ extern "C" q2export_status probe_moe(q2export_moe_desc const* desc, void const* 
 {
     Gpu gpu{};
     Q2EXPORT_TRY(current_gpu(&gpu));
-    MoeCall const call{*desc, hidden, router_logits, gate, up, down, output, stream};
+    MoeCall const call{{*desc, router_logits, stream}, hidden, gate, up, down, output};
     return run_moe(call, lay_out(*desc, workspace), gpu, {tile, overlaps != 0});
+}
+
+extern "C" q2export_status probe_quantized_moe(q2export_quantized_moe_desc const* desc, void const* hidden,
+    void const* router_logits, void const* gate_up, void const* gate_up_scale, void const* down,
+    void const* down_scale, void* output, int32_t tile, int32_t overlaps, void* workspace, q2export_stream stream)
+{
+    Gpu gpu{};
+    Q2EXPORT_TRY(current_gpu(&gpu));
+    QuantizedMoeCall const call{{desc->moe, router_logits, stream}, desc->bits, desc->block_size, hidden,
+        static_cast<unsigned char const*>(gate_up), gate_up_scale, static_cast<unsigned char const*>(down), down_scale,
+        output};
+    return run_quantized_moe(call, lay_out(desc->moe, workspace), gpu, {tile, overlaps != 0});
+}
+
+extern "C" int32_t probe_choose_quantized(q2export_quantized_moe_desc const* desc, Gpu const* gpu)
+{
+    return plan_quantized_moe(*desc, *gpu).tile;
+}
+
+extern "C" MoeTile probe_quantized_tile(int32_t tile)
+{
+    return kQuantizedMoeTiles[tile];
+}
+
+extern "C" int32_t probe_quantized_shared_bytes(int32_t tile, int32_t bits)
+{
+    return shared_bytes(kQuantizedMoeTiles[tile], bits);
+}
+
+extern "C" int32_t probe_swizzled_codes(int32_t row, int32_t chunk)
+{
+    return swizzled_codes(row, chunk);
+}
+
+extern "C" int32_t probe_swizzled_tokens(int32_t row_bytes, int32_t row, int32_t chunk)
+{
+    return row_bytes == 256 ? swizzled_tokens<256>(row, chunk) : swizzled_tokens<128>(row, chunk);
 }
 
 extern "C" MoeTile probe_tile(int32_t tile)
@@ -31,7 +70,7 @@ extern "C" int32_t probe_shared_bytes(int32_t tile)
 
 extern "C" int64_t probe_grid_blocks(int32_t tile, Gpu const* gpu, int64_t most_tiles)
 {
-    return grid_blocks(kMoeTiles[tile], *gpu, most_tiles);
+    return grid_blocks(shared_bytes(kMoeTiles[tile]), *gpu, most_tiles);
 }
 
 extern "C" int64_t probe_weight_tiles(int32_t tile, int32_t rows, int32_t matrices)

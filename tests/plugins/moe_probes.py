@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from q2export.plugins.tensorrt.kernels import MoeDesc
+from q2export.plugins.tensorrt.kernels import MoeDesc, QuantizedMoeDesc
 from tests.host_cuda.compiling import CSRC
 from tests.host_cuda.gpus import Gpu
 from tests.plugins.kernels import ALIGNMENT, Kernels
@@ -83,6 +83,7 @@ class Plan:
     def __init__(self, library: Path) -> None:
         self.library = ctypes.CDLL(str(library))
         self.library.probe_tile.restype = Tile
+        self.library.probe_quantized_tile.restype = Tile
         for name in ("grid_blocks", "weight_tiles", "max_token_tiles"):
             getattr(self.library, f"probe_{name}").restype = c_int64
 
@@ -115,7 +116,9 @@ class TileKernels(Kernels):
         assert bool((workspace[-ALIGNMENT:] == 0xFF).all()), "writes beyond its workspace"
 
     def queue(self, desc: Structure, arguments: Sequence[object], workspace: Tensor, stream: int = 0) -> None:
-        """``probe_moe``; ``arguments`` are those of ``q2export_moe`` from hidden to output."""
+        """``probe_moe`` or ``probe_quantized_moe``; ``arguments`` are those of the op, hidden to output."""
         plan = (c_int32(self.tile), c_int32(self.overlaps))
         tail = (c_void_p(workspace.data_ptr()), c_void_p(stream))
-        self.check(self.library.probe_moe(byref(desc), *arguments, *plan, *tail))
+        quantized = isinstance(desc, QuantizedMoeDesc)
+        probe = self.library.probe_quantized_moe if quantized else self.library.probe_moe
+        self.check(probe(byref(desc), *arguments, *plan, *tail))

@@ -11,9 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from q2export.plugins.tensorrt.kernels import QuantizedMoeDesc
 from tests.host_cuda.compiling import compile_for_host
 from tests.host_cuda.gpus import A100, H200, L4, RTX_4090, RTX_5090, Gpu
 from tests.plugins.moe_probes import (
+    BF16,
     HOPPER,
     LARGE,
     LARGEST,
@@ -206,3 +208,50 @@ def test_a_lane_stores_neighbours(plan: Plan, tile: int, is_gated: int) -> None:
         start = outputs[0]
         assert outputs == list(range(start, start + 2 * vector))
         assert start % (2 * vector) == 0
+
+
+def test_packed_weights_have_no_bank_conflicts(plan: Plan) -> None:
+    """ldmatrix reads a chunk of eight rows; codes of 8 bits are read two chunks of four rows at a time."""
+    every_group = list(range(8))
+    for first, chunk in itertools.product(range(0, 256, 8), range(4)):
+        assert bank_groups([plan.swizzled_codes(first + i, chunk) for i in range(8)]) == every_group
+    for first, chunk in itertools.product(range(0, 256, 4), (0, 2)):
+        rows = range(first, first + 4)
+        assert (
+            bank_groups([plan.swizzled_codes(row, chunk + i) for row in rows for i in (0, 1)]) == every_group
+        )
+    for row in range(256):
+        assert {plan.swizzled_codes(row, chunk) // 64 for chunk in range(4)} == {row}
+
+
+@pytest.mark.parametrize("row_bytes", [128, 256])
+def test_tokens_beside_packed_weights_have_no_bank_conflicts(plan: Plan, row_bytes: int) -> None:
+    """A quarter of a warp reads, and a copy writes, four chunks of two tokens."""
+    for row, part in itertools.product(range(0, 128, 2), range(row_bytes // 64)):
+        read = [
+            plan.swizzled_tokens(row_bytes, row + i, part * 4 + chunk) for i in (0, 1) for chunk in range(4)
+        ]
+        assert bank_groups(read) == list(range(8))
+        assert {offset // row_bytes for offset in read} == {row, row + 1}
+
+
+@pytest.mark.parametrize(
+    ("gpu", "tokens", "bits", "tile"),
+    [
+        (H200, 1, 4, 0),
+        (H200, 64, 8, 0),
+        (H200, 65, 4, 1),
+        (A100, 256, 4, 2),
+        (A100, 4096, 4, 3),
+        (A100, 4096, 8, 2),  # codes of 8 bits have no larger one
+        (RTX_4090, 4096, 4, 2),  # 99 KiB hold no larger one
+    ],
+)
+def test_tiles_of_packed_weights(plan: Plan, gpu: Gpu, tokens: int, bits: int, tile: int) -> None:
+    desc = QuantizedMoeDesc(tokens, *QWEN2_57B, 0, BF16, bits, 32)
+    assert plan.choose_quantized(byref(desc), byref(CGpu(*astuple(gpu)))) == tile
+    shared = plan.quantized_shared_bytes(tile, bits)
+    assert shared <= gpu.shared_bytes_per_block
+    shape = plan.quantized_tile(tile)
+    if tokens == 1:  # 4.3 TB/s for 1 us, by the 320 blocks that share the 640 tiles of gate and up
+        assert 320 * (shape.stages - 1) * shape.weight_rows * 64 >= 4_300_000

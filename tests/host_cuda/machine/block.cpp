@@ -64,18 +64,18 @@ void meet_at_warp_barrier(Site const& site, unsigned mask)
     });
 }
 
-void start_copy(Site const& site, void* shared, void const* global, bool valid)
+void start_copy(Site const& site, void* shared, void const* global, size_t bytes, bool valid)
 {
-    check_alignment(site, shared);
-    check_alignment(site, global);
+    check_alignment(site, shared, bytes);
+    check_alignment(site, global, bytes);
     check_shared(site, shared, true);
     if (valid) // else the address counts for nothing
     {
         check_shared(site, global, false);
-        record_access(global, Copies::kBytes, Access::kRead, __builtin_return_address(0));
+        record_access(global, bytes, Access::kRead, __builtin_return_address(0));
     }
-    record_access(shared, Copies::kBytes, Access::kWrite, __builtin_return_address(0));
-    the_block().current().copies.start(shared, global, valid);
+    record_access(shared, bytes, Access::kWrite, __builtin_return_address(0));
+    the_block().current().copies.start(shared, global, bytes, valid);
 }
 
 void commit_copies()
@@ -86,12 +86,12 @@ void commit_copies()
 void wait_for_copies(size_t pending_groups)
 {
     the_block().current().copies.wait(
-        pending_groups, [from = __builtin_return_address(0)](void const* shared, void const* global) {
+        pending_groups, [from = __builtin_return_address(0)](void const* shared, void const* global, size_t bytes) {
             if (global != nullptr)
             {
-                record_access(global, Copies::kBytes, Access::kRead, from);
+                record_access(global, bytes, Access::kRead, from);
             }
-            record_access(shared, Copies::kBytes, Access::kWrite, from);
+            record_access(shared, bytes, Access::kWrite, from);
         });
 }
 

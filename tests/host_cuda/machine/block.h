@@ -61,13 +61,13 @@ void meet_at_warp_barrier(Site const& site, unsigned mask);
 unsigned char* dynamic_shared_memory();
 bool is_shared(void const* address);
 
-// The memory instructions that take 16 bytes take them at multiples of 16.
-void check_alignment(Site const& site, void const* address);
+// The memory instructions take their bytes at multiples of as many.
+void check_alignment(Site const& site, void const* address, size_t bytes = 16);
 void check_shared(Site const& site, void const* address, bool shared);
 
-// Copies of 16 bytes in flight, per thread. They arrive when the thread waits for their group, not before; what was
+// Copies of 4, 8 or 16 bytes in flight, per thread. They arrive when the thread waits for their group, not before; what was
 // at the target is lost at once.
-void start_copy(Site const& site, void* shared, void const* global, bool valid);
+void start_copy(Site const& site, void* shared, void const* global, size_t bytes, bool valid);
 void commit_copies();
 void wait_for_copies(size_t pending_groups);
 

@@ -11,18 +11,18 @@ namespace host_cuda
 class Copies
 {
 public:
-    static constexpr size_t kBytes = 16;
+    static constexpr size_t kMostBytes = 16;
 
     // The target is NaN until the copy arrives. Nothing says when the GPU reads the source: here as late as possible.
-    void start(void* target, void const* source, bool valid)
+    void start(void* target, void const* source, size_t bytes, bool valid)
     {
-        unsigned char touched[kBytes]; // a sanitizer should complain here, not at the wait
+        unsigned char touched[kMostBytes]; // a sanitizer should complain here, not at the wait
         if (valid)
         {
-            std::memcpy(touched, source, kBytes);
+            std::memcpy(touched, source, bytes);
         }
-        std::memset(target, 0xFF, kBytes);
-        copies_.push_back({target, valid ? source : nullptr});
+        std::memset(target, 0xFF, bytes);
+        copies_.push_back({target, valid ? source : nullptr, bytes});
     }
 
     void commit()
@@ -30,7 +30,7 @@ public:
         group_ends_.push_back(copies_.size());
     }
 
-    // Lets all groups but the latest `pending` arrive, after a call of `note` with target and source of each copy.
+    // Lets all groups but the latest `pending` arrive, after a call of `note` with target, source and size of each copy.
     template <typename Note>
     void wait(size_t pending, Note note)
     {
@@ -42,9 +42,10 @@ public:
         size_t const end = group_ends_[groups - 1];
         for (size_t i = 0; i < end; ++i)
         {
-            static constexpr unsigned char kZeros[kBytes] = {};
-            note(copies_[i].target, copies_[i].source);
-            std::memcpy(copies_[i].target, copies_[i].source == nullptr ? kZeros : copies_[i].source, kBytes);
+            static constexpr unsigned char kZeros[kMostBytes] = {};
+            Copy const& copy = copies_[i];
+            note(copy.target, copy.source, copy.bytes);
+            std::memcpy(copy.target, copy.source == nullptr ? kZeros : copy.source, copy.bytes);
         }
         copies_.erase(copies_.begin(), copies_.begin() + static_cast<std::ptrdiff_t>(end));
         group_ends_.erase(group_ends_.begin(), group_ends_.begin() + static_cast<std::ptrdiff_t>(groups));
@@ -66,6 +67,7 @@ private:
     {
         void* target;
         void const* source; // null for zeros
+        size_t bytes;
     };
 
     std::vector<Copy> copies_;

@@ -90,12 +90,11 @@ void check_shared(Site const& site, void const* address, bool shared)
     }
 }
 
-void check_alignment(Site const& site, void const* address)
+void check_alignment(Site const& site, void const* address, size_t bytes)
 {
-    constexpr uintptr_t kBytes = 16;
-    if (reinterpret_cast<uintptr_t>(address) % kBytes != 0)
+    if (reinterpret_cast<uintptr_t>(address) % bytes != 0)
     {
-        refuse("%s (%s:%d): address %p is not a multiple of 16", site.operation, site.file, site.line, address);
+        refuse("%s (%s:%d): address %p is not a multiple of %zu", site.operation, site.file, site.line, address, bytes);
     }
 }
 

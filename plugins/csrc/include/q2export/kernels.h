@@ -26,7 +26,7 @@
 #include <stdint.h>
 
 /* Raised whenever a signature, a struct or a meaning below changes. */
-#define Q2EXPORT_KERNELS_ABI_VERSION 1
+#define Q2EXPORT_KERNELS_ABI_VERSION 2
 
 #define Q2EXPORT_WORKSPACE_ALIGNMENT 256
 
@@ -180,6 +180,32 @@ Q2EXPORT_API q2export_status q2export_moe_workspace_size(q2export_moe_desc const
 Q2EXPORT_API q2export_status q2export_moe(q2export_moe_desc const* desc, void const* hidden,
     void const* router_logits, void const* const* gate, void const* const* up, void const* const* down,
     void* output, void* workspace, size_t workspace_bytes, q2export_stream stream);
+
+/* --------------------------------------------------------------------- Q2QuantizedMoE */
+
+typedef struct q2export_quantized_moe_desc {
+    q2export_moe_desc moe;
+    int32_t bits;       /* of a code: 4 or 8 */
+    int32_t block_size; /* elements of a row that share a scale: 32, 64 or 128; divides both sizes of an expert */
+} q2export_quantized_moe_desc;
+
+Q2EXPORT_API q2export_status q2export_quantized_moe_workspace_size(
+    q2export_quantized_moe_desc const* desc, size_t* bytes);
+
+/*
+ * hidden, output  T [num_tokens, hidden_size]
+ * router_logits   T [num_tokens, num_experts]
+ * gate_up         uint8 [num_experts, 2 * intermediate_size, hidden_size * bits / 8], rows of gate and up in turn
+ * gate_up_scale   float16 [num_experts, 2 * intermediate_size, hidden_size / block_size]
+ * down            uint8 [num_experts, hidden_size, intermediate_size * bits / 8]
+ * down_scale      float16 [num_experts, hidden_size, intermediate_size / block_size]
+ *
+ * A weight is (code - 2^(bits - 1)) * scale; of two codes of 4 bits in a byte, the low one comes first. Products with
+ * codes are exact, and scales are applied in float32: no weight is rounded. Experts are ranked as in q2export_moe.
+ */
+Q2EXPORT_API q2export_status q2export_quantized_moe(q2export_quantized_moe_desc const* desc, void const* hidden,
+    void const* router_logits, void const* gate_up, void const* gate_up_scale, void const* down,
+    void const* down_scale, void* output, void* workspace, size_t workspace_bytes, q2export_stream stream);
 
 #ifdef __cplusplus
 }

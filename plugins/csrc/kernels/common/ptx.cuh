@@ -44,6 +44,15 @@ __device__ inline void copy_async_16_streamed(void* shared, void const* global, 
         : "memory");
 }
 
+// Four or eight bytes, through L1: what lies next to them is read soon.
+template <int kBytes>
+__device__ inline void copy_async_small(void* shared, void const* global)
+{
+    static_assert(kBytes == 4 || kBytes == 8);
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(shared_address(shared)), "l"(global), "n"(kBytes)
+        : "memory");
+}
+
 // Closes the group of the copies this thread has started since the last one.
 __device__ inline void copy_async_commit()
 {
@@ -113,6 +122,60 @@ __device__ inline void mma_m16n8k16<__nv_bfloat16>(
         "{%0, %1, %2, %3};"
         : "+f"(accumulator[0]), "+f"(accumulator[1]), "+f"(accumulator[2]), "+f"(accumulator[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// sums = a b, as above.
+template <typename Element>
+__device__ inline void mma_m16n8k16_zero(float (&sums)[4], uint32_t const (&a)[4], uint32_t const (&b)[2]);
+
+template <>
+__device__ inline void mma_m16n8k16_zero<__half>(float (&sums)[4], uint32_t const (&a)[4], uint32_t const (&b)[2])
+{
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%10, %10, %10, %10};"
+        : "=f"(sums[0]), "=f"(sums[1]), "=f"(sums[2]), "=f"(sums[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(0.0F));
+}
+
+template <>
+__device__ inline void mma_m16n8k16_zero<__nv_bfloat16>(
+    float (&sums)[4], uint32_t const (&a)[4], uint32_t const (&b)[2])
+{
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%10, %10, %10, %10};"
+        : "=f"(sums[0]), "=f"(sums[1]), "=f"(sums[2]), "=f"(sums[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(0.0F));
+}
+
+// Four of the bytes of `low` (numbers 0 .. 3) and `high` (4 .. 7): digit i of the hexadecimal selector is the number of
+// byte i of the result.
+__device__ inline uint32_t permute_bytes(uint32_t low, uint32_t high, uint32_t selector)
+{
+    uint32_t result;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(result) : "r"(low), "r"(high), "r"(selector));
+    return result;
+}
+
+// a b + c for both elements of each register, rounded once.
+template <typename Element>
+__device__ inline uint32_t multiply_add2(uint32_t a, uint32_t b, uint32_t c);
+
+template <>
+__device__ inline uint32_t multiply_add2<__half>(uint32_t a, uint32_t b, uint32_t c)
+{
+    uint32_t result;
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
+    return result;
+}
+
+template <>
+__device__ inline uint32_t multiply_add2<__nv_bfloat16>(uint32_t a, uint32_t b, uint32_t c)
+{
+    uint32_t result;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
+    return result;
 }
 
 // Transposes an 8x8 matrix of 16-bit elements: lane i gives elements 2 * (i % 4) and the next of row i / 4, and gets

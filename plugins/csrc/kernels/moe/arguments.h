@@ -41,17 +41,22 @@ inline q2export_status check_experts(char const* op, char const* name, int32_t n
     return Q2EXPORT_SUCCESS;
 }
 
-// A call of q2export_moe, checked.
-struct MoeCall
+// What routing takes.
+struct RouterCall
 {
     q2export_moe_desc desc;
-    void const* hidden;
     void const* router_logits;
+    q2export_stream stream;
+};
+
+// A call of q2export_moe, checked.
+struct MoeCall : RouterCall
+{
+    void const* hidden;
     void const* const* gate;
     void const* const* up;
     void const* const* down;
     void* output;
-    q2export_stream stream;
 };
 
 // Experts whose pointers are kernel parameters: 3 KiB of the 4 KiB that all GPUs and drivers take.

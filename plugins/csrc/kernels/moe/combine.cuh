@@ -5,6 +5,7 @@
 
 #include "common/launch.cuh"
 #include "common/ptx.cuh"
+#include "moe/arguments.h"
 
 namespace q2export
 {
@@ -44,6 +45,16 @@ __global__ void __launch_bounds__(kThreads) combine_kernel(
     uint4 const rounded = make_uint4(pack2<Element>(sums[0], sums[1]), pack2<Element>(sums[2], sums[3]),
         pack2<Element>(sums[4], sums[5]), pack2<Element>(sums[6], sums[7]));
     *reinterpret_cast<uint4*>(output + index * kCombined) = rounded;
+}
+
+// Queues it.
+template <typename Element>
+q2export_status combine_slots(RouterCall const& call, MoeWorkspace const& parts, void* output, bool overlaps)
+{
+    LaunchShape shape = one_thread_each(call.desc.num_tokens * (call.desc.hidden_size / kCombined));
+    shape.overlaps_previous = overlaps;
+    return launch(call.stream, shape, combine_kernel<Element>, call.desc, static_cast<Element const*>(parts.results),
+        static_cast<float const*>(parts.weight), static_cast<Element*>(output));
 }
 
 } // namespace q2export

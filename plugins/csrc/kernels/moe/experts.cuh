@@ -1,8 +1,6 @@
 // The products and the sum of Q2MoE, for one element type.
 #pragma once
 
-#include <type_traits>
-
 #include "common/launch.cuh"
 #include "moe/combine.cuh"
 #include "moe/fast.h"
@@ -10,20 +8,6 @@
 
 namespace q2export
 {
-
-// Calls body(std::integral_constant<int, tile>).
-template <int kTile = 0, typename Body>
-q2export_status with_tile(int32_t tile, Body body)
-{
-    if constexpr (kTile + 1 < kMoeTileCount)
-    {
-        if (tile != kTile)
-        {
-            return with_tile<kTile + 1>(tile, body);
-        }
-    }
-    return body(std::integral_constant<int, kTile>{});
-}
 
 inline ProductArguments product_arguments(MoeCall const& call, MoeWorkspace const& parts)
 {
@@ -60,15 +44,12 @@ q2export_status multiply_experts(
     down.depth = desc.intermediate_size;
     int64_t const token_tiles
         = max_token_tiles(desc.num_tokens * desc.top_k, desc.num_experts, kMoeTiles[plan.tile].tokens);
-    Q2EXPORT_TRY(with_tile(plan.tile, [&](auto index) {
+    Q2EXPORT_TRY(with_index<kMoeTileCount>(plan.tile, [&](auto index) {
         constexpr int kTile = decltype(index)::value;
         Q2EXPORT_TRY((launch_product<Product<Element, kTile, true>>(call.stream, up, gpu, plan, token_tiles)));
         return launch_product<Product<Element, kTile, false>>(call.stream, down, gpu, plan, token_tiles);
     }));
-    LaunchShape combine = one_thread_each(desc.num_tokens * (desc.hidden_size / kCombined));
-    combine.overlaps_previous = plan.overlaps;
-    return launch(call.stream, combine, combine_kernel<Element>, desc, static_cast<Element const*>(parts.results),
-        static_cast<float const*>(parts.weight), static_cast<Element*>(call.output));
+    return combine_slots<Element>(call, parts, call.output, plan.overlaps);
 }
 
 } // namespace q2export

@@ -61,9 +61,9 @@ constexpr int32_t shared_bytes(MoeTile const& tile)
 
 // Blocks of this shared memory that a multiprocessor holds; the hardware keeps 1 KiB of each for itself (CUDA C++
 // Programming Guide, compute capabilities 8.x and later). More than three do not put more bytes in flight.
-constexpr int32_t blocks_per_multiprocessor(MoeTile const& tile, Gpu const& gpu)
+constexpr int32_t blocks_per_multiprocessor(int32_t bytes, Gpu const& gpu)
 {
-    int32_t const fitting = gpu.shared_bytes_per_multiprocessor / (shared_bytes(tile) + 1024);
+    int32_t const fitting = gpu.shared_bytes_per_multiprocessor / (bytes + 1024);
     return std::max(1, std::min(3, fitting));
 }
 
@@ -85,6 +85,25 @@ constexpr int64_t weight_tiles(MoeTile const& tile, int32_t rows, int32_t matric
 constexpr int64_t max_token_tiles(int64_t slots, int32_t num_experts, int32_t tokens)
 {
     return std::min(slots, slots / tokens + std::min<int64_t>(slots, num_experts));
+}
+
+// Whether the fast kernels take the sizes: they copy 16 bytes at a time, count the slots of experts in shared memory,
+// and number slots, tiles and the bytes of a row with 32 bits.
+inline bool are_fast_sizes(q2export_moe_desc const& desc, MoeTile const& tile)
+{
+    constexpr int32_t kMultiple = 16 / kElementBytes;
+    constexpr int32_t kMaxRow = INT32_MAX / kElementBytes;
+    constexpr int32_t kMaxExperts = 1024;
+    int32_t const longest = std::max(desc.hidden_size, desc.intermediate_size);
+    int64_t const slots = desc.num_tokens * desc.top_k;
+    if (desc.hidden_size % kMultiple != 0 || desc.intermediate_size % kMultiple != 0 || longest > kMaxRow
+        || desc.num_experts > kMaxExperts || slots > INT32_MAX)
+    {
+        return false;
+    }
+    int64_t const tiles = std::max(
+        weight_tiles(tile, desc.intermediate_size, 2), weight_tiles(tile, desc.hidden_size, 1));
+    return max_token_tiles(slots, desc.num_experts, tile.tokens) * tiles <= INT32_MAX / 2;
 }
 
 // Index into kMoeTiles. A tile has about twice the room an average expert needs, so that nearly all experts fill one
@@ -133,10 +152,10 @@ inline MoePlan plan_moe(q2export_moe_desc const& desc, Gpu const& gpu)
     return {choose_moe_tile(desc, gpu), kOverlapIsTested && launches_can_overlap(gpu)};
 }
 
-// Blocks of the persistent grid: what the GPU holds at once, or one for each tile there can be.
-inline int64_t grid_blocks(MoeTile const& tile, Gpu const& gpu, int64_t most_tiles)
+// Blocks of the persistent grid, of this shared memory: what the GPU holds at once, or one for each tile there can be.
+inline int64_t grid_blocks(int32_t bytes, Gpu const& gpu, int64_t most_tiles)
 {
-    return std::min(most_tiles, static_cast<int64_t>(gpu.multiprocessors) * blocks_per_multiprocessor(tile, gpu));
+    return std::min(most_tiles, static_cast<int64_t>(gpu.multiprocessors) * blocks_per_multiprocessor(bytes, gpu));
 }
 
 // Up to this many tokens one block routes and sorts.

@@ -46,25 +46,6 @@ q2export_status store_experts(MoeCall const& call, Expert* experts)
     return Q2EXPORT_SUCCESS;
 }
 
-// Whether the fast kernels take the sizes: they copy 16 bytes at a time, count the slots of experts in shared memory,
-// and number slots, tiles and the bytes of a row with 32 bits.
-bool are_fast_sizes(q2export_moe_desc const& desc, MoeTile const& tile)
-{
-    constexpr int32_t kMultiple = 16 / kElementBytes;
-    constexpr int32_t kMaxRow = INT32_MAX / kElementBytes;
-    constexpr int32_t kMaxExperts = 1024;
-    int32_t const longest = std::max(desc.hidden_size, desc.intermediate_size);
-    int64_t const slots = desc.num_tokens * desc.top_k;
-    if (desc.hidden_size % kMultiple != 0 || desc.intermediate_size % kMultiple != 0 || longest > kMaxRow
-        || desc.num_experts > kMaxExperts || slots > INT32_MAX)
-    {
-        return false;
-    }
-    int64_t const tiles = std::max(
-        weight_tiles(tile, desc.intermediate_size, 2), weight_tiles(tile, desc.hidden_size, 1));
-    return max_token_tiles(slots, desc.num_experts, tile.tokens) * tiles <= INT32_MAX / 2;
-}
-
 bool is_fast(MoeCall const& call, Gpu const& gpu, MoeTile const& tile)
 {
     return call.desc.dtype != Q2EXPORT_FLOAT32 && shared_bytes(tile) <= gpu.shared_bytes_per_block
@@ -113,7 +94,7 @@ q2export_status run_moe(MoeCall const& call, MoeWorkspace const& parts, Gpu cons
             return moe_reference<std::remove_pointer_t<decltype(type)>>(call, parts);
         });
     }
-    Q2EXPORT_TRY(route_and_sort(call, parts, plan));
+    Q2EXPORT_TRY(route_and_sort(call, parts, kMoeTiles[plan.tile].tokens, plan.overlaps));
     return call.desc.dtype == Q2EXPORT_FLOAT16 ? multiply_experts<__half>(call, parts, gpu, plan)
                                                : multiply_experts<__nv_bfloat16>(call, parts, gpu, plan);
 }
@@ -149,6 +130,6 @@ extern "C" q2export_status q2export_moe(q2export_moe_desc const* desc, void cons
     Q2EXPORT_TRY(check_workspace(kOp, parts.bytes, workspace, workspace_bytes));
     Gpu gpu{};
     Q2EXPORT_TRY(current_gpu(&gpu));
-    MoeCall const call{*desc, hidden, router_logits, gate, up, down, output, stream};
+    MoeCall const call{{*desc, router_logits, stream}, hidden, gate, up, down, output};
     return run_moe(call, parts, gpu, plan_moe(*desc, gpu));
 }

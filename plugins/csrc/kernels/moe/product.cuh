@@ -16,10 +16,9 @@
 namespace q2export
 {
 
-struct ProductArguments
+// What a product works on, in whatever form the weights are.
+struct GroupedArguments
 {
-    Expert experts[kExpertsByValue];
-    Expert const* table; // in global memory, where there are more experts; else null
     void const* tokens; // gated: T [tokens, depth]; else T [positions, depth]
     void* outputs; // gated: T [positions, rows]; else T [slots, rows]
     int32_t const* sorted; // [positions]: slot
@@ -30,25 +29,22 @@ struct ProductArguments
     int32_t top_k;
 };
 
-template <typename Element_, int kTile, bool kGated_>
-struct Product
+struct ProductArguments : GroupedArguments
 {
-    using Element = Element_;
+    Expert experts[kExpertsByValue];
+    Expert const* table; // in global memory, where there are more experts; else null
+};
+
+// How a tile is dealt out to warps and lanes. `Tile::kShape` is its MoeTile.
+template <typename Tile, bool kGated_>
+struct ProductShape
+{
     static constexpr bool kGated = kGated_;
-    static constexpr MoeTile kShape = kMoeTiles[kTile];
+    static constexpr MoeTile kShape = Tile::kShape;
     static constexpr int kThreads = threads_of(kShape);
     static constexpr int kStages = kShape.stages;
-    static constexpr int kStageBytes = stage_bytes(kShape);
     // Steps whose copies are under way while one is multiplied. wgmma may still read the stage of the step before.
     static constexpr int kAhead = kStages - (kShape.is_hopper ? 2 : 1);
-    static constexpr int kRowBytes = kStepDepth * kElementBytes;
-    static constexpr int kChunkBytes = 16; // of a copy, and of a row of an 8x8 matrix
-    static constexpr int kChunkElements = kChunkBytes / kElementBytes;
-    static constexpr int kChunks = kRowBytes / kChunkBytes;
-    static constexpr int kTokensOffset = kShape.weight_rows * kRowBytes; // in a stage, behind the weights
-    static constexpr int kRowsPerPass = kThreads / kChunks; // that the threads copy at a time
-    static constexpr int kWeightPasses = kShape.weight_rows / kRowsPerPass;
-    static constexpr int kTokenPasses = kShape.tokens / kRowsPerPass;
     static constexpr int kOutputs = kShape.weight_rows / (kGated ? 2 : 1); // rows of a matrix, per tile
 
     // Of a warp: 16-row operands, pairs of 8-token operands, outputs, and 8x8 blocks of outputs for 8 tokens.
@@ -58,8 +54,6 @@ struct Product
     static constexpr int kBlocks = kWarpOutputs / 8;
     static constexpr int kVector = kBlocks < 4 ? kBlocks : 4; // blocks whose results a lane stores at once
 
-    static_assert(kWeightPasses * kRowsPerPass == kShape.weight_rows && kTokenPasses * kRowsPerPass == kShape.tokens);
-    static_assert(kRowsPerPass % 16 == 0 && kChunks == 8);
     static_assert(kTokenPairs * kShape.token_warps * 16 == kShape.tokens);
     static_assert(kRowTiles * kShape.weight_warps * 16 == kShape.weight_rows && kBlocks % kVector == 0);
     static_assert(!kShape.is_hopper || (kShape.weight_warps % 4 == 0 && kShape.token_warps == 1));
@@ -83,18 +77,52 @@ struct Product
         return kGated && row % 16 >= 8;
     }
 
-    // Whether a pass further on is the same number of outputs further on for all threads; the loads rely on it.
-    static constexpr bool passes_are_shifts()
+    // Whether `pass` rows further on is the same number of outputs further on for all rows; the loads rely on it.
+    static constexpr bool passes_are_shifts(int pass)
     {
         bool same = true;
         for (int row = 0; row < kShape.weight_rows; ++row)
         {
-            int const in_pass = row % kRowsPerPass;
+            int const in_pass = row % pass;
             same = same && output_of(row) == output_of(in_pass) + output_of(row - in_pass);
         }
-        return same;
+        return same && pass % 16 == 0 && kShape.weight_rows % pass == 0;
     }
-    static_assert(passes_are_shifts());
+};
+
+template <int kTile>
+struct PlainTile
+{
+    static constexpr MoeTile kShape = kMoeTiles[kTile];
+};
+
+template <typename Product>
+class Loader;
+template <typename Product>
+class Reader;
+
+template <typename Element_, int kTile, bool kGated>
+struct Product : ProductShape<PlainTile<kTile>, kGated>
+{
+    using Element = Element_;
+    using Arguments = ProductArguments;
+    using Loader = q2export::Loader<Product>;
+    using Reader = q2export::Reader<Product>;
+    using Shape = ProductShape<PlainTile<kTile>, kGated>;
+    using Shape::kShape;
+    static constexpr int kStageBytes = stage_bytes(kShape);
+    static constexpr int kSharedBytes = shared_bytes(kShape);
+    static constexpr int kRowBytes = kStepDepth * kElementBytes;
+    static constexpr int kChunkBytes = 16; // of a copy, and of a row of an 8x8 matrix
+    static constexpr int kChunkElements = kChunkBytes / kElementBytes;
+    static constexpr int kChunks = kRowBytes / kChunkBytes;
+    static constexpr int kTokensOffset = kShape.weight_rows * kRowBytes; // in a stage, behind the weights
+    static constexpr int kRowsPerPass = Shape::kThreads / kChunks; // that the threads copy at a time
+    static constexpr int kWeightPasses = kShape.weight_rows / kRowsPerPass;
+    static constexpr int kTokenPasses = kShape.tokens / kRowsPerPass;
+
+    static_assert(Shape::passes_are_shifts(kRowsPerPass) && kTokenPasses * kRowsPerPass == kShape.tokens);
+    static_assert(kChunks == 8);
 };
 
 } // namespace q2export

@@ -12,7 +12,7 @@ namespace
 {
 
 template <int kPerLane>
-q2export_status queue(MoeCall const& call, SortArguments const& arguments, bool overlaps)
+q2export_status queue(RouterCall const& call, SortArguments const& arguments, bool overlaps)
 {
     int64_t const tokens = call.desc.num_tokens;
     bool const is_one_block = tokens <= kFewTokens;
@@ -30,7 +30,8 @@ q2export_status queue(MoeCall const& call, SortArguments const& arguments, bool 
 
 } // namespace
 
-q2export_status route_and_sort(MoeCall const& call, MoeWorkspace const& parts, MoePlan const& plan)
+q2export_status route_and_sort(
+    RouterCall const& call, MoeWorkspace const& parts, int32_t tile_tokens, bool overlaps)
 {
     SortArguments arguments{};
     arguments.desc = call.desc;
@@ -38,13 +39,13 @@ q2export_status route_and_sort(MoeCall const& call, MoeWorkspace const& parts, M
     arguments.parts = parts;
     arguments.chunk = static_cast<int32_t>(chunk_tokens(call.desc.num_tokens));
     arguments.chunks = static_cast<int32_t>(chunk_count(call.desc.num_tokens));
-    arguments.tile_tokens = kMoeTiles[plan.tile].tokens;
+    arguments.tile_tokens = tile_tokens;
     if (call.desc.num_experts <= 2 * kWarp)
     {
-        return queue<2>(call, arguments, plan.overlaps);
+        return queue<2>(call, arguments, overlaps);
     }
-    return call.desc.num_experts <= 8 * kWarp ? queue<8>(call, arguments, plan.overlaps)
-                                              : queue<0>(call, arguments, plan.overlaps);
+    return call.desc.num_experts <= 8 * kWarp ? queue<8>(call, arguments, overlaps)
+                                              : queue<0>(call, arguments, overlaps);
 }
 
 } // namespace q2export

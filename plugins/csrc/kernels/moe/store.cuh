@@ -46,7 +46,7 @@ struct alignas(4 * kVector) Vector
 // outputs of one token for every block of eight, which Product::output_of has made neighbours.
 template <typename Product>
 __device__ inline void store_tile(
-    Accumulators<Product> const& accumulators, ProductArguments const& arguments, Work const& work)
+    Accumulators<Product> const& accumulators, GroupedArguments const& arguments, Work const& work)
 {
     constexpr int kVector = Product::kVector;
     int const lane = threadIdx.x % 32;

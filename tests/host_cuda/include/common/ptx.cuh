@@ -23,13 +23,19 @@ inline unsigned char* dynamic_shared()
 inline void copy_async_16(
     void* shared, void const* global, bool valid = true, host_cuda::Site site = host_cuda::here("cp.async"))
 {
-    host_cuda::start_copy(site, shared, global, valid);
+    host_cuda::start_copy(site, shared, global, 16, valid);
 }
 
 inline void copy_async_16_streamed(
     void* shared, void const* global, bool valid = true, host_cuda::Site site = host_cuda::here("cp.async"))
 {
-    host_cuda::start_copy(site, shared, global, valid);
+    host_cuda::start_copy(site, shared, global, 16, valid);
+}
+
+template <int kBytes>
+inline void copy_async_small(void* shared, void const* global, host_cuda::Site site = host_cuda::here("cp.async"))
+{
+    host_cuda::start_copy(site, shared, global, kBytes, true);
 }
 
 inline void copy_async_commit()
@@ -68,6 +74,25 @@ inline void mma_m16n8k16(float (&accumulator)[4], uint32_t const (&a)[4], uint32
     host_cuda::multiply_m16n8k16(site, accumulator, a, b, host_cuda::widen_all<Element>);
 }
 
+template <typename Element>
+inline void mma_m16n8k16_zero(float (&sums)[4], uint32_t const (&a)[4], uint32_t const (&b)[2],
+    host_cuda::Site site = host_cuda::here("mma.m16n8k16"))
+{
+    sums[0] = sums[1] = sums[2] = sums[3] = 0.0F;
+    host_cuda::multiply_m16n8k16(site, sums, a, b, host_cuda::widen_all<Element>);
+}
+
+inline uint32_t permute_bytes(uint32_t low, uint32_t high, uint32_t selector)
+{
+    uint64_t const bytes = static_cast<uint64_t>(high) << 32 | low;
+    uint32_t result = 0;
+    for (int i = 0; i < 4; ++i)
+    {
+        result |= static_cast<uint32_t>(bytes >> (selector >> 4 * i & 7) * 8 & 0xFF) << 8 * i;
+    }
+    return result;
+}
+
 inline uint32_t transpose_matrix(uint32_t pair, host_cuda::Site site = host_cuda::here("movmatrix.trans"))
 {
     return host_cuda::transpose_matrix(site, pair);
@@ -99,6 +124,16 @@ inline float2 unpack2(uint32_t packed)
     float values[2];
     host_cuda::widen_all<Element>(bits, values, 2);
     return {values[0], values[1]};
+}
+
+// The product of two elements is exact in float; the sum is rounded twice, which is once where float holds it exactly.
+template <typename Element>
+inline uint32_t multiply_add2(uint32_t a, uint32_t b, uint32_t c)
+{
+    float2 const x = unpack2<Element>(a);
+    float2 const y = unpack2<Element>(b);
+    float2 const z = unpack2<Element>(c);
+    return pack2<Element>(x.x * y.x + z.x, x.y * y.y + z.y);
 }
 
 inline float exp2_fast(float x)
