@@ -72,10 +72,10 @@ class MoeDesc(ctypes.Structure):
     )
 
 
-class QuantizedMoeDesc(MoeDesc):
-    """``q2export_quantized_moe_desc``, whose first member is a ``q2export_moe_desc``."""
+class QuantizedMoeDesc(ctypes.Structure):
+    """``q2export_quantized_moe_desc``: a ``q2export_moe_desc``, and how its weights are packed."""
 
-    _fields_ = (("bits", c_int32), ("block_size", c_int32))
+    _fields_ = (*MoeDesc._fields_, ("bits", c_int32), ("block_size", c_int32))
 
 
 _DESCRIPTIONS: Mapping[str, type[ctypes.Structure]] = {
