@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.kernels import resources
+from benchmarks.kernels import resources, sass
 from benchmarks.kernels.resources import Resources, as_json, demangled, parse, problems, report, table
 from q2export.plugins.kernel_build import Compiler, KernelLibrary, NoKernelsError
 
@@ -86,6 +86,39 @@ def test_the_table_has_a_column_for_each_architecture(tmp_path: Path) -> None:
     assert "1 kernels, of whose 2 compilations 1 spill" in text
 
 
+def machine_code(name: str, *behind_the_wait: str) -> str:
+    """What cuobjdump prints of a kernel that waits for all but one product."""
+    lines = ["HGMMA.64x128x16.F32.BF16 R88, gdesc[UR12], RZ, !UPT", "MUFU.EX2 R1, R2"]
+    lines += ["WARPGROUP.DEPBAR.LE gsb0, 0x1", *behind_the_wait, "MUFU.EX2 R3, R4"]
+    printed = "\n".join(
+        f"        /*{16 * i:04x}*/                   {line} ;" for i, line in enumerate(lines)
+    )
+    return f"\t\tFunction : {name}\n\t.headerflags @EF_CUDA_SM90\n{printed}\n"
+
+
+def test_exponentials_beside_a_product_are_counted() -> None:
+    exponentials = ["MUFU.EX2 R5, R6", "FADD R7, R7, R5"] * 70
+    wait = ["WARPGROUP.DEPBAR.LE gsb0, 0x0"]
+    text = machine_code("good", *exponentials, *wait) + machine_code("bad", *wait, *exponentials)
+    kernels = sass.functions(f"Fatbin elf code:\n{text}")
+    counts = {name: sass.exponentials_beside_product(code) for name, code in kernels.items()}
+    assert counts == {"good": 70, "bad": 0}
+    assert sass.exponentials_beside_product("MUFU.EX2 R1, R2\nEXIT") == 0
+
+
+def test_a_step_that_overlaps_nothing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = tmp_path / "cuobjdump"
+    text = machine_code("_Z21hopper_prefill_kernelv", "WARPGROUP.DEPBAR.LE gsb0, 0x0")
+    tool.write_text(f"#!/bin/sh\ncat <<'END'\n{text}\nEND\n")
+    tool.chmod(0o755)
+    monkeypatch.setattr(sass, "find_disassembler", lambda: tool)
+    (found,) = sass.problems([Path("kernels-attention-prefill_hopper.o"), Path("kernels-moe-moe.o")])
+    assert found == "_Z21hopper_prefill_kernelv: 0 exponentials run beside a product, expected 64"
+    tool.write_text("#!/bin/sh\necho broken >&2; exit 1\n")
+    with pytest.raises(RuntimeError, match="broken"):
+        sass.problems([Path("prefill_hopper.o")])
+
+
 def test_nvcc_warns_of_nothing_and_spills_nothing() -> None:
     """For Ampere and Hopper, which have different code; all targets are in ``benchmarks/results/kernels``."""
     folder = resources.REPOSITORY / "build"
@@ -98,4 +131,5 @@ def test_nvcc_warns_of_nothing_and_spills_nothing() -> None:
             pytest.skip(f"needs nvcc: {reason}")
         log = library.log()
     assert problems(log) == []
+    assert sass.problems(sorted(library.objects.glob("*.o"))) == []
     assert {each.architecture for each in parse(log)} == {"80", "90a"}

@@ -1,7 +1,7 @@
 """Registers, spills and shared memory of every kernel: ``python -m benchmarks.kernels.resources``.
 
-Compiles for all architectures, or those of ``Q2EXPORT_CUDA_ARCHITECTURES``, and reads what ptxas says.
-Needs no GPU.
+Compiles for all architectures, or those of ``Q2EXPORT_CUDA_ARCHITECTURES``, and reads what ptxas says and,
+where cuobjdump is installed, what it has made of Hopper's prefill. Needs no GPU.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.kernels import sass
 from benchmarks.machine import commit
 from q2export.plugins.kernel_build import (
     ARCHITECTURES_VARIABLE,
@@ -202,7 +203,7 @@ def _cell(record: Resources | None) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write both files; 1 where a kernel spills or is warned of, or where nothing can be compiled."""
+    """Write both files; 1 where a kernel spills, is warned of or overlaps nothing, or nothing compiles."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.kernels.resources", description=__doc__)
     parser.add_argument("--output-dir", type=Path, default=RESULTS, help="default: %(default)s")
     output: Path = parser.parse_args(argv).output_dir
@@ -217,6 +218,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     (output / "resources.json").write_text(as_json(result), encoding="utf-8")
     (output / "resources.md").write_text(table(records, result), encoding="utf-8")
     found = problems(library.log())
+    if "90a" in library.architectures:
+        found += sass.problems(sorted(library.objects.glob("*.o")))
     for each in found:
         print(each, file=sys.stderr)
     return int(bool(found))
