@@ -19,7 +19,7 @@ from .compiler import (
     wanted_architectures,
 )
 from .cpu import CPU_LIBRARY, CPU_RECORD, CPU_VARIABLE, CpuLibrary, cpu_is_required, cpu_library
-from .library import LIBRARY, RECORD, KernelLibrary, available_cores, recorded
+from .library import LIBRARY, RECORD, KernelLibrary, available_cores, ort_glue, recorded
 from .tensorrt import PLUGIN_LIBRARY, PLUGIN_RECORD, TENSORRT_VARIABLE, PluginLibrary, tensorrt_include
 
 __all__ = [
@@ -45,6 +45,7 @@ __all__ = [
     "cpu_library",
     "find_compiler",
     "is_required",
+    "ort_glue",
     "plan",
     "recorded",
     "tensorrt_include",

@@ -21,6 +21,8 @@ struct OrtSessionOptions;
 struct OrtCustomOpDomain;
 struct OrtTensorTypeAndShapeInfo;
 struct OrtShapeInferContext;
+struct OrtAllocator;
+struct OrtMemoryInfo;
 struct OrtApi;
 struct OrtCustomOp;
 
@@ -77,7 +79,10 @@ struct OrtApi
     OrtStatus* (*GetDimensions)(OrtTensorTypeAndShapeInfo const* info, int64_t* dims, size_t count);             // 62
     void* before_65[2];
     OrtStatus* (*GetTensorTypeAndShape)(OrtValue const* value, OrtTensorTypeAndShapeInfo** out);                 // 65
-    void* before_85[19];
+    void* before_75[9];
+    OrtStatus* (*AllocatorAlloc)(OrtAllocator* allocator, size_t size, void** out);                              // 75
+    OrtStatus* (*AllocatorFree)(OrtAllocator* allocator, void* memory);                                          // 76
+    void* before_85[8];
     OrtStatus* (*KernelInfoGetAttribute_float)(OrtKernelInfo const* info, char const* name, float* out);         // 85
     OrtStatus* (*KernelInfoGetAttribute_int64)(OrtKernelInfo const* info, char const* name, int64_t* out);       // 86
     void* before_88[1];
@@ -92,12 +97,20 @@ struct OrtApi
     void (*ReleaseTensorTypeAndShapeInfo)(OrtTensorTypeAndShapeInfo* info);                                      // 99
     void* before_101[1];
     void (*ReleaseCustomOpDomain)(OrtCustomOpDomain* domain);                                                    // 101
-    void* before_244[142];
+    void* before_132[30];
+    void (*ReleaseAllocator)(OrtAllocator* allocator);                                                           // 132
+    void* before_193[60];
+    OrtStatus* (*KernelContext_GetGPUComputeStream)(OrtKernelContext const* context, void** out);                // 193
+    OrtStatus* (*GetTensorMemoryInfo)(OrtValue const* value, OrtMemoryInfo const** out);                         // 194
+    void* before_244[49];
     OrtStatus* (*KernelInfo_GetNodeName)(OrtKernelInfo const* info, char* out, size_t* size);                    // 244
     void* before_249[4];
     OrtStatus* (*KernelInfoGetConstantInput_tensor)(OrtKernelInfo const* info, size_t index, int* is_constant,
         OrtValue const** out);                                                                                   // 249
-    void* before_274[24];
+    void* before_253[3];
+    OrtStatus* (*KernelContext_GetAllocator)(OrtKernelContext const* context, OrtMemoryInfo const* memory,
+        OrtAllocator** out);                                                                                     // 253
+    void* before_274[20];
     OrtStatus* (*KernelContext_ParallelFor)(OrtKernelContext const* context, void (*body)(void*, size_t),
         size_t total, size_t batches, void* data);                                                               // 274
 };
@@ -115,8 +128,12 @@ Q2EXPORT_AT(KernelContext_GetInput, 90);
 Q2EXPORT_AT(ReleaseStatus, 93);
 Q2EXPORT_AT(ReleaseTensorTypeAndShapeInfo, 99);
 Q2EXPORT_AT(ReleaseCustomOpDomain, 101);
+Q2EXPORT_AT(AllocatorAlloc, 75);
+Q2EXPORT_AT(ReleaseAllocator, 132);
+Q2EXPORT_AT(KernelContext_GetGPUComputeStream, 193);
 Q2EXPORT_AT(KernelInfo_GetNodeName, 244);
 Q2EXPORT_AT(KernelInfoGetConstantInput_tensor, 249);
+Q2EXPORT_AT(KernelContext_GetAllocator, 253);
 Q2EXPORT_AT(KernelContext_ParallelFor, 274);
 #undef Q2EXPORT_AT
 
