@@ -145,8 +145,8 @@ class KernelLibrary:
 
 def ort_glue(csrc: Path) -> list[Path]:
     """The sources of the custom ops for ONNX Runtime's CUDA provider."""
-    shared = [csrc / "onnxruntime" / f"{name}.cpp" for name in ("domain", "node", "tensor")]
-    return sorted(csrc.glob("onnxruntime_cuda/*.cpp")) + shared
+    own = sorted(csrc.glob("onnxruntime_cuda/*.cpp"))
+    return [*own, *(csrc / "onnxruntime" / f"{name}.cpp" for name in ("domain", "node", "tensor") if own)]
 
 
 def recorded(path: Path = RECORD) -> str:
