@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -55,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         steps=steps,
         seconds=arguments.seconds,
     )
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("q2export").setLevel(logging.INFO)
     stage.load()(session)
     return 0 if session.finish() else 1
 

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.session import REPOSITORY, Session, StepFailed
+from benchmarks.gpu.session import REPOSITORY, Session, StepFailed, StepSkipped
 
 CHECKPOINTS = REPOSITORY / "tests" / "data" / "checkpoints"
 MODELS = ("qwen2-tiny", "qwen2-moe-tiny")
@@ -30,6 +30,8 @@ def profile(session: Session) -> str:
 def run(session: Session) -> None:
     """The steps."""
     session.step("ONNX Runtime", _providers, session)
+    if session.dry:
+        session.step("overrides of the GPU's profile", _planned)
     variants: dict[str, dict[str, object]] = {"float32": {}} if session.dry else VARIANTS
     for model in MODELS[: 1 if session.dry else None]:
         for variant, overrides in variants.items():
@@ -39,6 +41,21 @@ def run(session: Session) -> None:
             session.step(f"{name}: verify", verify, package, model, session.dry)
             if variant != "int4":
                 session.step(f"{name}: tokens", tokens, session, package, model)
+
+
+def _planned() -> dict[str, Any]:
+    """What of the real run's builds is refused: names and values of overrides are checked here."""
+    from q2export import api
+    from q2export.errors import ExportError
+
+    refused = {}
+    for model in MODELS:
+        for variant, overrides in VARIANTS.items():
+            try:
+                api.plan(CHECKPOINTS / model, profile="cuda", overrides=overrides, parity=False)
+            except ExportError as error:  # of the model; a ProfileError would be a mistake of ours
+                refused[f"{model} {variant}"] = str(error)
+    return {"refused": refused, "line": f"{len(refused)} refused"}
 
 
 def _providers(session: Session) -> dict[str, Any]:
@@ -55,7 +72,12 @@ def _providers(session: Session) -> dict[str, Any]:
 def build(session: Session, model: str, package: Path, overrides: dict[str, object]) -> dict[str, Any]:
     """Build without parity: :func:`verify` is a step of its own, with an error of its own."""
     from q2export import api
+    from q2export.errors import Q2ExportError
 
+    try:
+        api.plan(CHECKPOINTS / model, profile=profile(session), overrides=overrides, parity=False)
+    except Q2ExportError as refusal:
+        raise StepSkipped(str(refusal)) from refusal
     start = time.perf_counter()
     api.build(
         CHECKPOINTS / model,
@@ -72,6 +94,7 @@ def verify(package: Path, model: str, dry: bool) -> dict[str, Any]:
     """``q2export verify``."""
     from q2export import api
 
+    _check_built(package)
     report = api.verify(package, CHECKPOINTS / model, greedy_tokens=8 if dry else 64)
     total = getattr(report, "total", None)
     found: dict[str, Any] = {"failures": list(getattr(report, "failures", ()))}
@@ -85,12 +108,19 @@ def verify(package: Path, model: str, dry: bool) -> dict[str, Any]:
     return found
 
 
+def _check_built(package: Path) -> None:
+    if not package.is_dir():
+        raise StepSkipped("it is not built")
+
+
 def tokens(session: Session, package: Path, model: str) -> dict[str, Any]:
     """Greedy tokens; where one is not transformers' choice in float32, how much it prefers its own."""
     import torch
 
     import q2export
     from benchmarks.kernels.decoder import transformers_model
+
+    _check_built(package)
 
     engine = q2export.load(package)
     oracle = transformers_model(CHECKPOINTS / model, torch.float32, session.device)
