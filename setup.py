@@ -203,12 +203,75 @@ class BuildCpuKernels(BuildKernels):
         return True
 
 
+class BuildEngine(BuildKernels):
+    """Part of ``build``: libq2export.so with its headers and what finds them, as a CMake prefix."""
+
+    description = "compile the C++ runtime"
+    kind = "C++ runtime"
+    cpp = Path("q2export", "runtime", "cpp")
+    library = cpp / "prefix" / "lib" / kernel_build.ENGINE_LIBRARY
+    record = cpp / kernel_build.ENGINE_RECORD
+
+    def run(self) -> None:
+        """As for the kernels; the record is of the library, and the prefix holds more files than it."""
+        self.files: list[Path] = []
+        super().run()
+        self.built = [each for each in self.built if each != self.library] + self.files
+
+    def builder(self) -> object:
+        """What describes itself in the record."""
+        return engine_library()
+
+    def compile(self, target: Path) -> bool:
+        """Bring the prefix up to date; False where there is none to be."""
+        prefix = target.parents[1]
+        library = engine_library()
+        if library is None:
+            if not self.editable_mode:
+                shutil.rmtree(prefix, ignore_errors=True)  # that of an earlier build
+            return False
+        self.announce(f"C++ runtime, by {library.compiler}", logging.INFO)
+        try:
+            made = library.install(prefix, kernel_build.available_cores())
+        except kernel_build.KernelBuildError as error:
+            without_engine(error)
+            return False
+        self.files = [self.library.parents[1] / each for each in made]
+        return True
+
+    def get_source_files(self) -> list[str]:
+        """For source distributions: what the library is built from."""
+        folders = [ROOT / self.cpp / name for name in ("src", "include", "cmake")]
+        files = [path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()]
+        files += [path for path in [ROOT / self.cpp / "CMakeLists.txt"] if path.is_file()]
+        return [str(path.relative_to(ROOT)) for path in files]
+
+
+@cache
+def engine_library() -> kernel_build.EngineLibrary | None:
+    """The C++ runtime; None where there is nothing to build it with."""
+    try:
+        return kernel_build.engine_library(os.environ, ROOT / "build" / "cpp", ROOT / BuildEngine.cpp)
+    except kernel_build.KernelBuildError as error:
+        without_engine(error)
+        return None
+
+
+def without_engine(error: kernel_build.KernelBuildError) -> None:
+    """Go on without the C++ runtime: engines run in Python alone."""
+    variable = kernel_build.ENGINE_VARIABLE
+    required = kernel_build.is_asked_for(os.environ, variable)
+    go_on_without(
+        BuildEngine.kind, error, f"{variable}=none installs q2export without it" if required else ""
+    )
+
+
 class Build(build):
     """Python files, then kernels."""
 
     sub_commands = [
         *build.sub_commands,
-        *((name, None) for name in ("build_kernels", "build_plugins", "build_cpu_kernels")),
+        *((name, None) for name in ("build_kernels", "build_plugins", "build_cpu_kernels", "build_engine")),
     ]
 
 
@@ -224,7 +287,7 @@ class PackageWithKernels(Distribution):
     """Not pure Python where there are kernels."""
 
     def has_ext_modules(self) -> bool:
-        return plan() is not None or cpu_library() is not None
+        return any(built() is not None for built in (plan, cpu_library, engine_library))
 
 
 setup(
@@ -239,5 +302,6 @@ setup(
         "build_kernels": BuildKernels,
         "build_plugins": BuildPlugins,
         "build_cpu_kernels": BuildCpuKernels,
+        "build_engine": BuildEngine,
     },
 )

@@ -11,14 +11,14 @@ from q2export.errors import ConfigError, GenerationError
 from q2export.runtime.options import GenerationOptions
 from q2export.strict.json import read_object, shown
 
-_MAX_BYTES = 1 << 20  # of either file; they are a few hundred bytes
+MAX_BYTES = 1 << 20  # of either file; they are a few hundred bytes
 
 # Fields that name an option of the same name; the rest of GenerationOptions belongs to the caller.
-_FIELDS = ("max_new_tokens", "do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+FIELDS = ("max_new_tokens", "do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 # Fields of transformers' GenerationConfig that change which tokens come out and are not implemented here,
 # with the values at which they do nothing.
-_UNSUPPORTED: Mapping[str, tuple[object, ...]] = {
+UNSUPPORTED: Mapping[str, tuple[object, ...]] = {
     "bad_words_ids": (None, []),
     "begin_suppress_tokens": (None, []),
     "encoder_repetition_penalty": (None, 1),
@@ -75,7 +75,7 @@ def parse_generation_config(config: Mapping[str, object], where: Path) -> Genera
     """
     given: dict[str, Any] = {key: value for key, value in config.items() if value is not None}
     try:
-        options = GenerationOptions(**{name: given[name] for name in _FIELDS if name in given})
+        options = GenerationOptions(**{name: given[name] for name in FIELDS if name in given})
     except GenerationError as error:
         raise ConfigError(f"{where}: {error}") from None
     return GenerationDefaults(
@@ -84,7 +84,7 @@ def parse_generation_config(config: Mapping[str, object], where: Path) -> Genera
         eos_token_ids=_eos_token_ids(given.get("eos_token_id"), where),
         unsupported=tuple(
             f"{name}={shown(given[name])}"
-            for name, idle in _UNSUPPORTED.items()
+            for name, idle in UNSUPPORTED.items()
             if name in given and given[name] not in idle
         ),
     )
@@ -105,7 +105,7 @@ def read_generation_defaults(folder: Path, vocab_size: int | None = None) -> Gen
     for name in ("generation_config.json", "config.json"):
         path = folder / name
         if path.is_file():
-            defaults = parse_generation_config(read_object(path, _MAX_BYTES, ConfigError), path)
+            defaults = parse_generation_config(read_object(path, MAX_BYTES, ConfigError), path)
             outside = [i for i in defaults.eos_token_ids if vocab_size is not None and i >= vocab_size]
             if outside:
                 raise ConfigError(

@@ -30,11 +30,15 @@ class Kind:
         type: what a command line parses.
         expected: the values in words, for messages.
         accepts: whether a value is one of them.
+        low, high: of a number, the smallest and largest; ``above``: ``low`` itself is not one of them.
     """
 
     type: Callable[[str], Any]
     expected: str
     accepts: Callable[[Any], bool]
+    low: float = 0
+    high: float = sys.float_info.max
+    above: bool = False
 
     def check(self, name: str, value: object) -> None:
         """Refuse a value that is not of this kind.
@@ -77,7 +81,8 @@ def _integer(minimum: int, most: int | None = None) -> Kind:
         return _is_integer(value, minimum) and (most is None or value <= most)
 
     upper = "" if most is None else f" and at most {most}"
-    return Kind(int, f"an integer of at least {minimum}{upper}", accepts)
+    high = sys.float_info.max if most is None else most
+    return Kind(int, f"an integer of at least {minimum}{upper}", accepts, low=minimum, high=high)
 
 
 def _number(low: float, high: float = sys.float_info.max, *, above: bool = False) -> Kind:
@@ -88,14 +93,17 @@ def _number(low: float, high: float = sys.float_info.max, *, above: bool = False
         return real and bool(low <= value <= high) and not (above and value == low)
 
     upper = "" if high == sys.float_info.max else f" and at most {high:g}"
-    return Kind(float, f"a number {'above' if above else 'of at least'} {low:g}{upper}", accepts)
+    expected = f"a number {'above' if above else 'of at least'} {low:g}{upper}"
+    return Kind(float, expected, accepts, low, high, above)
 
 
 _FLAG = Kind(bool, "true or false", lambda value: isinstance(value, bool))
 _SEED = Kind(int, "an integer of at least 0, or a sequence of one for each prompt", _is_seeds)
 _STRINGS = Kind(str, "a string or a sequence of strings, none of them empty", _is_strings)
 _BIAS = _number(-100, 100)
-_BIASES = Kind(_token_and_bias, "a mapping of token ids to numbers of -100 to 100", _is_biases)
+_BIASES = Kind(
+    _token_and_bias, "a mapping of token ids to numbers of -100 to 100", _is_biases, _BIAS.low, _BIAS.high
+)
 
 
 def _option(default: Any, kind: Kind, meaning: str) -> Any:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from q2export.errors import GenerationError
 from q2export.runtime.backends.base import Float32Array, Int64Array
+from q2export.runtime.exponential import exponential
 from q2export.runtime.options import GenerationOptions
 
 Float64Array = npt.NDArray[np.float64]
@@ -115,7 +116,7 @@ def candidates(logits: Float32Array, options: GenerationOptions) -> tuple[Int64A
     scores = logits[token_ids].astype(np.float64)
     # With the maximum subtracted first, the likeliest weighs 1 and the others at worst 0, at any temperature.
     with np.errstate(over="ignore"):
-        weights = np.exp((scores - scores.max()) / options.temperature)
+        weights = exponential((scores - scores.max()) / options.temperature)
     if options.top_p < 1:
         kept = _top_p(weights, options.top_p)
         token_ids, weights = token_ids[kept], weights[kept]
@@ -138,19 +139,20 @@ def _top_p(weights: Float64Array, top_p: float) -> Int64Array:
 
     A weight stays if the larger ones together are less than ``top_p`` of the sum.
     """
-    wanted = top_p * weights.sum()
+    wanted = top_p * weights.cumsum()[-1]
     largest: Int64Array = np.arange(weights.size)
     count = _FIRST_GUESS
     while count < weights.size:  # most of a vocabulary has next to no weight: do not sort it
-        largest = np.sort(np.argpartition(weights, weights.size - count)[weights.size - count :])
+        smallest = np.partition(weights, weights.size - count)[weights.size - count]
+        largest = np.flatnonzero(weights >= smallest)
         if weights[largest].sum() >= wanted:
             break
         count *= 8
     else:
         largest = np.arange(weights.size)
     order = largest[np.argsort(-weights[largest], kind="stable")]
-    before = np.concatenate(([0.0], np.cumsum(weights[order])[:-1]))
-    return order[: int(np.searchsorted(before, wanted, side="left"))]
+    sums = np.cumsum(weights[order])
+    return order[: int(np.searchsorted(sums, wanted, side="left")) + 1]
 
 
 class Sampler:

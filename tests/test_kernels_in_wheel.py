@@ -49,6 +49,7 @@ class Source:
             "CUDA_HOME": home,
             "Q2EXPORT_CUDA_ARCHITECTURES": architectures,
             "Q2EXPORT_CPU_KERNELS": "none",
+            "Q2EXPORT_CPP": "none",
         }
 
     def break_kernels(self) -> None:

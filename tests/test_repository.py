@@ -70,7 +70,12 @@ def wheel(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(repository / name, copy)
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
     # What a compiler adds is tested in test_kernels_in_wheel.py.
-    environment = {**os.environ, "Q2EXPORT_CUDA_ARCHITECTURES": "none", "Q2EXPORT_CPU_KERNELS": "none"}
+    environment = {
+        **os.environ,
+        "Q2EXPORT_CUDA_ARCHITECTURES": "none",
+        "Q2EXPORT_CPU_KERNELS": "none",
+        "Q2EXPORT_CPP": "none",
+    }
     subprocess.run([*command, "--wheel-dir", str(output), str(copy)], check=True, env=environment)
     (built,) = output.iterdir()
     return built
@@ -83,6 +88,7 @@ def test_the_wheel_holds_every_module_and_data_file_and_nothing_else(wheel: Path
         for path in (repository / room).rglob("*")
         if path.suffix in {".py", *DATA_SUFFIXES}
     } | {f"q2export/plugins/lib/libq2export_{name}.txt" for name in ("kernels", "onnxruntime", "plugins")}
+    expected.add("q2export/runtime/cpp/libq2export.txt")
     with zipfile.ZipFile(wheel) as archive:
         found = {name for name in archive.namelist() if ".dist-info/" not in name}
         others = {name.partition("/")[0] for name in archive.namelist()} - {"q2export"}

@@ -19,7 +19,9 @@ from .compiler import (
     wanted_architectures,
 )
 from .cpu import CPU_LIBRARY, CPU_RECORD, CPU_VARIABLE, CpuLibrary, cpu_is_required, cpu_library
-from .library import LIBRARY, RECORD, KernelLibrary, available_cores, ort_glue, recorded
+from .cxx import is_asked_for
+from .engine import ENGINE_LIBRARY, ENGINE_RECORD, ENGINE_VARIABLE, EngineLibrary, engine_library
+from .library import LIBRARY, RECORD, KernelLibrary, available_cores, recorded
 from .tensorrt import PLUGIN_LIBRARY, PLUGIN_RECORD, TENSORRT_VARIABLE, PluginLibrary, tensorrt_include
 
 __all__ = [
@@ -28,6 +30,9 @@ __all__ = [
     "CPU_LIBRARY",
     "CPU_RECORD",
     "CPU_VARIABLE",
+    "ENGINE_LIBRARY",
+    "ENGINE_RECORD",
+    "ENGINE_VARIABLE",
     "LIBRARY",
     "PLUGIN_LIBRARY",
     "PLUGIN_RECORD",
@@ -35,6 +40,7 @@ __all__ = [
     "TENSORRT_VARIABLE",
     "Compiler",
     "CpuLibrary",
+    "EngineLibrary",
     "KernelBuildError",
     "KernelLibrary",
     "NoKernelsError",
@@ -43,9 +49,10 @@ __all__ = [
     "available_cores",
     "cpu_is_required",
     "cpu_library",
+    "engine_library",
     "find_compiler",
+    "is_asked_for",
     "is_required",
-    "ort_glue",
     "plan",
     "recorded",
     "tensorrt_include",

@@ -1,4 +1,4 @@
-"""``python -m q2export.plugins.kernel_build [cpu] [cuda] [tensorrt]``: build the libraries in place."""
+"""``python -m q2export.plugins.kernel_build [cpu] [cuda] [tensorrt] [engine]``: build libraries in place."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from types import MappingProxyType
 
 from .compiler import KernelBuildError, NoKernelsError, plan
 from .cpu import CPU_LIBRARY, CPU_RECORD, cpu_library
+from .engine import ENGINE_RECORD, engine_library
 from .library import CSRC, LIBRARY, RECORD, KernelLibrary, available_cores
 from .tensorrt import PLUGIN_LIBRARY, PLUGIN_RECORD, PluginLibrary, tensorrt_include
 
@@ -63,8 +64,16 @@ def _build_tensorrt(folder: Path) -> str:
     return f"{PLUGIN_LIBRARY}: {chosen}, {library}"
 
 
+def _build_engine(folder: Path) -> str:
+    cpp = CSRC.parents[1] / "runtime" / "cpp"
+    library = engine_library(os.environ, folder / "cpp", cpp)
+    library.install(cpp / "prefix", available_cores())
+    (cpp / ENGINE_RECORD).write_text(f"{library}\n", encoding="utf-8")
+    return f"{cpp / 'prefix'}: {library}"
+
+
 _BUILDS: Mapping[str, Callable[[Path], str]] = MappingProxyType(
-    {"cpu": _build_cpu, "cuda": _build_cuda, "tensorrt": _build_tensorrt}
+    {"cpu": _build_cpu, "cuda": _build_cuda, "tensorrt": _build_tensorrt, "engine": _build_engine}
 )
 
 

@@ -21,7 +21,7 @@ GRAPH_SUFFIX = ".onnx"
 
 Placement = Literal["converted", "quantized", "reflink", "hardlink", "copy"]
 Measured = Literal["engine", "pytorch"]
-_LARGEST = {
+LARGEST = {
     "num_hidden_layers": MAX_LAYERS,
     "num_key_value_heads": MAX_SIZE,
     "head_dim": MAX_SIZE,
@@ -154,7 +154,7 @@ class EngineInfo:
         if (self.format == "tensorrt") != (self.tensorrt is not None):
             problem = "needs a" if self.tensorrt is None else "has no"
             raise PackageError(f"format {self.format!r} {problem} section 'tensorrt'")
-        for name, largest in _LARGEST.items():
+        for name, largest in LARGEST.items():
             if not 1 <= getattr(self, name) <= largest:
                 raise PackageError(f"{name} must be from 1 to {largest}, found {getattr(self, name)}")
         _check_positive(self, "context_length")

@@ -15,7 +15,15 @@ from tests.host_cuda.compiling import CSRC, run_compiler
 
 HEADER = CSRC / "onnxruntime" / "ort_abi.h"
 
-_CONSTANTS = ("ORT_FAIL", "ORT_INVALID_ARGUMENT", "OrtMemTypeDefault", "INPUT_OUTPUT_VARIADIC")
+_CONSTANTS = (
+    "ORT_FAIL",
+    "ORT_INVALID_ARGUMENT",
+    "ORT_LOGGING_LEVEL_ERROR",
+    "ORT_DISABLE_ALL",
+    "OrtDeviceAllocator",
+    "OrtMemTypeDefault",
+    "INPUT_OUTPUT_VARIADIC",
+)
 
 
 def places(folder: Path, include: Path | None) -> dict[str, int]:
