@@ -40,8 +40,9 @@ class Pace:
     def tokens(self, prefilling: int, decoding: int) -> int:
         """Most tokens of the next call, padding included.
 
-        It may take what a decode step leaves of the interval, or as long as that step where that is more; and
-        as many times that as more prompts than texts wait.
+        It may take what a decode step leaves of the interval, or as long as that step where that is more. Of
+        many requests that come at once few should begin alone, since a step costs little more for all: where
+        more than half as many prompts as texts wait, calls grow with their number.
 
         Args:
             prefilling: prompts that are being computed, at least one.
@@ -52,7 +53,7 @@ class Pace:
         if self._token_seconds == 0:
             return min(_FIRST_TOKENS, self._chunk)
         seconds = max(self._interval - self._decode_seconds, self._decode_seconds)
-        seconds *= max(1, prefilling / decoding)
+        seconds *= max(1, 2 * prefilling / decoding)
         return max(1, min(max(int(seconds / self._token_seconds) - CALL_TOKENS, _FEWEST_TOKENS), self._chunk))
 
 

@@ -96,7 +96,7 @@ class Slots:
         """Give a request a slot, with the longest prefix of its tokens that any slot holds.
 
         The last of its tokens is always left to compute: its logits are wanted. A prefix that ends with what
-        is taken is continued where it lies, others are copied.
+        is taken is continued where it lies or moved, others are copied.
 
         Args:
             request: not in a slot.
@@ -104,11 +104,11 @@ class Slots:
         """
         source, length = self.longest_prefix(request.text_tokens[:-1])
         if source is not None and source.request is None and source.cached - length <= _COPY_TOKENS:
-            return self._continued(source, length, request)
+            return self._continued(source, length, request, first)
         slot = self._free_slot(range(first, len(self._residents)), spared=source)
         if source is not None and (slot is None or not self.make_room(length, spared=source)):
             if source.request is None:
-                return self._continued(source, length, request)
+                return self._continued(source, length, request, first)
             source = None
         assert slot is not None, "there are as many slots as sequences that may run"
         resident = Resident(slot, request=request)
@@ -177,8 +177,13 @@ class Slots:
         for each in list(self._all()):
             self.drop(each)
 
-    def _continued(self, prefix: Resident, length: int, request: Request) -> Resident:
+    def _continued(self, prefix: Resident, length: int, request: Request, first: int) -> Resident:
+        """Let a request go on from a prefix, in the slot it wants: beside others that are computed."""
         prefix.request, prefix.cached, prefix.prefix = request, length, np.empty(0, np.int64)
+        while self._residents[first] not in (None, prefix) and first + 1 < len(self._residents):
+            first += 1
+        if self._residents[first] is None:
+            self.move(prefix, first)
         return prefix
 
     def _vacate(self, resident: Resident) -> None:

@@ -43,7 +43,7 @@ arenas = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(st.lists(requests, min_size=1, max_size=9), arenas)
 def test_each_text_is_what_it_is_alone(asked: list[dict[str, Any]], arena: dict[str, Any]) -> None:
     lazy = arena.pop("lazy")
