@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import mmap
 import subprocess
 import sys
 from pathlib import Path
@@ -96,7 +97,7 @@ def test_cache_is_updated_in_place(backend: OnnxRuntimeBackend) -> None:
     forward(backend, cache, [tokens(6), tokens(3)], [0, 0])
     forward(backend, cache, [tokens(1), tokens(1)], [6, 3])
     assert cache.data.ctypes.data == address
-    bound = {value.data_ptr() - address for value in cache.bindings[2].get_outputs()}
+    bound = {value.data_ptr() - address for value in cache.bindings[0, 2].get_outputs()}
     assert {index * cache.data[0, 0].nbytes for index in range(2 * LAYERS)} <= bound
     written = np.abs(cache.data).max(axis=(0, 1, 3, 5)) > 0  # [rows, capacity]
     assert written.tolist() == [[position < tokens for position in range(13)] for tokens in (7, 4)]
@@ -149,6 +150,38 @@ def test_copy_row(backend: OnnxRuntimeBackend) -> None:
     for row, extra, actual in ((rows[2], more[0], logits[0]), (rows[1], more[1], logits[1])):
         expected = alone(backend, np.concatenate((row, extra)))[len(row) :]
         assert np.abs(actual - expected).max() <= BOUND
+
+
+def test_rows_of_an_arena_in_any_place(backend: OnnxRuntimeBackend) -> None:
+    """More rows than a batch has; a step over some in the middle leaves the others as they are."""
+    arena = backend.new_arena(7, 20)
+    rows = [tokens(9, 1), tokens(4, 2)]
+    arena.data[:] = 7
+    ids = np.zeros((2, 9), np.int64)
+    ids[0], ids[1, :4] = rows
+    lengths, wanted = np.array([9, 4]), np.tile(np.arange(9), (2, 1))
+    logits = backend.forward(arena, ids, np.zeros(2, np.int64), lengths, wanted, first_row=4)
+    for row, actual in zip(rows, logits, strict=True):
+        assert np.abs(actual[: len(row)] - alone(backend, row)).max() <= BOUND
+    assert (arena.data[:, :, [0, 1, 2, 3, 6]] == 7).all()
+    with pytest.raises(GenerationError, match="capacity of 41 tokens"):
+        backend.new_arena(1, 41)
+
+
+def test_memory_of_a_row_is_given_back(backend: OnnxRuntimeBackend) -> None:
+    """All pages that lie in the tokens wholly, and none of its neighbours: given back, they read as zeros."""
+    arena = OnnxRuntimeCache(backend._engine, 3, 999, lazy=True)
+    assert arena.token_bytes * 3 * 999 == arena.data.nbytes
+    for length in (999, 500):
+        arena.data[:] = 7
+        arena.release_row(1, length)
+        assert (arena.data[:, :, [0, 2]] == 7).all()
+        tokens_bytes = arena.data[0, 0, 0, 0, :length].nbytes
+        zeros = int((arena.data[:, :, 1] == 0).sum()) * arena.data.itemsize
+        heads = 2 * arena.data.shape[0] * arena.data.shape[3]
+        assert zeros >= heads * (tokens_bytes - 2 * mmap.PAGESIZE)
+        assert (arena.data[:, :, 1, :, length + mmap.PAGESIZE // 48 :] == 7).all()
+    backend.new_cache(1, 40).release_row(0, 40)  # keeps its memory, as it has pages of 2 MiB
 
 
 def test_what_lies_beyond_the_valid_tokens_does_not_matter(backend: OnnxRuntimeBackend) -> None:

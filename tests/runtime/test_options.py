@@ -41,6 +41,13 @@ BAD: list[dict[str, Any]] = [
     {"seed": "abc"},
     {"seed": [1, 2.5]},
     {"ignore_eos": "yes"},
+    {"presence_penalty": 2.1},
+    {"frequency_penalty": float("nan")},
+    {"logit_bias": {1: 101}},
+    {"logit_bias": {"1": 1}},
+    {"logit_bias": [1]},
+    {"logprobs": 21},
+    {"logprobs": True},
 ]
 
 

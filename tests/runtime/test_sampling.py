@@ -9,8 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from q2export.errors import GenerationError
+from q2export.runtime.logprobs import token_logprobs
 from q2export.runtime.options import GenerationOptions
-from q2export.runtime.sampling import Sampler, apply_repetition_penalty, candidates, check_finite
+from q2export.runtime.sampling import (
+    Sampler,
+    apply_count_penalties,
+    apply_repetition_penalty,
+    candidates,
+    check_finite,
+)
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
@@ -197,3 +204,41 @@ def test_logits_that_are_not_finite_are_refused_with_their_place(bad: float) -> 
 
 def test_large_finite_logits_whose_sum_overflows_are_accepted() -> None:
     check_finite(np.full((1, 8), 3e38, np.float32), str)
+
+
+def test_count_penalties_are_openais_formula() -> None:
+    """``mu[j] - c[j] * frequency - (c[j] > 0) * presence``, of generated tokens alone."""
+    logits = np.array([1.0, 2.0, 3.0, -1.0], np.float32)
+    apply_count_penalties(logits, {2: 3, 3: 1}, 0.5, 0.25)
+    np.testing.assert_allclose(logits, [1.0, 2.0, 3.0 - 0.5 - 0.75, -1.0 - 0.5 - 0.25])
+    options = GenerationOptions(frequency_penalty=0.3, presence_penalty=-0.1)
+    sampler = Sampler(options, np.array([1, 1, 1]))
+    logits = np.array([0.0, 1.0, 0.75], np.float32)
+    # 1: its count takes 0.2, then 0.5 of it; the prompt's own ones count nothing
+    assert [sampler.choose(logits) for _ in range(4)] == [1, 1, 2, 2]
+    assert logits.tolist() == [0.0, 1.0, 0.75]
+
+
+def test_a_bias_comes_before_the_penalties() -> None:
+    options = GenerationOptions(logit_bias={3: 2.5, 0: -100}, repetition_penalty=2.0)
+    logits = np.array([9.0, 1.0, 1.0, -0.5], np.float32)
+    assert Sampler(options, np.array([7])).choose(np.append(logits, np.zeros(4, np.float32))) == 3
+    assert Sampler(options, np.array([3])).choose(logits) == 1, "2.0 / 2.0 is no more than the first 1.0"
+
+
+@pytest.mark.parametrize("top", [0, 1, 5, 20])
+def test_log_probabilities_are_those_of_torch(top: int) -> None:
+    random = np.random.default_rng(top)
+    for size, scale in ((7, 3.0), (1021, 8.0), (151_936, 4.0)):
+        logits = (random.standard_normal(size) * scale).astype(np.float32)
+        expected = torch.from_numpy(logits).double().log_softmax(-1)
+        found = token_logprobs(logits, 3, top)
+        assert (found.token_id, found.logprob) == (3, pytest.approx(float(expected[3]), abs=1e-6))
+        values, ids = expected.topk(min(top, size))
+        assert [token for token, _ in found.top] == ids.tolist()
+        np.testing.assert_allclose([value for _, value in found.top], values, atol=1e-6)
+
+
+def test_of_equally_likely_tokens_the_first_come_first() -> None:
+    logits = np.array([1.0, 2.0, 1.0, 2.0, 1.0], np.float32)
+    assert [token for token, _ in token_logprobs(logits, 0, 4).top] == [1, 3, 0, 2]

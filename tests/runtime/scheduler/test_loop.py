@@ -222,6 +222,21 @@ def test_logits_that_are_not_finite_end_one_request_alone() -> None:
     assert all(prefix[0] != 63 for prefix in held), "nobody takes what it computed"
 
 
+def test_biases_and_penalties_are_of_the_request() -> None:
+    driver = Driver()
+    several: list[dict[str, Any]] = [
+        {"logit_bias": {5: 100.0}},
+        {"logit_bias": {5: 100.0}, "presence_penalty": 2.0},
+        {"frequency_penalty": 2.0, "temperature": 1.0, "seed": 2},
+        {},
+    ]
+    generations = [driver.submit(tokens(1, 9), max_new_tokens=12, **options) for options in several]
+    driver.run()
+    for generation, options in zip(generations, several, strict=True):
+        assert generation.result(0).token_ids == alone(tokens(1, 9), max_new_tokens=12, **options)
+    assert generations[0].result(0).token_ids == (5,) * 12
+
+
 class OddsOnly:
     """Lets odd tokens come, says stop after four, and breaks where it is told to."""
 
@@ -287,10 +302,14 @@ def repeating(prefix: Sequence[int], vocab_size: int) -> Float32Array:
 
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 0.7, "seed": 3}, {"frequency_penalty": 0.2}])
-def test_guesses_change_no_text_and_save_steps(options: dict[str, Any]) -> None:
+def test_guesses_change_no_text_and_save_steps(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a call takes as long whatever its width."""
     found = {}
     for speculate in (0, 4):
         backend = FakeBackend(model=repeating)
+        monkeypatch.setattr("time.perf_counter", lambda calls=backend.calls: float(len(calls)))
         driver = Driver(backend, speculate=speculate)
         generation = driver.submit([10], max_new_tokens=120, logprobs=2, **options)
         driver.run()

@@ -13,6 +13,7 @@ from q2export.errors import GenerationError
 from q2export.runtime.backends.cuda.backend import CudaBackend
 from q2export.runtime.backends.tensorrt.executor import make_backend
 from q2export.runtime.engine import Engine
+from q2export.runtime.scheduler import Scheduler
 from tests.runtime.fakes import FakeBackend, hashed_logits
 from tests.runtime.tensorrt.fakes import (
     DECODE,
@@ -189,6 +190,19 @@ def test_rows_of_a_cache_that_does_not_begin_the_arena_are_moved_within_it() -> 
     for moved, begun in ((cache, [7, 8]), (held, [1, 2])):
         logits = backend.forward(moved, ids, one * 2, one, np.array([[0]]))
         assert (logits[0, 0] == hashed_logits([*begun, 9], VOCAB)).all()
+
+
+def test_requests_of_a_scheduler_are_what_they_are_alone() -> None:
+    """Prompts are computed in rows behind those that generate, whose steps are replayed."""
+    backend, cuda, _ = make()
+    engine = Engine(backend)
+    prompts = [tokens(seed, 3 + seed) for seed in range(9)]
+    alone = [engine.generate(prompt, max_new_tokens=12, do_sample=False) for prompt in prompts]
+    with Scheduler(engine) as scheduler:
+        several = [scheduler.submit(prompt, max_new_tokens=12, do_sample=False) for prompt in prompts]
+        assert [each.result().token_ids for each in several] == [each.token_ids for each in alone]
+        assert scheduler.statistics().kv_tokens == 4 * 64
+    assert cuda.count("launch") > 0
 
 
 def test_two_caches_at_once_do_not_meet() -> None:
