@@ -21,7 +21,7 @@ from .compiler import (
 from .cpu import CPU_LIBRARY, CPU_RECORD, CPU_VARIABLE, CpuLibrary, cpu_is_required, cpu_library
 from .cxx import is_asked_for
 from .engine import ENGINE_LIBRARY, ENGINE_RECORD, ENGINE_VARIABLE, EngineLibrary, engine_library
-from .library import LIBRARY, RECORD, KernelLibrary, available_cores, recorded
+from .library import LIBRARY, RECORD, KernelLibrary, available_cores, ort_glue, recorded
 from .tensorrt import PLUGIN_LIBRARY, PLUGIN_RECORD, TENSORRT_VARIABLE, PluginLibrary, tensorrt_include
 
 __all__ = [
@@ -53,6 +53,7 @@ __all__ = [
     "find_compiler",
     "is_asked_for",
     "is_required",
+    "ort_glue",
     "plan",
     "recorded",
     "tensorrt_include",

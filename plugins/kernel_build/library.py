@@ -53,8 +53,8 @@ class KernelLibrary:
 
     @property
     def sources(self) -> list[Path]:
-        """The CUDA sources."""
-        return sorted(self.csrc.glob("kernels/*/*.cu"))
+        """The kernels, and what makes custom ops for ONNX Runtime of them."""
+        return sorted(self.csrc.glob("kernels/*/*.cu")) + ort_glue(self.csrc)
 
     def build(self, output: Path, jobs: int) -> None:
         """Bring the library at ``output`` up to date.
@@ -128,7 +128,7 @@ class KernelLibrary:
     def _compile(self, source: Path, flags: Sequence[str]) -> Path:
         target = self._object(source)
         depends, record = target.with_suffix(".d"), target.with_suffix(".command")
-        includes = [f"-I{self.csrc / 'include'}", f"-I{self.csrc / 'kernels'}"]
+        includes = [f"-I{self.csrc / name}" for name in ("include", "kernels", "onnxruntime")]
         command = [*self._nvcc(), *_FLAGS, *includes, *flags, "-c", str(source)]
         version = f"nvcc {self.compiler.version}"
         if is_current(target, dependencies(depends), record, [version, *command]):
@@ -141,6 +141,12 @@ class KernelLibrary:
         os.replace(partial, target)
         record.write_text(command_text([version, *command]), encoding="utf-8")
         return target
+
+
+def ort_glue(csrc: Path) -> list[Path]:
+    """The sources of the custom ops for ONNX Runtime's CUDA provider."""
+    own = sorted(csrc.glob("onnxruntime_cuda/*.cpp"))
+    return [*own, *(csrc / "onnxruntime" / f"{name}.cpp" for name in ("domain", "node", "tensor") if own)]
 
 
 def recorded(path: Path = RECORD) -> str:

@@ -6,6 +6,7 @@ import asyncio
 import hmac
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -19,6 +20,7 @@ from q2export.runtime.server.sse import json_bytes
 
 _log = logging.getLogger(__name__)
 Handler = Callable[[Service, Request], Awaitable[Response]]
+_DISCARDED = 8  # times the most that a body may have, and seconds
 _GONE = 499  # as nginx says it: nobody reads the answer
 
 
@@ -119,21 +121,28 @@ async def read_body(service: Service, request: Request) -> bytes:
     most, size = service.options.max_body_bytes, 0
     declared = request.headers.get("Content-Length", "")
     if declared.isdigit() and int(declared) > most:
-        raise _too_large(most)
+        raise await _too_large(request, most)
     pieces = []
     try:
         async with asyncio.timeout(service.options.body_seconds):
             async for piece in request.stream():
                 size += len(piece)
                 if size > most:
-                    raise _too_large(most)
+                    raise await _too_large(request, most)
                 pieces.append(piece)
     except TimeoutError:
         raise ApiError(408, f"the body did not come within {service.options.body_seconds:g} s") from None
     return b"".join(pieces)
 
 
-def _too_large(most: int) -> ApiError:
+async def _too_large(request: Request, most: int) -> ApiError:
+    """The refusal, after as much more has been read as makes it likely that the client gets to read it."""
+    if "Expect" not in request.headers:  # whoever asks first has not sent the body
+        left = _DISCARDED * most
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_DISCARDED):
+                while left > 0 and (message := await request.receive()).get("more_body"):
+                    left -= len(message.get("body", b""))
     return ApiError(
         413,
         f"the body has more than {most} bytes, the most that this server takes",

@@ -1,6 +1,5 @@
 // Q2MoE: a mixture of experts over weights in place, one input per matrix.
-#include <vector>
-
+#include "moe_weights.h"
 #include "ops.h"
 
 namespace q2export::onnxruntime
@@ -18,37 +17,6 @@ constexpr Operand kOutputs[] = {
     {"output", ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT}, // [T, H]
 };
 constexpr size_t kFirstExpert = 2;
-constexpr char const* kMatrices[] = {"gate", "up", "down"};
-
-// The experts' matrices, checked.
-struct Weights
-{
-    std::vector<void const*> of[3]; // gate, up, down of every expert
-    q2export_dtype dtype = Q2EXPORT_FLOAT32;
-    int64_t hidden_size = 0;
-    int64_t intermediate_size = 0;
-
-    void add(Tensor const& tensor)
-    {
-        size_t const matrix = of[0].size() == of[2].size() ? 0 : of[1].size() < of[0].size() ? 1 : 2;
-        std::string const name = std::string(kMatrices[matrix]) + "_" + std::to_string(of[matrix].size());
-        if (of[0].empty())
-        {
-            dtype = float_dtype(tensor, name.c_str());
-            expect_shape(tensor, name.c_str(), {-1, -1});
-            intermediate_size = tensor.shape[0];
-            hidden_size = tensor.shape[1];
-        }
-        int64_t const rows = matrix == 2 ? hidden_size : intermediate_size;
-        expect_shape(tensor, name.c_str(), {rows, hidden_size + intermediate_size - rows});
-        if (float_dtype(tensor, name.c_str()) != dtype)
-        {
-            throw Refusal(name + " has another element type than gate_0");
-        }
-        of[matrix].push_back(tensor.data);
-    }
-};
-
 class Moe
 {
 public:
@@ -87,12 +55,12 @@ public:
             throw Refusal("there are " + std::to_string(call.input_count()) + " inputs, expected "
                 + std::to_string(kFirstExpert + inputs()) + " for " + std::to_string(num_experts_) + " experts");
         }
-        Weights given;
+        MoeWeights given;
         for (size_t i = 0; constant_.of[0].empty() && i < inputs(); ++i)
         {
             given.add(call.input(kFirstExpert + i, "expert"));
         }
-        Weights const& weights = constant_.of[0].empty() ? given : constant_;
+        MoeWeights const& weights = constant_.of[0].empty() ? given : constant_;
         expect_shape(hidden, "hidden", {-1, weights.hidden_size});
         expect_shape(logits, "router_logits", {hidden.shape[0], num_experts_});
         q2export_cpu_moe_desc const desc{hidden.shape[0], weights.hidden_size, weights.intermediate_size,
@@ -106,14 +74,14 @@ public:
 private:
     size_t inputs() const
     {
-        return static_cast<size_t>(num_experts_) * std::size(kMatrices);
+        return static_cast<size_t>(num_experts_) * std::size(kMoeMatrices);
     }
 
     int64_t num_experts_;
     int64_t top_k_;
     int64_t norm_topk_prob_;
     q2export_cpu_activations activations_;
-    Weights constant_; // empty where some of them are not
+    MoeWeights constant_; // empty where some of them are not
 };
 
 } // namespace

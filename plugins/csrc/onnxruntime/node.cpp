@@ -110,12 +110,4 @@ void* Call::output(size_t index, Shape const& shape) const
     return data;
 }
 
-void Call::check(q2export_status status)
-{
-    if (status != Q2EXPORT_SUCCESS)
-    {
-        throw Refusal(q2export_cpu_last_error());
-    }
-}
-
 } // namespace q2export::onnxruntime

@@ -63,8 +63,18 @@ public:
         return &threads_;
     }
 
-    // Throws Refusal with the kernels' message.
+    // Throws Refusal with the kernels' message. Each library defines it for kernels of its own.
     static void check(q2export_status status);
+
+    OrtApi const& api() const
+    {
+        return api_;
+    }
+
+    OrtKernelContext* context() const
+    {
+        return context_;
+    }
 
 private:
     OrtApi const& api_;

@@ -45,6 +45,19 @@ struct HasInPlace<Kernel, std::void_t<decltype(Kernel::kInPlace)>> : std::true_t
 {
 };
 
+// The execution provider of a Kernel: its kProvider; without one, null: the CPU.
+template <typename Kernel, typename = void>
+struct Provider
+{
+    static constexpr char const* kName = nullptr;
+};
+
+template <typename Kernel>
+struct Provider<Kernel, std::void_t<decltype(Kernel::kProvider)>>
+{
+    static constexpr char const* kName = Kernel::kProvider;
+};
+
 // A Kernel has: static Signature const kSignature; Kernel(Attributes const&); void run(Call const&) const.
 template <typename Kernel>
 class Op : public OrtCustomOp
@@ -55,7 +68,7 @@ public:
     {
         version = kOrtApiVersion;
         GetName = [](OrtCustomOp const*) { return Kernel::kSignature.name; };
-        GetExecutionProviderType = [](OrtCustomOp const*) -> char const* { return nullptr; }; // the CPU
+        GetExecutionProviderType = [](OrtCustomOp const*) -> char const* { return Provider<Kernel>::kName; };
         GetInputTypeCount = [](OrtCustomOp const*) { return Kernel::kSignature.inputs.count; };
         GetInputType = [](OrtCustomOp const*, size_t index) { return Kernel::kSignature.inputs.items[index].type; };
         GetInputCharacteristic

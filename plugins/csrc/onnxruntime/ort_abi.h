@@ -130,7 +130,8 @@ struct OrtApi
     OrtStatus* (*GetTensorTypeAndShape)(OrtValue const* value, OrtTensorTypeAndShapeInfo** out);                 // 65
     void* before_69[3];
     OrtStatus* (*CreateCpuMemoryInfo)(OrtAllocatorType allocator, OrtMemType type, OrtMemoryInfo** out);         // 69
-    void* before_76[6];
+    void* before_75[5];
+    OrtStatus* (*AllocatorAlloc)(OrtAllocator* allocator, size_t size, void** out);                              // 75
     OrtStatus* (*AllocatorFree)(OrtAllocator* allocator, void* data);                                            // 76
     void* before_78[1];
     OrtStatus* (*GetAllocatorWithDefaultOptions)(OrtAllocator** out);                                            // 78
@@ -155,21 +156,28 @@ struct OrtApi
     void (*ReleaseCustomOpDomain)(OrtCustomOpDomain* domain);                                                    // 101
     void* before_130[28];
     OrtStatus* (*AddSessionConfigEntry)(OrtSessionOptions* options, char const* key, char const* value);         // 130
-    void* before_133[2];
+    void* before_132[1];
+    void (*ReleaseAllocator)(OrtAllocator* allocator);                                                           // 132
     OrtStatus* (*RunWithBinding)(OrtSession* session, OrtRunOptions const* options,
         OrtIoBinding const* binding);                                                                            // 133
     OrtStatus* (*CreateIoBinding)(OrtSession* session, OrtIoBinding** out);                                      // 134
     void (*ReleaseIoBinding)(OrtIoBinding* binding);                                                             // 135
     OrtStatus* (*BindInput)(OrtIoBinding* binding, char const* name, OrtValue const* value);                     // 136
     OrtStatus* (*BindOutput)(OrtIoBinding* binding, char const* name, OrtValue const* value);                    // 137
-    void* before_228[90];
+    void* before_193[55];
+    OrtStatus* (*KernelContext_GetGPUComputeStream)(OrtKernelContext const* context, void** out);                // 193
+    OrtStatus* (*GetTensorMemoryInfo)(OrtValue const* value, OrtMemoryInfo const** out);                         // 194
+    void* before_228[33];
     OrtStatus* (*RegisterCustomOpsLibrary_V2)(OrtSessionOptions* options, char const* path);                     // 228
     void* before_244[15];
     OrtStatus* (*KernelInfo_GetNodeName)(OrtKernelInfo const* info, char* out, size_t* size);                    // 244
     void* before_249[4];
     OrtStatus* (*KernelInfoGetConstantInput_tensor)(OrtKernelInfo const* info, size_t index, int* is_constant,
         OrtValue const** out);                                                                                   // 249
-    void* before_274[24];
+    void* before_253[3];
+    OrtStatus* (*KernelContext_GetAllocator)(OrtKernelContext const* context, OrtMemoryInfo const* memory,
+        OrtAllocator** out);                                                                                     // 253
+    void* before_274[20];
     OrtStatus* (*KernelContext_ParallelFor)(OrtKernelContext const* context, void (*body)(void*, size_t),
         size_t total, size_t batches, void* data);                                                               // 274
 };
@@ -198,10 +206,13 @@ Q2EXPORT_AT(KernelContext_GetInput, 90);
 Q2EXPORT_AT(ReleaseStatus, 93);
 Q2EXPORT_AT(ReleaseTypeInfo, 98);
 Q2EXPORT_AT(AddSessionConfigEntry, 130);
+Q2EXPORT_AT(ReleaseAllocator, 132);
 Q2EXPORT_AT(RunWithBinding, 133);
+Q2EXPORT_AT(KernelContext_GetGPUComputeStream, 193);
 Q2EXPORT_AT(RegisterCustomOpsLibrary_V2, 228);
 Q2EXPORT_AT(KernelInfo_GetNodeName, 244);
 Q2EXPORT_AT(KernelInfoGetConstantInput_tensor, 249);
+Q2EXPORT_AT(KernelContext_GetAllocator, 253);
 Q2EXPORT_AT(KernelContext_ParallelFor, 274);
 #undef Q2EXPORT_AT
 
