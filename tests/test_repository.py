@@ -33,7 +33,7 @@ ROOT_FILES = {
     "pyproject.toml",
     "setup.py",
 }
-ROOT_FOLDERS = {".ci", "benchmarks", "docs", "tests", *SOURCES}
+ROOT_FOLDERS = {".ci", "benchmarks", "docs", "examples", "tests", *SOURCES}
 # Import name -> distribution, where they differ.
 DISTRIBUTION_OF = {
     "google": "onnx",  # protobuf, which onnx brings along
@@ -112,6 +112,7 @@ def test_the_wheel_is_described(wheel: Path) -> None:
         "cuda",
         "dev",
         "export",
+        "ray",
         "rtx",
         "server",
         "tensorrt",
@@ -148,10 +149,10 @@ def test_every_library_that_is_imported_is_declared(repository: Path) -> None:
 
 
 def _declared(repository: Path) -> set[str]:
-    """Distributions that a plain installation or the extras ``export`` and ``server`` bring."""
+    """Distributions that a plain installation or the extras ``export``, ``ray`` and ``server`` bring."""
     text = (repository / "pyproject.toml").read_text(encoding="utf-8")
-    lists = re.findall(r"^(?:dependencies|export|server) = \[(.*?)\]$", text, re.MULTILINE | re.DOTALL)
-    assert len(lists) == 3
+    lists = re.findall(r"^(?:dependencies|export|ray|server) = \[(.*?)\]$", text, re.MULTILINE | re.DOTALL)
+    assert len(lists) == 4
     return {name for part in lists for name in re.findall(r'"([A-Za-z0-9-]+)', part)}
 
 
