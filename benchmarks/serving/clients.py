@@ -1,7 +1,7 @@
 """Unmodified clients against a running server: ``python benchmarks/serving/clients.py ADDRESS MODEL``.
 
-It needs nothing of q2export and tries whatever clients the interpreter has; the others are named. The model may
-be any whose chat template takes tools and whose context holds 8,192 tokens (aider's prompts are long).
+It needs nothing of q2export and tries whatever clients the interpreter has; the others are named. The model
+may be any whose chat template takes tools and whose context holds 8,192 tokens (aider's prompts are long).
 """
 
 from __future__ import annotations
