@@ -1,4 +1,4 @@
-"""``python -m benchmarks.serving PACKAGE``: what the scheduler costs and saves, on an engine package.
+"""``python -m benchmarks.scheduler PACKAGE``: what the scheduler costs and saves, on an engine package.
 
 Three figures, as JSON, of random prompts of the package's vocabulary:
 
@@ -131,7 +131,7 @@ def second_turn(engine: Engine, tokens: int) -> dict[str, float]:
 
 def main(arguments: Sequence[str]) -> None:
     """Measure, and print JSON."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.serving", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scheduler", description=__doc__)
     parser.add_argument("package")
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--rows", type=int, default=8)
