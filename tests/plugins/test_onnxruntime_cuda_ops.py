@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +14,8 @@ import torch
 
 from q2export.contracts import opspec
 from q2export.exporter.graph.ops.functions import function_for
-from q2export.plugins.kernel_build import ort_glue
-from tests.host_cuda.compiling import BUILD, CSRC, WARNINGS, run_compiler
 from tests.plugins.cpu.sessions import Node
+from tests.plugins.cuda_ops import glue
 from tests.plugins.kernels import Kernels
 
 TYPES = {
@@ -29,23 +26,6 @@ TYPES = {
 }
 ATTENTION = {"num_heads": 4, "num_kv_heads": 2, "scale": 0.25, "sliding_window": 0}
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-
-
-def glue(kernels: Path, provider: str) -> Path:
-    """The custom ops over the kernels of another library, for an execution provider; a C expression."""
-    if shutil.which("g++") is None:
-        pytest.skip("needs g++")
-    includes = [f"-I{CSRC / name}" for name in ("include", "onnxruntime")]
-    files = [path for folder in ("onnxruntime", "onnxruntime_cuda") for path in CSRC.glob(f"{folder}/*")]
-    content = b"".join(path.read_bytes() for path in sorted(files)) + str(kernels).encode()
-    target = BUILD / f"libcuda_ops-{hashlib.sha256(content + provider.encode()).hexdigest()[:12]}.so"
-    if not target.exists():
-        command = ["g++", "-std=c++17", "-O1", "-fPIC", "-shared", *WARNINGS, *includes]
-        command += [f"-DQ2EXPORT_ORT_PROVIDER={provider}", *map(str, ort_glue(CSRC)), str(kernels)]
-        partial = target.with_suffix(f".{id(content)}.partial")
-        run_compiler([*command, f"-Wl,-rpath,{kernels.parent}", "-o", str(partial)])
-        partial.rename(target)
-    return target
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from q2export.errors import ExportError
 from q2export.exporter.passes.base import Inserter, Pass, PassResult, input_of, only_consumer, replace
 
 _HIDDEN = 2  # the axis
+_INT64 = ir.DataType.INT64
 
 
 class SelectLogits(Pass):
@@ -43,12 +44,12 @@ class SelectLogits(Pass):
             [inputs[INPUT_IDS.name]],
             "sizes",
             attributes={"start": 0, "end": 2},
-            dtype=ir.DataType.INT64,
+            dtype=_INT64,
         )
-        shape = emit.op("Concat", [sizes, emit.int64([size])], "shape", attributes={"axis": 0})
+        shape = emit.op("Concat", [sizes, emit.int64([size])], "shape", attributes={"axis": 0}, dtype=_INT64)
         rows = emit.op("Reshape", [hidden, shape], "rows", dtype=hidden.dtype)
-        column = emit.op("Unsqueeze", [positions, emit.int64([_HIDDEN])], "column")
-        index = emit.op("Expand", [column, emit.int64([1, 1, size])], "index")
+        column = emit.op("Unsqueeze", [positions, emit.int64([_HIDDEN])], "column", dtype=_INT64)
+        index = emit.op("Expand", [column, emit.int64([1, 1, size])], "index", dtype=_INT64)
         chosen = emit.op("GatherElements", [rows, index], attributes={"axis": 1}, dtype=hidden.dtype)
         flat = emit.op("Reshape", [chosen, emit.int64([-1, size])], "chosen", dtype=hidden.dtype)
         replace(graph, gather, [flat])
