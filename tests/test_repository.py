@@ -132,7 +132,7 @@ def test_files_are_short(repository: Path) -> None:
     long = [
         f"{name}: {lines} lines"
         for name in tracked(repository)
-        if name.endswith((".py", ".cpp", ".cu", ".h"))
+        if name.endswith((".py", ".cpp", ".cu", ".h", ".hpp", ".c"))
         for lines in [len((repository / name).read_text(encoding="utf-8").splitlines())]
         if lines > 400
     ]

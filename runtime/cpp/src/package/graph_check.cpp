@@ -72,10 +72,10 @@ bool is_decimal(View text, uint64_t& value)
 }
 
 // One pass over a file; every problem is a Damage that goes on after the file's name.
-class Check
+class GraphCheck
 {
 public:
-    Check(View data, std::map<std::string, FileRecord> const& files)
+    GraphCheck(View data, std::map<std::string, FileRecord> const& files)
         : data_(data)
         , files_(files)
     {
@@ -384,7 +384,7 @@ void check_graph(
     }
     try
     {
-        Check(View(reinterpret_cast<char const*>(file.data()), file.size()), files).run();
+        GraphCheck(View(reinterpret_cast<char const*>(file.data()), file.size()), files).run();
     }
     catch (Damage const& problem)
     {

@@ -12,7 +12,7 @@ namespace
 
 using json::Value;
 
-constexpr size_t kShownBytes = 200;
+constexpr size_t kWordBytes = 200;
 
 bool is_printable(std::string const& text)
 {
@@ -25,7 +25,7 @@ std::string text_of(Value const& manifest, char const* section, char const* key)
     Value const* const found = manifest.find(section);
     Value const* const value = found == nullptr ? nullptr : found->find(key);
     std::string const* const text = value == nullptr ? nullptr : value->string();
-    return text != nullptr && text->size() <= kShownBytes && is_printable(*text) ? *text : "";
+    return text != nullptr && text->size() <= kWordBytes && is_printable(*text) ? *text : "";
 }
 
 // As a word of a shell's command line.
@@ -55,7 +55,7 @@ std::string overrides_of(Value const& manifest)
     for (auto const& [key, value] : *overrides->object())
     {
         std::string const setting = key + "=" + (value.string() != nullptr ? *value.string() : value.text());
-        result += setting.size() <= kShownBytes && is_printable(setting) ? " --set " + quoted(setting) : "";
+        result += setting.size() <= kWordBytes && is_printable(setting) ? " --set " + quoted(setting) : "";
     }
     return result;
 }
