@@ -42,7 +42,7 @@ class Pace:
 
         It may take what a decode step leaves of the interval, or as long as that step where that is more. Of
         many requests that come at once few should begin alone, since a step costs little more for all: where
-        more than half as many prompts as texts wait, calls grow with their number.
+        several prompts wait, more than a quarter of the texts, calls grow with their number.
 
         Args:
             prefilling: prompts that are being computed, at least one.
@@ -53,7 +53,8 @@ class Pace:
         if self._token_seconds == 0:
             return min(_FIRST_TOKENS, self._chunk)
         seconds = max(self._interval - self._decode_seconds, self._decode_seconds)
-        seconds *= max(1, 2 * prefilling / decoding)
+        if prefilling > 1:
+            seconds *= max(1, 4 * prefilling / decoding)
         return max(1, min(max(int(seconds / self._token_seconds) - CALL_TOKENS, _FEWEST_TOKENS), self._chunk))
 
 
