@@ -72,6 +72,10 @@ class Lineup:
             self.slots.move(last, slot)
             self.decoding[slot] = last
 
+    def free(self) -> None:
+        """Let go of the arena."""
+        self.slots.free()
+
     def clear(self) -> None:
         """Forget everything."""
         self.prefilling.clear()

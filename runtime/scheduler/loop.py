@@ -6,7 +6,6 @@ import bisect
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from q2export.errors import CancelledError, GenerationError, Q2ExportError
@@ -16,6 +15,7 @@ from q2export.runtime.sampling import all_finite, check_finite
 from q2export.runtime.scheduler.arena import Arena
 from q2export.runtime.scheduler.calls import prefill_call, verify_call
 from q2export.runtime.scheduler.lineup import Lineup
+from q2export.runtime.scheduler.options import Counts
 from q2export.runtime.scheduler.pace import Pace, slots_together
 from q2export.runtime.scheduler.request import Request
 from q2export.runtime.scheduler.slots import Resident, common_prefix
@@ -25,21 +25,6 @@ from q2export.runtime.sequence import decode_step
 _WORTH_WAITING = 32  # tokens another sequence must be about to compute for one to wait for them
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass
-class Counts:
-    """What was done so far; see :class:`~q2export.runtime.scheduler.options.SchedulerStatistics`."""
-
-    steps: int = 0
-    prompt_tokens: int = 0
-    generated_tokens: int = 0
-    cached_prompt_tokens: int = 0
-    prefix_hits: int = 0
-    preemptions: int = 0
-    finished: int = 0
-    failed: int = 0
-    cancelled: int = 0
 
 
 class Loop:
@@ -96,6 +81,11 @@ class Loop:
         self.waiting = []
         for request in requests:
             self._end(request, error)
+
+    def free(self) -> None:
+        """Let go of the engine and the arena; nothing can run any more."""
+        del self._backend, self._arena, self._computing
+        self.lineup.free()
 
     # Who runs.
 

@@ -58,6 +58,21 @@ class SchedulerOptions:
             raise OptionError("token_interval", f"must be seconds of at least 0, found {interval!r}")
 
 
+@dataclass
+class Counts:
+    """What was done so far; see :class:`SchedulerStatistics`."""
+
+    steps: int = 0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    cached_prompt_tokens: int = 0
+    prefix_hits: int = 0
+    preemptions: int = 0
+    finished: int = 0
+    failed: int = 0
+    cancelled: int = 0
+
+
 @dataclass(frozen=True)
 class SchedulerStatistics:
     """Where a scheduler stands, and what it has done since it was made.

@@ -47,14 +47,14 @@ class Scheduler:
     def __init__(self, engine: Engine, options: SchedulerOptions | None = None) -> None:
         self.engine = engine
         self.options = SchedulerOptions() if options is None else options
-        self._arena = allocate_arena(engine.backend, self.options)
+        arena = allocate_arena(engine.backend, self.options)
+        self._request_tokens, self._rows, self._kv_tokens = arena.request_tokens, arena.rows, arena.kv_tokens
         pace = Pace(self.options.token_interval, engine.backend.prefill_chunk)
-        self._loop = Loop(
-            engine.backend, self._arena, pace, engine.lifetime.computing, self.options.speculate
-        )
+        self._loop = Loop(engine.backend, arena, pace, engine.lifetime.computing, self.options.speculate)
         self._changed = threading.Condition()
         self._incoming: list[Request] = []
         self._arrivals = 0
+        self._idle = True
         self._draining = False
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="q2export-scheduler", daemon=True)
@@ -91,7 +91,7 @@ class Scheduler:
         """
         processors = () if processor is None else (processor,)
         (sequence,) = self.engine.sequences(
-            [prompt], options, capacity=self._arena.request_tokens, processors=processors
+            [prompt], options, capacity=self._request_tokens, processors=processors
         )
         generation = ScheduledGeneration(on_event, on_end, self._wake)
         self._queue([(sequence, generation)], priority, deadline)
@@ -129,7 +129,7 @@ class Scheduler:
             options["seed"] = range(seed, seed + count)
         prompts = [self.engine.token_ids(prompt)] * count
         sequences = self.engine.sequences(
-            prompts, options, capacity=self._arena.request_tokens, processors=processors
+            prompts, options, capacity=self._request_tokens, processors=processors
         )
         generations = [
             ScheduledGeneration(
@@ -153,7 +153,7 @@ class Scheduler:
         """
         with self._changed:
             self._draining = True
-            return self._changed.wait_for(lambda: self._is_idle, timeout)
+            return self._changed.wait_for(lambda: self._idle, timeout)
 
     def close(self) -> None:
         """End every request with a :class:`~q2export.errors.ClosedError`; waits for the step that runs.
@@ -173,10 +173,10 @@ class Scheduler:
         return SchedulerStatistics(
             waiting=len(loop.waiting) + len(self._incoming),
             running=len(loop.lineup),
-            rows=self._arena.rows,
+            rows=self._rows,
             kv_tokens_used=loop.lineup.slots.used,
             kv_tokens_retained=loop.lineup.slots.retained,
-            kv_tokens=self._arena.kv_tokens,
+            kv_tokens=self._kv_tokens,
             **asdict(loop.counts),
         )
 
@@ -187,10 +187,6 @@ class Scheduler:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-    @property
-    def _is_idle(self) -> bool:
-        return not (self._incoming or self._loop.waiting or len(self._loop.lineup))
 
     def _queue(
         self,
@@ -209,14 +205,15 @@ class Scheduler:
             if self._draining:
                 raise ClosedError("the scheduler takes no more requests: it is draining or closed")
             there = len(self._incoming) + len(self._loop.waiting) + len(self._loop.lineup)
-            if there + len(requested) > self._arena.rows + self.options.queue_limit:
+            if there + len(requested) > self._rows + self.options.queue_limit:
                 raise QueueFullError(
-                    f"{there} requests are there, of which {self._arena.rows} run at once and "
+                    f"{there} requests are there, of which {self._rows} run at once and "
                     f"{self.options.queue_limit} may wait; try again later"
                 )
             for sequence, generation in requested:
                 self._arrivals += 1
                 self._incoming.append(Request(sequence, generation, priority, self._arrivals, at))
+            self._idle = False
             self._changed.notify_all()
 
     def _wake(self) -> None:
@@ -234,15 +231,18 @@ class Scheduler:
                 failure.__cause__ = error
                 self._loop.fail(failure)
         self._loop.fail(ClosedError("the scheduler was closed"))
+        self._loop.free()
         with self._changed:
+            self._idle = True
             self._changed.notify_all()
 
     def _take_incoming(self) -> bool:
         """Wait until there is something to do; False if that is to end."""
         with self._changed:
-            if self._is_idle:
+            self._idle = not (self._incoming or self._loop.waiting or len(self._loop.lineup))
+            if self._idle:
                 self._changed.notify_all()  # whoever drains
-            self._changed.wait_for(lambda: self._closing or not self._is_idle)
+            self._changed.wait_for(lambda: self._closing or not self._idle)
             incoming, self._incoming = self._incoming, []
             for request in incoming:
                 self._loop.add(request)

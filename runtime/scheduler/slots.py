@@ -172,6 +172,10 @@ class Slots:
         self._vacate(resident)
         resident.cached = 0
 
+    def free(self) -> None:
+        """Let go of the arena."""
+        del self._cache
+
     def clear(self) -> None:
         """Forget everything."""
         for each in list(self._all()):

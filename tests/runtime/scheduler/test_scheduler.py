@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -190,6 +192,34 @@ def test_closing_ends_all_requests() -> None:
         with pytest.raises(ClosedError, match="the scheduler was closed"):
             each.result(PATIENCE)
     assert ends == [each.error for each in several]
+
+
+def test_closing_frees_the_cache_and_lets_go_of_the_engine() -> None:
+    backend = FakeBackend()
+    engine = Engine(backend)
+    scheduler = Scheduler(engine)
+    assert scheduler.submit([1], max_new_tokens=3).result(PATIENCE)
+    arena, held = weakref.ref(backend.caches.pop()), weakref.ref(backend)
+    scheduler.close()
+    gc.collect()
+    assert arena() is None
+    assert scheduler.statistics().finished == 1
+    engine.close()
+    del backend
+    gc.collect()
+    assert held() is None
+
+
+def test_draining_ends_behind_the_last_callback() -> None:
+    """Whatever wakes it meanwhile."""
+    ends: list[Q2ExportError | None] = []
+    for _ in range(50):
+        with Scheduler(Engine(FakeBackend())) as scheduler:
+            several = [scheduler.submit([1], max_new_tokens=2, on_end=ends.append) for _ in range(4)]
+            several[0].cancel()
+            assert scheduler.drain(PATIENCE)
+            assert len(ends) == 4
+            ends.clear()
 
 
 def test_it_may_be_closed_from_its_own_thread() -> None:
