@@ -1,6 +1,6 @@
 // Joining what the warps of a block, and then the blocks of a unit, have found for their keys.
 //
-// A partial result is a maximum, a sum and an output relative to the maximum. They are joined in the order of the keys,
+// A partial result is a maximum, scaled, a sum and an output relative to the maximum. They are joined in the order of the keys,
 // whoever comes last, so that two runs give the same bits.
 #pragma once
 
@@ -33,7 +33,7 @@ struct TeamResult
 
 template <typename Shape>
 __device__ inline void write_team_result(
-    unsigned char* team, float const (&output)[Shape::kHeadDim / 8][4], RunningSoftmax const& softmax)
+    unsigned char* team, float const (&output)[Shape::kHeadDim / 8][4], DecodeSoftmax const& softmax)
 {
     TeamResult<Shape> const result(team);
     int const warp_row = static_cast<int>(threadIdx.x) % Shape::kTeamThreads / kWarpSize * kFragmentRows;
@@ -47,10 +47,10 @@ __device__ inline void write_team_result(
             *reinterpret_cast<float2*>(result.output + row * result.kStride + channel_of(n))
                 = make_float2(output[n][2 * r], output[n][2 * r + 1]);
         }
-        float const sum = sum_of_row(softmax.sum[r]);
+        float const sum = sum_of_row(softmax.sum[0][r]);
         if (lane_index() % 4 == 0)
         {
-            result.softmax[row] = make_float2(softmax.maximum[r], sum);
+            result.softmax[row] = make_float2(softmax.maximum[0][r] * softmax.scale, sum);
         }
     }
 }

@@ -25,7 +25,7 @@ __device__ inline void sync_team()
 // Attention of a warp's rows over the team's tiles of the part: every kTeams-th one.
 template <typename Shape, typename Element>
 __device__ inline void attend_part(DecodeArguments<Element> const& arguments, DecodeTask const& task,
-    unsigned char* ring, float (&output)[Shape::kHeadDim / 8][4], RunningSoftmax& softmax)
+    int ring, float (&output)[1][Shape::kHeadDim / 8][4], DecodeSoftmax& softmax)
 {
     constexpr int kHeadDim = Shape::kHeadDim;
     constexpr int kKeys = Shape::kKeys;
@@ -42,11 +42,13 @@ __device__ inline void attend_part(DecodeArguments<Element> const& arguments, De
         if (step < steps)
         {
             int32_t const first = (first_tile + step * Shape::kTeams) * kKeys;
-            unsigned char* const stage = ring + step % kDecodeStages * Shape::kStageBytes;
-            copy_tile<kHeadDim, kKeys, Shape::kTeamThreads>(
-                stage, arguments.keys + cached, first, task.key_begin, task.key_end, thread);
-            copy_tile<kHeadDim, kKeys, Shape::kTeamThreads>(stage + Shape::kStageBytes / 2, arguments.values + cached,
-                first, task.key_begin, task.key_end, thread);
+            int64_t const offset = cached + static_cast<int64_t>(first) * kHeadDim;
+            unsigned char* const stage = dynamic_shared() + ring + step % kDecodeStages * Shape::kStageBytes;
+            RowsBetween const there{task.key_begin - first, task.key_end - first};
+            copy_rows<WholeRows<kHeadDim>, kHeadDim, kKeys, Shape::kTeamThreads>(
+                stage, arguments.keys + offset, there, thread);
+            copy_rows<WholeRows<kHeadDim>, kHeadDim, kKeys, Shape::kTeamThreads>(
+                stage + Shape::kStageBytes / 2, arguments.values + offset, there, thread);
         }
         copy_async_commit(); // also without copies, so that groups and steps stay in step
     };
@@ -72,6 +74,13 @@ __device__ inline void attend_part(DecodeArguments<Element> const& arguments, De
     }
     uint32_t query[kHeadDim / 16][4];
     load_query<kHeadDim>(query, sources[0], sources[1]);
+    auto const load_fragment = [&query](uint32_t(&fragment)[4], int, int k) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+        {
+            fragment[i] = query[k][i];
+        }
+    };
 
     // Keys that all rows of the warp see need no mask. The warp has no row that counts where its first is padding.
     int32_t const all_begin = task.seen_begin(task.token_of(warp_row + kFragmentRows - 1), window);
@@ -87,23 +96,29 @@ __device__ inline void attend_part(DecodeArguments<Element> const& arguments, De
         {
             continue;
         }
-        unsigned char const* const stage = ring + step % kDecodeStages * Shape::kStageBytes;
+        int const stage = ring + step % kDecodeStages * Shape::kStageBytes;
         int32_t const first = (first_tile + step * Shape::kTeams) * kKeys;
 #pragma unroll 1
         for (int32_t key = 0; key < kKeys; key += kStepKeys)
         {
-            unsigned char const* const keys = stage + key * kHeadDim * 2;
-            float scores[kStepKeys / 8][4];
-            multiply_keys<Element, kHeadDim, kStepKeys>(scores, query, keys);
+            int const keys = stage + key * kHeadDim * 2;
+            float scores[1][kStepKeys / 8][4];
+            score_keys<Element, kHeadDim>(scores, load_fragment, keys);
             int32_t const position = first + key;
             if (position < all_begin || position + kStepKeys > all_end)
             {
                 int32_t const begin[2] = {seen_begin[0] - position, seen_begin[1] - position};
                 int32_t const end[2] = {seen_end[0] - position, seen_end[1] - position};
-                mask_scores<kStepKeys>(scores, begin, end);
+                hide_keys(scores[0], begin, end, window > 0);
             }
-            advance<kStepKeys, kHeadDim>(softmax, scores, output, arguments.factor);
-            multiply_values<Element, kHeadDim, kStepKeys>(output, scores, keys + Shape::kStageBytes / 2);
+            float factor[1][2];
+            if (softmax.raise(factor, scores))
+            {
+                rescale_rows(output, factor);
+            }
+            uint32_t weights[1][kStepKeys / 16][4];
+            softmax.template exponentiate<Element>(weights, scores);
+            add_values<Element, kHeadDim>(output, weights, keys + Shape::kStageBytes / 2);
         }
     }
     copy_async_wait<0>();
@@ -119,13 +134,13 @@ __global__ void __launch_bounds__(Shape::kThreads, 8 / Shape::kWarps)
         return;
     }
     unsigned char* const shared = dynamic_shared();
-    unsigned char* const ring = shared + threadIdx.x / Shape::kTeamThreads * Shape::kTeamBytes;
-    float output[Shape::kHeadDim / 8][4] = {};
-    RunningSoftmax softmax;
+    int const ring = static_cast<int>(threadIdx.x) / Shape::kTeamThreads * Shape::kTeamBytes;
+    float output[1][Shape::kHeadDim / 8][4] = {};
+    DecodeSoftmax softmax(arguments.factor);
     attend_part<Shape>(arguments, task, ring, output, softmax);
 
     sync_team<Shape>(); // the team has read its last tile: its ring is free for what follows
-    write_team_result<Shape>(ring, output, softmax);
+    write_team_result<Shape>(shared + ring, output[0], softmax);
     __syncthreads();
     merge_teams<Shape>(arguments, task, shared);
     if (task.parts > 1 && is_last_part<Shape>(arguments, task, shared))

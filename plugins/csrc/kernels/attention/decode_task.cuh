@@ -3,6 +3,7 @@
 
 #include "attention/cache.cuh"
 #include "attention/heuristics.h"
+#include "attention/softmax.cuh"
 #include "attention/tile.cuh"
 #include "attention/workspace.h"
 
@@ -29,6 +30,9 @@ struct DecodeShape
     static_assert(kSharedBytes == decode_shared_bytes(kWarps));
     static_assert(kTeams == 1 || kRowWarps == 1, "a team is a warp or the block: no other barrier is used");
 };
+
+// Relative to the maximum itself: partial results are, and the tensor cores wait for memory.
+using DecodeSoftmax = OnlineSoftmax<1, 0>;
 
 template <typename Element>
 struct DecodeArguments

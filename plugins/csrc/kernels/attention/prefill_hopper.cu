@@ -4,7 +4,7 @@
 
 #include "attention/prefill_hopper_tile.cuh"
 #include "attention/prefill_output.cuh"
-#include "attention/prefill_softmax.cuh"
+#include "attention/softmax.cuh"
 #include "common/launch.cuh"
 
 namespace q2export
@@ -14,7 +14,7 @@ namespace
 
 // Offsets in shared memory: the query, two tiles of keys, two of values, where the rows are.
 template <int kHeadDim>
-constexpr int kBytes = kHeadDim / kBlockChannels * kBlockBytes;
+constexpr int kBytes = kTileBytes<kHeadDim, kHopperKeys>;
 template <int kHeadDim>
 constexpr int kKeysAt = kBytes<kHeadDim>;
 template <int kHeadDim>
@@ -30,26 +30,8 @@ __device__ inline void copy_query(PrefillArguments<Element> const& arguments, Ti
 #pragma unroll 4
     for (int row = static_cast<int>(threadIdx.x) / kChunks; row < kHopperRows; row += kHopperThreads / kChunks)
     {
-        copy_async_16(dynamic_shared() + block_offset(row, chunk),
+        copy_async_16(dynamic_shared() + HopperTile<kHeadDim>::offset(row, chunk),
             arguments.query + rows.offset(arguments.desc, row) + chunk * kChunkElements, !rows.is_padding(row));
-    }
-}
-
-// Starts copying the first 128 rows of `matrix` [left, kHeadDim] to the tile at an offset, zeros for what is missing.
-template <int kHeadDim, typename Element>
-__device__ inline void copy_blocks(int tile, Element const* matrix, int32_t left)
-{
-    constexpr int kChunks = kHeadDim / kChunkElements;
-    constexpr int kRowsAtOnce = kHopperThreads / kChunks;
-    static_assert(kRowsAtOnce % 8 == 0, "the permutation repeats every eight rows");
-    int const row = static_cast<int>(threadIdx.x) / kChunks;
-    int const chunk = static_cast<int>(threadIdx.x) % kChunks;
-    unsigned char* const target = dynamic_shared() + tile + block_offset(row, chunk);
-    Element const* const source = matrix + row * kHeadDim + chunk * kChunkElements;
-#pragma unroll
-    for (int i = 0; i < kHopperKeys; i += kRowsAtOnce)
-    {
-        copy_async_16(target + i * kBlockChannels * 2, source + i * kHeadDim, i < left - row);
     }
 }
 
@@ -84,8 +66,10 @@ __device__ inline void attend_rows(PrefillArguments<Element> const& arguments)
     auto const start_copy = [&](int at, Element const* cache, int i) {
         if (i < tiles)
         {
-            copy_blocks<kHeadDim>(at + i % 2 * kBytes<kHeadDim>,
-                cache + cached + static_cast<int64_t>(i) * kHopperKeys * kHeadDim, end - begin - i * kHopperKeys);
+            copy_rows<HopperTile<kHeadDim>, kHeadDim, kHopperKeys, kHopperThreads>(
+                dynamic_shared() + at + i % 2 * kBytes<kHeadDim>,
+                cache + cached + static_cast<int64_t>(i) * kHopperKeys * kHeadDim,
+                RowsBefore{end - begin - i * kHopperKeys}, static_cast<int>(threadIdx.x));
         }
     };
     auto const skip_slot = [](int i) { return skip_bytes(i % 2 * kBytes<kHeadDim>); };

@@ -1,9 +1,9 @@
-// Tiles as the warpgroup products read them. A tile of 128 rows is cut into blocks of 64 channels; a block's rows have
-// 128 bytes, permuted as tile_offset<64> says, which is the 128-byte swizzle of the PTX ISA.
+// The products of Hopper's prefill, over tiles of 128 rows in blocks of 64 channels.
 #pragma once
 
 #include "attention/prefill_rows.cuh"
 #include "common/hopper.cuh"
+#include "common/shared_tile.cuh"
 
 namespace q2export
 {
@@ -13,31 +13,11 @@ constexpr int kHopperThreads = 2 * kWarpgroupThreads; // of a block
 constexpr int kHopperRows = 128; // of the query, 64 for each warpgroup
 constexpr int kHopperKeys = 128; // of a tile
 
-constexpr int kBlockChannels = 64;
-constexpr int kBlockRows = 128;
-constexpr int kBlockBytes = kBlockRows * kBlockChannels * 2;
-constexpr int kEightRows = 8 * kBlockChannels * 2; // bytes of the pattern that repeats
-
-// Byte offset of a chunk of a row in a tile.
-__device__ inline int block_offset(int row, int chunk)
-{
-    constexpr int kChunks = kBlockChannels / kChunkElements;
-    return chunk / kChunks * kBlockBytes + tile_offset<kBlockChannels>(row, chunk % kChunks);
-}
-
-// The matrix descriptor of what begins at an address, for the 128-byte swizzle; `leading` and `stride` are bytes. The
-// start is moved by adding skip_bytes() to it.
-__device__ inline uint64_t matrix_descriptor(uint32_t address, uint32_t leading, uint32_t stride)
-{
-    constexpr uint64_t kSwizzle128 = 1;
-    return (address & 0x3FFFFU) >> 4 | static_cast<uint64_t>(leading >> 4) << 16
-        | static_cast<uint64_t>(stride >> 4) << 32 | kSwizzle128 << 62;
-}
-
-__device__ constexpr uint64_t skip_bytes(int bytes)
-{
-    return static_cast<uint64_t>(bytes) >> 4;
-}
+// Of the query, too, which has as many rows.
+template <int kHeadDim>
+using HopperTile = ColumnBlocks<kHeadDim, kHopperKeys>;
+constexpr int kBlockBytes = HopperTile<64>::kBlockBytes;
+constexpr int kEightRows = 8 * HopperTile<64>::kRowBytes; // the pattern that repeats
 
 // scores = query keys^T for the 64 rows of a warpgroup and 128 keys: starts it.
 template <typename Element, int kHeadDim>

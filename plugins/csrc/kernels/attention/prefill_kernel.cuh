@@ -5,7 +5,7 @@
 #include "attention/prefill_block.cuh"
 #include "attention/prefill_output.cuh"
 #include "attention/prefill_rows.cuh"
-#include "attention/prefill_softmax.cuh"
+#include "attention/softmax.cuh"
 
 namespace q2export
 {
@@ -75,8 +75,9 @@ __global__ void __launch_bounds__(kPrefillThreads, kPrefillBlocks)
         {
             int32_t const key = begin + position / 2 * kPrefillKeys;
             Element const* const cache = (position % 2 == 0 ? arguments.keys : arguments.values) + cached;
-            copy_rows<kHeadDim, kPrefillKeys, kPrefillThreads>(
-                kRing + slot * kSlotBytes, cache + static_cast<int64_t>(key) * kHeadDim, end - key);
+            copy_rows<WholeRows<kHeadDim>, kHeadDim, kPrefillKeys, kPrefillThreads>(
+                dynamic_shared() + kRing + slot * kSlotBytes, cache + static_cast<int64_t>(key) * kHeadDim,
+                RowsBefore{end - key}, static_cast<int>(threadIdx.x));
         }
         copy_async_commit(); // an empty group where there is nothing left to copy keeps their count
     };

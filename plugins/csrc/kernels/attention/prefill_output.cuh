@@ -2,7 +2,7 @@
 #pragma once
 
 #include "attention/prefill_block.cuh"
-#include "attention/prefill_softmax.cuh"
+#include "attention/softmax.cuh"
 #include "attention/tile.cuh"
 #include "common/vector.cuh"
 

@@ -1,66 +1,26 @@
-// What the tensor-core attention kernels share: tiles of keys and values in shared memory, and 16 query rows in the
-// registers of a warp.
+// What the tensor-core attention kernels share: products of query rows in the registers of a warp with tiles of keys and
+// values in shared memory.
 //
 // The scheme is FlashAttention-2's (Dao 2023, section 3.3): the query rows are A operands; the scores of a tile of keys
 // leave the tensor cores as accumulators; their softmax, rounded and packed in pairs, is in the layout of an A operand
 // again, so that it multiplies the values without leaving the registers. With lane = 4 * group + quarter, a lane holds
 // elements of rows `group` and `group + 8` alone, called its rows 0 and 1 below.
+//
+// A warp has kFragments x 16 query rows, and each fragment of keys or values that is read from shared memory serves all
+// of them. With 16 rows, reading shared memory takes as long as the tensor cores take to multiply on an A100 (128 bytes
+// and 1,024 multiply-adds a cycle and multiprocessor: 4 cycles a load_matrix_x4, 2 cycles each of the two products that
+// use it), and longer on later chips; decode, which waits for memory, has no more. With 32 rows it takes half of that.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 
-#include "common/ptx.cuh"
+#include "common/shared_tile.cuh"
 
 namespace q2export
 {
 
-constexpr int kWarpSize = 32;
-constexpr unsigned kWholeWarp = 0xFFFFFFFFU;
-constexpr int kFragmentRows = 16; // query rows of a warp
-constexpr int kChunkBytes = 16; // of one asynchronous copy, and of a row of an 8x8 matrix
-constexpr int kChunkElements = 8; // the element types are 16 bits wide
-
-__device__ inline int lane_index()
-{
-    return static_cast<int>(threadIdx.x) % kWarpSize;
-}
-
-template <int kHeadDim, int kRows>
-constexpr int kTileBytes = kRows * kHeadDim * 2;
-
-// Byte offset of a chunk in a tile of rows. Chunks are permuted within each row, so that the eight rows of an 8x8
-// matrix, which a warp reads at once, lie in eight different groups of banks.
-template <int kHeadDim>
-__device__ inline int tile_offset(int row, int chunk)
-{
-    static_assert(kHeadDim % 64 == 0, "a permutation of eight chunks needs rows of eight");
-    return row * kHeadDim * 2 + (chunk ^ (row % 8)) * kChunkBytes;
-}
-
-// Starts copying rows first .. first + kRows of `matrix` [.., kHeadDim] to a tile; called by kThreads threads, of which
-// this is number `thread`. Rows outside begin .. end are not read and become zero, so that no product with them is NaN.
-template <int kHeadDim, int kRows, int kThreads, typename Element>
-__device__ inline void copy_tile(
-    unsigned char* tile, Element const* matrix, int32_t first, int32_t begin, int32_t end, int thread)
-{
-    constexpr int kChunks = kHeadDim / kChunkElements;
-    constexpr int kStep = kThreads / kChunks; // rows apart are a thread's copies
-    static_assert(kRows % kStep == 0 && (kStep & (kStep - 1)) == 0);
-    int const row = thread / kChunks;
-    int const chunk = thread % kChunks;
-    int32_t const position = first + row;
-    Element const* const source = matrix + static_cast<int64_t>(position) * kHeadDim + chunk * kChunkElements;
-#pragma unroll
-    for (int i = 0; i < kRows; i += kStep)
-    {
-        // row < kStep, a power of two: row and i have no bit in common, so that tile_offset(row + i, chunk) takes this
-        // form, in which all but `row` is known when it is compiled.
-        int const offset = tile_offset<kHeadDim>(row, chunk ^ (i % 8)) + i * kHeadDim * 2;
-        bool const is_there = i >= begin - position && i < end - position;
-        copy_async_16(tile + offset, source + i * kHeadDim, is_there);
-    }
-}
+constexpr int kFragmentRows = 16; // query rows of an A operand
 
 // Loads 16 query rows as A operands, one for each 16 channels. The lane's two rows lie in global memory, 4-byte
 // aligned; a null row is zero.
@@ -82,138 +42,136 @@ __device__ inline void load_query(uint32_t (&query)[kHeadDim / 16][4], Element c
     }
 }
 
-// scores = query keys^T, unscaled, for the kKeys rows of a tile. In scores[n], elements 0 and 1 are of the lane's
-// row 0, elements 2 and 3 of its row 1; the keys are key_of(n, 0) and the next.
-template <typename Element, int kHeadDim, int kKeys>
-__device__ inline void multiply_keys(
-    float (&scores)[kKeys / 8][4], uint32_t const (&query)[kHeadDim / 16][4], unsigned char const* tile)
-{
-    int const lane = lane_index();
-    int const row = lane / 16 * 8 + lane % 8; // matrices: keys 0-7 with the two halves of 16 channels, then keys 8-15
-    int const half = lane / 8 % 2;
-#pragma unroll
-    for (int n = 0; n < kKeys / 8; ++n)
-    {
-#pragma unroll
-        for (int i = 0; i < 4; ++i)
-        {
-            scores[n][i] = 0.0F;
-        }
-    }
-#pragma unroll
-    for (int k = 0; k < kHeadDim / 16; ++k)
-    {
-#pragma unroll
-        for (int n = 0; n < kKeys / 16; ++n)
-        {
-            uint32_t keys[4];
-            load_matrix_x4(keys, tile + tile_offset<kHeadDim>(n * 16 + row, k * 2 + half));
-            uint32_t const first[2] = {keys[0], keys[1]};
-            uint32_t const second[2] = {keys[2], keys[3]};
-            mma_m16n8k16<Element>(scores[2 * n], query[k], first);
-            mma_m16n8k16<Element>(scores[2 * n + 1], query[k], second);
-        }
-    }
-}
-
 // The key, counted from the tile's first, of elements i = 0 and 1 of the lane's rows in scores[n].
 __device__ inline int key_of(int n, int i)
 {
     return n * 8 + 2 * (lane_index() % 4) + i;
 }
 
-// Hides keys from the lane's row r: all but begin[r] .. end[r], counted from the tile's first key.
-template <int kKeys>
-__device__ inline void mask_scores(float (&scores)[kKeys / 8][4], int32_t const (&begin)[2], int32_t const (&end)[2])
+// low, high += left times two neighbouring right operands of eight columns.
+template <typename Element>
+__device__ inline void multiply_pair(
+    float (&low)[4], float (&high)[4], uint32_t const (&left)[4], uint32_t const (&right)[4])
 {
+    uint32_t const first[2] = {right[0], right[1]};
+    uint32_t const second[2] = {right[2], right[3]};
+    mma_m16n8k16<Element>(low, left, first);
+    mma_m16n8k16<Element>(high, left, second);
+}
+
+// Tiles are given by their offset in the block's shared memory, 1024-aligned. Because tile_offset permutes chunks by
+// exclusive or, an even number of chunks further in a row is one instruction from the offset of chunk 0 or 1.
+__device__ constexpr int skip_chunks(int offset, int chunks)
+{
+    return offset ^ (chunks * kChunkBytes);
+}
+
+// Hides keys from 16 rows: all but begin .. end, counted from the tile's first; element [half] is of row
+// lane / 4 + 8 * half. Of begin, which only a window raises, nothing is done where it is not needed.
+template <int kColumns>
+__device__ inline void hide_keys(
+    float (&scores)[kColumns][4], int32_t const (&begin)[2], int32_t const (&end)[2], bool has_window)
+{
+    int32_t const first = key_of(0, 0);
 #pragma unroll
-    for (int n = 0; n < kKeys / 8; ++n)
+    for (int n = 0; n < kColumns; ++n)
     {
 #pragma unroll
         for (int i = 0; i < 4; ++i)
         {
-            int const key = key_of(n, i % 2);
-            bool const is_seen = key >= begin[i / 2] && key < end[i / 2];
-            scores[n][i] = is_seen ? scores[n][i] : -INFINITY;
+            scores[n][i] = n * 8 + i % 2 < end[i / 2] - first ? scores[n][i] : -INFINITY;
+        }
+    }
+    if (!has_window)
+    {
+        return;
+    }
+#pragma unroll
+    for (int n = 0; n < kColumns; ++n)
+    {
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+        {
+            scores[n][i] = n * 8 + i % 2 >= begin[i / 2] - first ? scores[n][i] : -INFINITY;
         }
     }
 }
 
-// Softmax of the lane's two rows over the keys so far (Milakov and Gimelshein 2018), in powers of two.
-struct RunningSoftmax
+// The offset at which this lane reads 16 x 16 elements by load_matrix_x4, as matrices of rows 0-7 and 8-15 with the
+// first eight columns, then with the others: an A operand, or transposed two B operands whose columns are the tile's.
+template <int kHeadDim>
+__device__ inline int rows_first(int tile)
 {
-    float maximum[2] = {-INFINITY, -INFINITY}; // of the scaled scores; the same in the four lanes of a row
-    float sum[2] = {0.0F, 0.0F}; // of the lane's own keys
-};
+    return tile + tile_offset<kHeadDim>(lane_index() % 16, lane_index() / 16);
+}
 
-// Turns scores into probabilities relative to the new maximum and rescales `output` to it. `factor` is the scale of the
-// scores times log2(e), positive.
-template <int kKeys, int kHeadDim>
-__device__ inline void advance(
-    RunningSoftmax& softmax, float (&scores)[kKeys / 8][4], float (&output)[kHeadDim / 8][4], float factor)
+// The same, as matrices of rows 0-7 with the first and the other columns, then rows 8-15: two B operands whose columns
+// are the tile's rows.
+template <int kHeadDim>
+__device__ inline int columns_first(int tile)
 {
+    return tile + tile_offset<kHeadDim>(lane_index() / 16 * 8 + lane_index() % 8, lane_index() / 8 % 2);
+}
+
+// scores = query keys^T, unscaled, for a tile of 8 * kColumns keys. `load_fragment(query, fragment, k)` gives the A
+// operand of rows 16 fragment .. and channels 16 k .. .
+template <typename Element, int kHeadDim, int kFragments, int kColumns, typename LoadFragment>
+__device__ inline void score_keys(
+    float (&scores)[kFragments][kColumns][4], LoadFragment const& load_fragment, int tile)
+{
+    int const first = recomputed(columns_first<kHeadDim>(tile));
 #pragma unroll
-    for (int r = 0; r < 2; ++r)
+    for (int f = 0; f < kFragments; ++f)
     {
-        float highest = scores[0][2 * r];
 #pragma unroll
-        for (int n = 0; n < kKeys / 8; ++n)
+        for (int n = 0; n < kColumns; ++n)
         {
-            highest = fmaxf(highest, fmaxf(scores[n][2 * r], scores[n][2 * r + 1]));
+            scores[f][n][0] = scores[f][n][1] = scores[f][n][2] = scores[f][n][3] = 0.0F;
         }
-        highest = fmaxf(highest, __shfl_xor_sync(kWholeWarp, highest, 1));
-        highest = fmaxf(highest, __shfl_xor_sync(kWholeWarp, highest, 2));
-        float const maximum = fmaxf(softmax.maximum[r], highest * factor);
-        // While every key is hidden there is nothing to rescale, and -inf - -inf would be NaN.
-        float const reference = maximum == -INFINITY ? 0.0F : maximum;
-        float const rescale = exp2_fast(softmax.maximum[r] - reference);
-        float sum = softmax.sum[r] * rescale;
+    }
 #pragma unroll
-        for (int n = 0; n < kKeys / 8; ++n)
+    for (int k = 0; k < kHeadDim / 16; ++k)
+    {
+        uint32_t query[kFragments][4];
+#pragma unroll
+        for (int f = 0; f < kFragments; ++f)
         {
+            load_fragment(query[f], f, k);
+        }
 #pragma unroll
-            for (int i = 2 * r; i < 2 * r + 2; ++i)
+        for (int n = 0; n < kColumns / 2; ++n)
+        {
+            uint32_t keys[4];
+            load_matrix_x4(keys, dynamic_shared() + skip_chunks(first, 2 * k) + kTileBytes<kHeadDim, 16> * n);
+#pragma unroll
+            for (int f = 0; f < kFragments; ++f)
             {
-                scores[n][i] = exp2_fast(fmaf(scores[n][i], factor, -reference));
-                sum += scores[n][i];
+                multiply_pair<Element>(scores[f][2 * n], scores[f][2 * n + 1], query[f], keys);
             }
         }
-#pragma unroll
-        for (int n = 0; n < kHeadDim / 8; ++n)
-        {
-            output[n][2 * r] *= rescale;
-            output[n][2 * r + 1] *= rescale;
-        }
-        softmax.maximum[r] = maximum;
-        softmax.sum[r] = sum;
     }
 }
 
-// output += probabilities values, for the kKeys rows of a tile. In output[n], elements 0 and 1 are channels
-// channel_of(n) and the next of the lane's row 0, elements 2 and 3 those of its row 1.
-template <typename Element, int kHeadDim, int kKeys>
-__device__ inline void multiply_values(
-    float (&output)[kHeadDim / 8][4], float const (&probabilities)[kKeys / 8][4], unsigned char const* tile)
+// output += weights values, for a tile of 16 * kSteps values. The weights are A operands.
+template <typename Element, int kHeadDim, int kFragments, int kSteps>
+__device__ inline void add_values(float (&output)[kFragments][kHeadDim / 8][4],
+    uint32_t const (&weights)[kFragments][kSteps][4], int tile)
 {
-    int const lane = lane_index();
-    int const row = lane / 8 % 2 * 8 + lane % 8; // matrices: the two halves of 16 keys with 8 channels, then 8 more
-    int const half = lane / 16;
+    int const first = recomputed(rows_first<kHeadDim>(tile));
 #pragma unroll
-    for (int k = 0; k < kKeys / 16; ++k)
+    for (int k = 0; k < kSteps; ++k)
     {
-        float const(&low)[4] = probabilities[2 * k];
-        float const(&high)[4] = probabilities[2 * k + 1];
-        uint32_t const packed[4] = {pack2<Element>(low[0], low[1]), pack2<Element>(low[2], low[3]),
-            pack2<Element>(high[0], high[1]), pack2<Element>(high[2], high[3])};
 #pragma unroll
         for (int n = 0; n < kHeadDim / 16; ++n)
         {
             uint32_t values[4];
-            load_matrix_x4_transposed(values, tile + tile_offset<kHeadDim>(k * 16 + row, n * 2 + half));
-            uint32_t const first[2] = {values[0], values[1]};
-            uint32_t const second[2] = {values[2], values[3]};
-            mma_m16n8k16<Element>(output[2 * n], packed, first);
-            mma_m16n8k16<Element>(output[2 * n + 1], packed, second);
+            load_matrix_x4_transposed(
+                values, dynamic_shared() + skip_chunks(first, 2 * n) + kTileBytes<kHeadDim, 16> * k);
+#pragma unroll
+            for (int f = 0; f < kFragments; ++f)
+            {
+                multiply_pair<Element>(output[f][2 * n], output[f][2 * n + 1], weights[f][k], values);
+            }
         }
     }
 }

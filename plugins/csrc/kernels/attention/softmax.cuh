@@ -11,7 +11,8 @@
 namespace q2export
 {
 
-template <int kFragments>
+// Weights may be relative to less than the maximum, and are at most 2 ** kTolerated.
+template <int kFragments, int kTolerated = 8>
 struct OnlineSoftmax
 {
     float scale; // of the scores, times log2(e), positive: all exponentials are powers of two
@@ -32,12 +33,11 @@ struct OnlineSoftmax
     // Raises the maxima to the scores of one more tile, if one has outgrown its own by too much. Then, the same for the
     // whole warp, what is relative to the old ones has to be multiplied by `factor`; the sums have been.
     //
-    // Weights may be relative to less than the maximum, as long as they stay well inside half precision: then most
-    // tiles need no rescaling, which costs as much as the exponentials.
+    // As long as weights stay well inside half precision, most tiles need no rescaling, which costs as much as the
+    // exponentials, where some is tolerated.
     template <int kColumns>
     __device__ bool raise(float (&factor)[kFragments][2], float const (&scores)[kFragments][kColumns][4])
     {
-        constexpr float kTolerated = 8.0F; // a weight is at most 2 ** kTolerated
         float tile[kFragments][2];
         bool outgrown = false;
 #pragma unroll
@@ -54,7 +54,7 @@ struct OnlineSoftmax
                 }
                 value = fmaxf(value, __shfl_xor_sync(kWholeWarp, value, 1));
                 tile[f][half] = fmaxf(value, __shfl_xor_sync(kWholeWarp, value, 2));
-                outgrown |= (tile[f][half] - maximum[f][half]) * scale > kTolerated; // not if both are -inf
+                outgrown |= (tile[f][half] - maximum[f][half]) * scale > float{kTolerated}; // not if both are -inf
             }
         }
         if (!__any_sync(kWholeWarp, outgrown))
