@@ -20,6 +20,7 @@ from tests.host_cuda.compiling import compile_for_host
 
 CPU = torch.device("cpu")
 ATTENTION = AttentionShape(batch=2, past=5, query=3, num_heads=4, num_kv_heads=2, head_dim=64)
+RAGGED = AttentionShape(batch=3, past=20, query=2, num_heads=4, num_kv_heads=2, head_dim=64, other_past=1)
 MOE = MoeShape(tokens=5, hidden_size=32, intermediate_size=16, num_experts=6, top_k=2)
 
 
@@ -64,8 +65,13 @@ def test_wrong_cases_are_refused(tmp_path: Path, text: str, message: str) -> Non
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize(
     ("make", "shape"),
-    [(attention_workload, ATTENTION), (rotary_workload, ATTENTION), (moe_workload, MOE)],
-    ids=["attention", "rotary", "moe"],
+    [
+        (attention_workload, ATTENTION),
+        (attention_workload, RAGGED),
+        (rotary_workload, ATTENTION),
+        (moe_workload, MOE),
+    ],
+    ids=["attention", "ragged", "rotary", "moe"],
 )
 def test_the_kernels_pass_the_check_of_the_benchmark(make: object, shape: object, dtype: str) -> None:
     torch.manual_seed(0)
@@ -108,6 +114,9 @@ def test_counts_by_hand() -> None:
     assert attention_flops(ATTENTION) == 21 * 4 * 64 * 2 * 4
     # Elements of a channel: query and output 2 * (2*3*4), cache 2 * (2*8*2), new keys and values 4 * (2*3*2).
     assert attention_bytes(ATTENTION) == 2 * 64 * (48 + 64 + 48)
+    # Rows of 22, 3 and 3 keys; their queries see 21 and 22, and twice 2 and 3.
+    assert attention_flops(RAGGED) == (43 + 2 * 5) * 4 * 64 * 4
+    assert attention_bytes(RAGGED) == 2 * 64 * (2 * (3 * 2 * 4) + 2 * (28 * 2) + 4 * (3 * 2 * 2))
     decoder = next(case for case in load_cases() if case.kind == "decoder")
     # 24 * (2*896*896 + 2*896*128 + 3*896*4864) + 151936*896 weights
     assert decoder_bytes(decoder.shape) == 2 * 493_961_216  # type: ignore[arg-type]

@@ -36,7 +36,7 @@ class Inputs:
 
 
 def make_inputs(shape: AttentionShape, dtype: torch.dtype, device: torch.device) -> Inputs:
-    """Random tensors, different in every call; the capacity is just what is needed."""
+    """Random tensors, different in every call; the capacity is just what the longest row needs."""
     new = (shape.batch, shape.query)
     query = torch.randn(*new, shape.num_heads, shape.head_dim, dtype=dtype, device=device)
     key, value = (
@@ -44,10 +44,12 @@ def make_inputs(shape: AttentionShape, dtype: torch.dtype, device: torch.device)
     )
     cache = (shape.batch, shape.num_kv_heads, shape.past + shape.query, shape.head_dim)
     past_key, past_value = (torch.randn(cache, dtype=dtype, device=device) for _ in range(2))
-    lengths = [torch.full((shape.batch,), count, device=device) for count in (shape.past, shape.query)]
-    past_key[:, :, shape.past :] = key.transpose(1, 2)
-    past_value[:, :, shape.past :] = value.transpose(1, 2)
-    return Inputs(query, key, value, past_key, past_value, lengths[0], lengths[1])
+    for row, past in enumerate(shape.pasts):
+        past_key[row, :, past : past + shape.query] = key[row].transpose(0, 1)
+        past_value[row, :, past : past + shape.query] = value[row].transpose(0, 1)
+    past_lengths = torch.tensor(shape.pasts, device=device)
+    query_lengths = torch.full((shape.batch,), shape.query, device=device)
+    return Inputs(query, key, value, past_key, past_value, past_lengths, query_lengths)
 
 
 def attention_workload(case: Case, device: torch.device, sets: int, with_peers: bool = True) -> Workload:
@@ -81,29 +83,32 @@ def _tensors(one: Inputs) -> tuple[Tensor, ...]:
 def attention_bytes(shape: AttentionShape) -> int:
     """Query and output once, the cache read once, the new keys and values read and written."""
     rows = shape.batch * shape.query
-    cache = shape.batch * (shape.past + shape.query) * shape.num_kv_heads
+    cache = sum(past + shape.query for past in shape.pasts) * shape.num_kv_heads
     elements = 2 * rows * shape.num_heads + 2 * cache + 4 * rows * shape.num_kv_heads
     return 2 * elements * shape.head_dim
 
 
 def attention_flops(shape: AttentionShape) -> int:
     """Two products per visible pair of query and key."""
-    pairs = shape.query * shape.past + shape.query * (shape.query + 1) // 2
-    return 4 * shape.batch * shape.num_heads * shape.head_dim * pairs
+    pairs = sum(shape.query * past + shape.query * (shape.query + 1) // 2 for past in shape.pasts)
+    return 4 * shape.num_heads * shape.head_dim * pairs
 
 
 def _exact(shape: AttentionShape, one: Inputs) -> Tensor:
     """Float32, one row at a time."""
-    bias = _causal(shape, one.query.device)
     rows = [
-        _sdpa(q[None].float(), k[None].float(), v[None].float(), bias)
-        for q, k, v in zip(one.query, one.past_key, one.past_value, strict=True)
+        _sdpa(q[None].float(), k[None].float(), v[None].float(), mask)
+        for q, k, v, mask in zip(
+            one.query, one.past_key, one.past_value, _visible(shape, one.query.device), strict=True
+        )
     ]
     return torch.cat(rows)
 
 
-def _causal(shape: AttentionShape, device: torch.device) -> Tensor:
-    position = torch.arange(shape.past, shape.past + shape.query, device=device)[:, None]
+def _visible(shape: AttentionShape, device: torch.device) -> Tensor:
+    """Which keys each token sees, ``[batch, 1, query, keys]``."""
+    pasts = torch.tensor(shape.pasts, device=device)[:, None, None, None]
+    position = pasts + torch.arange(shape.query, device=device)[:, None]
     return torch.arange(shape.past + shape.query, device=device) <= position
 
 
@@ -118,8 +123,8 @@ def _sdpa(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, caus
 
 def _add_peers(workload: Workload, shape: AttentionShape, inputs: list[Inputs]) -> None:
     causal, mask = shape.past == 0 and shape.query > 1, None
-    if shape.past and shape.query > 1:
-        mask = _causal(shape, inputs[0].query.device)
+    if (shape.past and shape.query > 1) or shape.other_past is not None:
+        causal, mask = False, _visible(shape, inputs[0].query.device)
     for name, backend in BACKENDS.items():
 
         def launch(one: Inputs, backend: SDPBackend = backend) -> Tensor:
@@ -133,11 +138,13 @@ def _add_peers(workload: Workload, shape: AttentionShape, inputs: list[Inputs]) 
 def _flex(shape: AttentionShape, device: torch.device) -> Callable[[Inputs], Tensor]:
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return key <= query + shape.past
+    pasts = torch.tensor(shape.pasts, device=device)
 
-    total = shape.past + shape.query
-    block_mask = create_block_mask(visible, None, None, shape.query, total, device=str(device))
+    def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return key <= query + (shape.past if shape.other_past is None else pasts[batch])
+
+    total, batch = shape.past + shape.query, None if shape.other_past is None else shape.batch
+    block_mask = create_block_mask(visible, batch, None, shape.query, total, device=str(device))
     compiled = torch.compile(flex_attention, dynamic=False)
 
     def launch(one: Inputs) -> Tensor:

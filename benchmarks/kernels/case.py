@@ -29,10 +29,11 @@ class AttentionShape:
     """Attention of one layer: ``query`` new tokens per row on top of ``past``.
 
     Attributes:
-        batch: rows, all of the same length.
+        batch: rows.
         past: tokens in the cache.
         query: new tokens.
         num_heads, num_kv_heads, head_dim: of the layer.
+        other_past: tokens in the cache of all rows but the first; None where they are all of one length.
     """
 
     batch: int
@@ -41,6 +42,13 @@ class AttentionShape:
     num_heads: int
     num_kv_heads: int
     head_dim: int
+    other_past: int | None = None
+
+    @property
+    def pasts(self) -> list[int]:
+        """Tokens in the cache of each row."""
+        others = self.past if self.other_past is None else self.other_past
+        return [self.past] + [others] * (self.batch - 1)
 
 
 @dataclass(frozen=True)
@@ -148,5 +156,8 @@ def _parse(name: str, entry: Mapping[str, Any], path: str) -> Case:
         raise KernelBenchmarkError(
             f"{path}: {name}: dtype is {entry.get('dtype')!r}, expected float16 or bfloat16"
         )
-    shape = from_plain(KINDS[kind], entry.get("shape"), Source(f"{path}: {name}", KernelBenchmarkError))
+    sizes = entry.get("shape")
+    if KINDS[kind] is AttentionShape and isinstance(sizes, Mapping):
+        sizes = {"other_past": None, **sizes}
+    shape = from_plain(KINDS[kind], sizes, Source(f"{path}: {name}", KernelBenchmarkError))
     return Case(name, kind, entry["dtype"], shape, dict(entry.get("bars", {})))

@@ -10,7 +10,14 @@ from benchmarks.gpu.session import Session, StepFailed
 from benchmarks.gpu.stages.probe import ceilings
 
 SMALL: dict[str, dict[str, int]] = {
-    "AttentionShape": {"batch": 1, "past": 3, "query": 17, "num_heads": 2, "num_kv_heads": 1},
+    "AttentionShape": {
+        "batch": 2,
+        "past": 3,
+        "query": 17,
+        "num_heads": 2,
+        "num_kv_heads": 1,
+        "other_past": 1,
+    },
     "MoeShape": {"tokens": 3, "hidden_size": 16, "intermediate_size": 16, "num_experts": 5, "top_k": 2},
 }
 """Sizes of a dry run."""
