@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import pytest
 
 from q2export.cli.main import main
+from q2export.runtime.backends.base import Float32Array
+from q2export.runtime.chat import ChatTemplate
+from q2export.runtime.engine import Engine
 from tests.cli.engines import FakeEngine, FakeScheduler
+from tests.runtime.fakes import FakeBackend, byte_tokenizer
 
 Lines = Callable[..., None]
 
@@ -111,3 +116,37 @@ def test_an_interrupt_at_the_prompt_is_answered_with_the_way_out(
     assert main(["chat", "package"]) == 0
     assert "(ctrl-D or /exit leaves)" in capsys.readouterr().err
     assert prompts(engine) == ["user:Hi"]
+
+
+def test_each_turn_computes_only_what_is_new(
+    monkeypatch: pytest.MonkeyPatch, type_in: Lines, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Tokens that the engine is given; the answer is that of the whole conversation."""
+    tokenizer = byte_tokenizer()
+    turn = "{% if m.role == 'user' %}?{{ m.content }}!{% else %}{{ m.content }}{% endif %}"
+    template = ChatTemplate(f"{{% for m in messages %}}{turn}{{% endfor %}}", {})
+
+    def made() -> tuple[FakeBackend, Engine]:
+        # printable answers: the text of a turn becomes the same tokens again
+        def model(prefix: Sequence[int], vocab_size: int) -> Float32Array:
+            logits = np.zeros(vocab_size, np.float32)
+            logits[33 + sum(prefix) % 60] = 1
+            return logits
+
+        backend = FakeBackend(vocab_size=tokenizer.size, max_capacity=512, prefill_chunk=512, model=model)
+        return backend, Engine(backend, tokenizer=tokenizer, chat_template=template)
+
+    backend, engine = made()
+    monkeypatch.setattr("q2export.api.load", lambda package, threads: engine)
+    type_in("How are you today?", "And tomorrow?")
+    assert main(["chat", "package", "--max-new-tokens", "12"]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    widths = [width for _, width, _ in backend.calls if width > 1]
+    assert widths == [len("?How are you today?!"), len(f"{first[-1]}?And tomorrow?!")]
+    messages = [
+        {"role": "user", "content": "How are you today?"},
+        {"role": "assistant", "content": first},
+        {"role": "user", "content": "And tomorrow?"},
+    ]
+    _, again = made()
+    assert again.generate(again.chat_prompt(messages), max_new_tokens=12).text == second
