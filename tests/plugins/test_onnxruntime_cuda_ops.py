@@ -23,6 +23,7 @@ TYPES = {
     torch.float16: onnx.TensorProto.FLOAT16,
     torch.bfloat16: onnx.TensorProto.BFLOAT16,
     torch.int64: onnx.TensorProto.INT64,
+    torch.uint8: onnx.TensorProto.UINT8,
 }
 ATTENTION = {"num_heads": 4, "num_kv_heads": 2, "scale": 0.25, "sliding_window": 0}
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
@@ -129,6 +130,30 @@ def test_moe_is_the_kernel(library: Path, kernels: Kernels, dtype: torch.dtype, 
     assert torch.equal(tensor_of(found, expected), expected)
     with pytest.raises(Exception, match=r"Q2MoE node: router_logits has shape \[7, 4\], expected \[7, 5\]"):
         run(session, {**feeds, "router_logits": logits[:, :4]}, {"output": None})
+
+
+@DTYPES
+@pytest.mark.parametrize("bits", [4, 8])
+def test_quantized_moe_is_the_kernel(library: Path, kernels: Kernels, dtype: torch.dtype, bits: int) -> None:
+    sizes = ((3, 2 * 32, 64), (3, 64, 32))  # two rows of gate and up per column of down
+    codes = [torch.randint(0, 256, (*size[:2], size[2] * bits // 8), dtype=torch.uint8) for size in sizes]
+    scales = [(torch.rand(*size[:2], size[2] // 32) / 64).half() for size in sizes]
+    x, logits = torch.randn(7, 64).to(dtype), torch.randn(7, 3).to(dtype)
+    names = ["hidden", "router_logits", "gate_up", "gate_up_scale", "down", "down_scale"]
+    feeds = dict(zip(names, [x, logits, codes[0], scales[0], codes[1], scales[1]], strict=True))
+    kinds = {name: TYPES[tensor.dtype] for name, tensor in feeds.items()}
+    attributes = {"num_experts": 3, "top_k": 2, "norm_topk_prob": 1, "bits": bits, "block_size": 32}
+    output = {"output": TYPES[dtype]}
+    session = Node("Q2QuantizedMoE", names, [], kinds, output, attributes).session(library)
+    (found,) = run(session, feeds, {"output": None})
+    packed = [codes[0], scales[0], codes[1], scales[1]]
+    expected = kernels.quantized_moe(x, logits, packed, 2, True, bits, 32)
+    assert torch.equal(tensor_of(found, expected), expected)
+    with pytest.raises(Exception, match=r"down_scale has shape \[3, 64, 2\], expected \[3, 64, 1\]"):
+        run(session, {**feeds, "down_scale": scales[1].repeat(1, 1, 2)}, {"output": None})
+    with pytest.raises(Exception, match="the CUDA kernels round no activations"):
+        rounding = {**attributes, "int8_activations": 1}
+        Node("Q2QuantizedMoE", names, [], kinds, output, rounding).session(library)
 
 
 def test_what_does_not_fit_is_refused(library: Path) -> None:

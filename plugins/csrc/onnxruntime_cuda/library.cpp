@@ -13,7 +13,7 @@ std::vector<OrtCustomOp const*> all_ops()
 {
     std::vector<OrtCustomOp const*> ops;
     for (OpsOfTypes const& of_types :
-        {cuda_rotary_attention_ops(), cuda_group_query_attention_ops(), cuda_moe_ops()})
+        {cuda_rotary_attention_ops(), cuda_group_query_attention_ops(), cuda_moe_ops(), cuda_quantized_moe_ops()})
     {
         ops.insert(ops.end(), of_types.begin(), of_types.end());
     }

@@ -14,6 +14,7 @@ using OpsOfTypes = std::array<OrtCustomOp const*, 3>;
 OpsOfTypes cuda_rotary_attention_ops();
 OpsOfTypes cuda_group_query_attention_ops();
 OpsOfTypes cuda_moe_ops();
+OpsOfTypes cuda_quantized_moe_ops();
 
 // The three instances of Kernel<element type>.
 template <template <ONNXTensorElementDataType> class Kernel>
