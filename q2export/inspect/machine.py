@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from q2export.contracts.commands import install_command
+from q2export.contracts.profile import OLDEST_GPU
 from q2export.package.manifest import installed_versions
 from q2export.runtime.onnxruntime_import import import_onnxruntime
 from q2export.version import __version__
@@ -106,7 +107,11 @@ def examine() -> Environment:
         kernels=recorded(),
         cpu_kernels=recorded(CPU_RECORD),
         gpus=found_gpus,
-        capabilities=(*_capabilities(packages, providers), _runs_tensorrt(packages, found_gpus)),
+        capabilities=(
+            *_capabilities(packages, providers),
+            _runs_tensorrt(packages, found_gpus),
+            _runs_onnxruntime_cuda(packages, providers, found_gpus),
+        ),
         problems=(*provider_problem, *_conflicts(packages)),
     )
 
@@ -121,7 +126,7 @@ def _capabilities(packages: Mapping[str, str], providers: tuple[str, ...]) -> It
     yield Capability("run engines on the CPU", runs, run_hint)
     fast, built = CPU_LIBRARY.is_file(), f"the CPU kernels: {recorded(CPU_RECORD)}"
     yield Capability("run them at full speed", runs and fast, run_hint or ("" if fast else built))
-    yield Capability("export ONNX (portable, onnxruntime, tensorrt)", not missing, export_hint)
+    yield Capability("export ONNX (for any target)", not missing, export_hint)
     yield Capability("build and verify engines for the CPU", runs and not missing, export_hint or run_hint)
     built_with = any(name in packages for name in _TENSORRT)
     engine_hint = "" if built_with else f"TensorRT-RTX: {install_command('rtx')}"
@@ -139,6 +144,29 @@ def _runs_tensorrt(packages: Mapping[str, str], found_gpus: tuple[Gpu, ...]) -> 
     if not LIBRARY.is_file():
         missing.append(f"the CUDA kernels: {recorded()}")
     return Capability("run TensorRT engines", not missing, "; ".join(missing))
+
+
+def _runs_onnxruntime_cuda(
+    packages: Mapping[str, str], providers: tuple[str, ...], found_gpus: tuple[Gpu, ...]
+) -> Capability:
+    from q2export.plugins.kernel_build import LIBRARY, recorded
+
+    missing = []
+    if not any(_is_recent(gpu) for gpu in found_gpus):
+        missing.append(f"an NVIDIA GPU of compute capability {OLDEST_GPU} or later")
+    if "CUDAExecutionProvider" not in providers:
+        missing.append("onnxruntime-gpu in place of onnxruntime (docs/installation.md)")
+    if "cuda-bindings" not in packages:
+        missing.append("cuda-bindings: pip install cuda-bindings")
+    if not LIBRARY.is_file():
+        missing.append(f"the CUDA kernels: {recorded()}")
+    return Capability("run engines for ONNX Runtime on CUDA", not missing, "; ".join(missing))
+
+
+def _is_recent(gpu: Gpu) -> bool:
+    major, _, minor = gpu.compute_capability.partition(".")
+    oldest = tuple(int(part) for part in OLDEST_GPU.split("."))
+    return major.isdigit() and minor.isdigit() and (int(major), int(minor)) >= oldest
 
 
 def _conflicts(packages: Mapping[str, str]) -> Iterator[str]:

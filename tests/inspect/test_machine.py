@@ -29,7 +29,8 @@ def test_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["cores"] == len(os.sched_getaffinity(0))
     assert "CPUExecutionProvider" in found["providers"]
     assert 0 < found["available_memory_bytes"] <= found["memory_bytes"]
-    assert all(each["available"] for each in found["capabilities"] if each["what"] != "run TensorRT engines")
+    on_a_gpu = ("run TensorRT engines", "run engines for ONNX Runtime on CUDA")
+    assert all(each["available"] for each in found["capabilities"] if each["what"] not in on_a_gpu)
     assert main(["doctor"]) == 0
     assert "yes  build and verify engines for the CPU" in capsys.readouterr().out
 
@@ -64,6 +65,28 @@ def test_what_running_tensorrt_engines_needs(monkeypatch: pytest.MonkeyPatch, tm
     install(monkeypatch, tensorrt="10.15.1", cuda_bindings="13.0.3")
     monkeypatch.setattr(environment, "gpus", lambda: (Gpu("NVIDIA H200", "9.0", 143771, "570.86"),))
     assert ability() == Capability("run TensorRT engines", True)
+
+
+def test_what_running_engines_on_cuda_needs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def ability() -> Capability:
+        return examine().capabilities[-1]
+
+    library = tmp_path / "libq2export_kernels.so"
+    monkeypatch.setattr(kernel_build, "LIBRARY", library)
+    monkeypatch.setattr(environment, "_providers", lambda: (("CPUExecutionProvider",), ()))
+    monkeypatch.setattr(environment, "gpus", lambda: (Gpu("NVIDIA T4", "7.5", 15360, "570.86"),))
+    install(monkeypatch, onnxruntime="1.31.1")
+    assert ability().missing == (
+        "an NVIDIA GPU of compute capability 8.0 or later; onnxruntime-gpu in place of onnxruntime "
+        "(docs/installation.md); cuda-bindings: pip install cuda-bindings; the CUDA kernels: "
+        + kernel_build.recorded()
+    )
+    library.touch()
+    install(monkeypatch, onnxruntime_gpu="1.31.1", cuda_bindings="13.0.3")
+    providers = ("CUDAExecutionProvider", "CPUExecutionProvider")
+    monkeypatch.setattr(environment, "_providers", lambda: (providers, ()))
+    monkeypatch.setattr(environment, "gpus", lambda: (Gpu("NVIDIA B200", "10.0", 183359, "580.95"),))
+    assert ability() == Capability("run engines for ONNX Runtime on CUDA", True)
 
 
 def test_a_broken_onnxruntime_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
