@@ -50,7 +50,8 @@ class PluginLibrary:
             KernelBuildError: a source does not compile, or the library does not link; the compiler's words.
         """
         csrc = self.kernels.csrc
-        objects = self.kernels.compile(self.kernels.sources, jobs)
+        kernels = [source for source in self.kernels.sources if source.suffix == ".cu"]  # without ORT's ops
+        objects = self.kernels.compile(kernels, jobs)
         includes = [f"-I{csrc / 'tensorrt'}", "-isystem", str(self.include)]
         plugins = self.kernels.compile(self.sources, jobs, includes)
         # A registry may hold the creators even after TensorRT has unloaded the library.

@@ -236,7 +236,7 @@ def test_the_plugins_are_compiled_against_the_headers_and_linked_with_the_kernel
 def test_the_command_refuses_in_one_line(tmp_path: Path) -> None:
     environment = {**os.environ, "Q2EXPORT_CUDA_ARCHITECTURES": "none", "Q2EXPORT_CPU_KERNELS": "none"}
     environment.pop("TENSORRT_ROOT", None)
-    command = [sys.executable, "-m", "q2export.plugins.kernel_build"]
+    command = [sys.executable, "-m", "q2export.plugins.kernel_build", "cpu", "cuda", "tensorrt"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert done.returncode == 1
     assert done.stderr == (
