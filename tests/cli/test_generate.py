@@ -59,7 +59,8 @@ def test_json(engine: FakeEngine, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_every_option_reaches_the_engine(engine: FakeEngine) -> None:
     sampling = "--max-new-tokens 9 --temperature 0.5 --top-k 40 --top-p 0.9 --min-p 0.1 --seed 5"
-    others = "--repetition-penalty 1.2 --stop END --stop . --ignore-eos"
+    others = "--repetition-penalty 1.2 --stop END --stop . --ignore-eos --logit-bias 5=1.5 --logit-bias 7=-3"
+    others += " --presence-penalty 0.5 --frequency-penalty -1 --logprobs 2"
     assert main(["generate", "package", "--prompt", "p", *sampling.split(), *others.split()]) == 0
     assert main(["generate", "package", "--prompt", "p", "--greedy"]) == 0
     assert main(["generate", "package", "--prompt", "p", "--sample", "--min-new-tokens", "2"]) == 0
@@ -72,6 +73,10 @@ def test_every_option_reaches_the_engine(engine: FakeEngine) -> None:
             "top_p": 0.9,
             "min_p": 0.1,
             "repetition_penalty": 1.2,
+            "presence_penalty": 0.5,
+            "frequency_penalty": -1.0,
+            "logit_bias": {5: 1.5, 7: -3.0},
+            "logprobs": 2,
             "seed": 5,
             "stop": ("END", "."),
             "ignore_eos": True,
@@ -140,3 +145,11 @@ def test_an_interrupt_ends_the_program(engine: FakeEngine, capsys: pytest.Captur
     engine.interrupt_after = 1
     assert main(["generate", "package", "--prompt", "p"]) == 130
     assert capsys.readouterr().out == "Hel"
+
+
+def test_a_bias_that_is_none_is_a_usage_error(engine: FakeEngine, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "package", "--prompt", "p", "--logit-bias", "5:1"]) == 2
+    error = capsys.readouterr().err
+    assert "--logit-bias" in error
+    assert "5:1" in error
+    assert engine.calls == []
