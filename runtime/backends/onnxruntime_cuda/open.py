@@ -33,13 +33,14 @@ _NOT_CAPTURABLE = "graph capture"
 _log = logging.getLogger(__name__)
 
 
-def open_backend(folder: Path, info: EngineInfo, max_logits: int) -> CudaBackend:
+def open_backend(folder: Path, info: EngineInfo, max_logits: int, *, own_kernels: bool = True) -> CudaBackend:
     """Load the engine of a package onto the GPU.
 
     Args:
         folder: the package.
         info: from its manifest.
         max_logits: positions per sequence whose logits one call returns, of its profile.
+        own_kernels: run our ops by our kernels, not by their function bodies on ONNX Runtime's: the peer.
 
     Raises:
         MissingDependencyError: onnxruntime-gpu or cuda-bindings is not installed.
@@ -52,7 +53,7 @@ def open_backend(folder: Path, info: EngineInfo, max_logits: int) -> CudaBackend
     path = folder / info.file
     with cuda.selected():
         stream = cuda.create_stream()
-        session, captures = _open_session(ort, path, device.index, stream)
+        session, captures = _open_session(ort, path, device.index, stream, own_kernels)
         check_signature(session, path, info)
         executor = OnnxRuntimeExecutor(
             info,
@@ -94,17 +95,20 @@ def session_options(ort: ModuleType) -> Any:
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.enable_mem_pattern = False  # shapes change from step to step
     options.enable_mem_reuse = (
-        False  # planned in time quadratic in the nodes; the arena reuses memory as well
+        False  # its plan takes time quadratic in the nodes; the arena reuses memory, too
     )
     options.add_session_config_entry("session.disable_prepacking", "1")
     options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
     return options
 
 
-def _open_session(ort: ModuleType, path: Path, index: int, stream: int) -> tuple[Any, bool]:
+def _open_session(
+    ort: ModuleType, path: Path, index: int, stream: int, own_kernels: bool
+) -> tuple[Any, bool]:
     """The session, and whether its decode steps can be captured."""
-    captures = LIBRARY.is_file()
-    if not captures:
+    captures = own_kernels and LIBRARY.is_file()
+    library = LIBRARY if captures else None
+    if own_kernels and library is None:
         _log.warning(
             "running without the CUDA kernels of q2export: correct, and many times slower (%s: %s); see "
             "docs/installation.md",
@@ -113,22 +117,22 @@ def _open_session(ort: ModuleType, path: Path, index: int, stream: int) -> tuple
         )
     try:
         try:
-            return _session(ort, path, provider_options(index, stream, captures=captures)), captures
+            return _session(ort, path, library, provider_options(index, stream, captures=captures)), captures
         except Exception as error:  # ORT's exceptions share no base class
             if not captures or _NOT_CAPTURABLE not in str(error):
                 raise
             _log.warning("decode steps run without a CUDA graph, which ONNX Runtime refuses: %s", error)
-        return _session(ort, path, provider_options(index, stream, captures=False)), False
+        return _session(ort, path, library, provider_options(index, stream, captures=False)), False
     except Q2ExportError:
         raise
     except Exception as error:
         raise PackageError(f"ONNX Runtime {ort.__version__} cannot load {path} on CUDA: {error}") from error
 
 
-def _session(ort: ModuleType, path: Path, provider: Mapping[str, str]) -> Any:
+def _session(ort: ModuleType, path: Path, library: Path | None, provider: Mapping[str, str]) -> Any:
     options = session_options(ort)
-    if LIBRARY.is_file():
-        options.register_custom_ops_library(str(LIBRARY))
+    if library is not None:
+        options.register_custom_ops_library(str(library))
     session = ort.InferenceSession(
         str(path), options, providers=[(PROVIDER, dict(provider))], enable_fallback=0
     )

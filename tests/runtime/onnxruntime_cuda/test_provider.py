@@ -49,13 +49,20 @@ class FakeOrt:
         return SimpleNamespace(get_providers=lambda: [self.used])
 
 
-def opened(ort: FakeOrt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, kernels: bool = False) -> Any:
+def opened(
+    ort: FakeOrt,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    kernels: bool = False,
+    own_kernels: bool = True,
+) -> Any:
     library = tmp_path / "libq2export_kernels.so"
     if kernels:
         monkeypatch.setattr(FakeOrt, "SessionOptions", RegisteringOptions)
         library.touch()
     monkeypatch.setattr(opening, "LIBRARY", library)
-    return opening._open_session(ort, tmp_path / "model.onnx", 1, 77)  # type: ignore[arg-type]
+    return opening._open_session(ort, tmp_path / "model.onnx", 1, 77, own_kernels)  # type: ignore[arg-type]
 
 
 class RegisteringOptions(REAL.SessionOptions):  # type: ignore[misc]
@@ -93,6 +100,10 @@ def test_without_our_kernels_it_says_so(
     _, captures = opened(FakeOrt(), tmp_path, monkeypatch)
     assert not captures
     assert "running without the CUDA kernels of q2export: correct, and many times slower" in caplog.text
+    caplog.clear()
+    ort = FakeOrt()
+    opened(ort, tmp_path, monkeypatch, kernels=True, own_kernels=False)
+    assert (ort.options[0]["enable_cuda_graph"], caplog.text) == ("0", "")
 
 
 def test_a_session_without_the_provider_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
