@@ -42,7 +42,8 @@ def _symbol_names() -> tuple[str, ...]:
 
 
 def _symbol(name: str) -> str:
-    return f"k{name.replace('/', 'Over')}"
+    words = name.replace("*", "_times_").replace("/", "_over_").split("_")
+    return "k" + "".join(word[:1].upper() + word[1:] for word in words)
 
 
 def _op(spec: opspec.OpSpec) -> str:

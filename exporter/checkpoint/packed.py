@@ -66,6 +66,11 @@ class PackedWeight:
             object.__setattr__(self, "tensor", self.name)
 
     @property
+    def is_routed_expert(self) -> bool:
+        """Whether it is a matrix of an expert that a router chooses."""
+        return ".mlp.experts." in self.name
+
+    @property
     def blocks(self) -> int:
         """Blocks per row."""
         return self.shape[1] // self.scheme.block_size

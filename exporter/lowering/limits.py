@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Collection
+from typing import TYPE_CHECKING
 
 from q2export.contracts.quantization import Activations
 from q2export.errors import ExportError
 from q2export.exporter.checkpoint.packed import PackedWeight
 
-_ROUTED_EXPERTS = ".mlp.experts."
-_GPU = {
-    "tensorrt": ("TensorRT", "the TensorRT plugin"),
-    "onnxruntime-cuda": ("ONNX Runtime on CUDA", "the CUDA kernel"),
-}
+if TYPE_CHECKING:
+    from q2export.exporter.checkpoint.config import ModelConfig
+
+_GPU = {"tensorrt": "TensorRT", "onnxruntime-cuda": "ONNX Runtime on CUDA"}
+_MATRICES_OF_EXPERT = 3
 
 
 def check_activations(target: str, activations: Activations, dtype: str, quantized: bool) -> None:
@@ -41,27 +43,42 @@ def check_activations(target: str, activations: Activations, dtype: str, quantiz
         )
 
 
-def check_quantized(target: str, weights: Iterable[PackedWeight]) -> None:
+def check_quantized(target: str, weights: Collection[PackedWeight], config: ModelConfig) -> None:
     """Refuse quantized weights that a target could only ignore, or that would have to be dequantized whole.
 
     Args:
         target: see :data:`q2export.exporter.export.Target`.
         weights: the quantized weights.
+        config: of the model.
 
     Raises:
         ExportError: naming the first such weight, and what to do.
     """
     if target not in _GPU:
         return
-    title, experts = _GPU[target]
+    title = _GPU[target]
     for weight in weights:
         if not weight.scheme.symmetric:
             raise ExportError(
                 f"{weight.name!r} is quantized with zero points, and {title} takes none for blocks; "
                 "quantize with quantization.symmetric=true, or take the unquantized checkpoint"
             )
-        if _ROUTED_EXPERTS in weight.name:
+        if weight.is_routed_expert and target == "onnxruntime-cuda":
             raise ExportError(
-                f"{weight.name!r} is quantized, and {experts} for mixtures of experts takes 16-bit "
+                f"{weight.name!r} is quantized, and the CUDA kernel for mixtures of experts takes 16-bit "
                 "weights; leave the experts in high precision with quantization.keep=['*.experts.*']"
+            )
+    if target == "tensorrt" and config.moe is not None:
+        _check_whole_mixtures(weights, config.moe.num_experts * _MATRICES_OF_EXPERT)
+
+
+def _check_whole_mixtures(weights: Collection[PackedWeight], matrices: int) -> None:
+    """Refuse a layer some of whose experts' matrices are quantized: a plugin has them all in one form."""
+    prefixes = [one.name.partition(".experts.")[0] for one in weights if one.is_routed_expert]
+    for prefix, count in Counter(prefixes).items():
+        if count != matrices:
+            raise ExportError(
+                f"{count} of the {matrices} matrices of the experts '{prefix}.experts.*' are quantized, and "
+                "TensorRT's plugins take all or none: quantization.keep must name all experts of the layer, "
+                f"such as '{prefix}.experts.*', or none"
             )

@@ -18,11 +18,11 @@ import onnx_ir as ir
 from q2export.contracts.quantization import Activations
 from q2export.exporter.passes.base import Pass
 from q2export.exporter.passes.fuse_rotary_attention import FuseRotaryAttention
+from q2export.exporter.passes.lower_quantized_experts import LowerQuantizedExperts
 from q2export.exporter.passes.narrow_cache import NarrowCache
 from q2export.exporter.passes.onnxruntime.fuse_skip_norm import FuseSkipNorm
 from q2export.exporter.passes.onnxruntime.fuse_swiglu import FuseSwiGLU
 from q2export.exporter.passes.onnxruntime.lower_linear import LowerLinear
-from q2export.exporter.passes.onnxruntime.lower_quantized_experts import LowerQuantizedExperts
 from q2export.exporter.passes.onnxruntime.lower_quantized_gather import LowerQuantizedGather
 from q2export.exporter.passes.onnxruntime.lower_quantized_linear import LowerQuantizedLinear
 from q2export.exporter.passes.order_inputs import OrderInputs

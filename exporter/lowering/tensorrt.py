@@ -11,8 +11,9 @@ float32 is needed. What needs no pass, because TensorRT-RTX 1.7 already does it:
 
 Quantized weights are dequantized by block, ``DequantizeLinear`` of signed codes, which TensorRT keeps as they
 are in the engine and fuses with the matmul that reads them. A quantized embedding is in the engine as int32
-words, too: it gathers no other form (``exporter/passes/gather_codes.py``). What it does not take of quantized
-weights is in ``exporter/lowering/limits.py``.
+words, too: it gathers no other form (``exporter/passes/gather_codes.py``). Quantized experts are a plugin of
+their own, ``Q2QuantizedMoE``, over the bytes on disk: codes as int32 words, scales in float16 whatever the
+graph's type. What TensorRT does not take of quantized weights is in ``exporter/lowering/limits.py``.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from q2export.exporter.passes.base import Pass
 from q2export.exporter.passes.dequantize_weights import DequantizeWeights, Operands
 from q2export.exporter.passes.fuse_rotary_attention import FuseRotaryAttention
 from q2export.exporter.passes.gather_codes import GatherCodes
+from q2export.exporter.passes.lower_quantized_experts import LowerQuantizedExperts
 from q2export.exporter.passes.order_inputs import OrderInputs
 from q2export.exporter.passes.packed_operands import PackedWeights
 from q2export.exporter.passes.remove_unused import RemoveUnused
@@ -39,6 +41,7 @@ def passes(packed: PackedWeights, dtype: ir.DataType) -> list[Pass]:
     quantized: list[Pass] = [
         OrderInputs(packed),
         GatherCodes(packed),
+        LowerQuantizedExperts(packed, "float32", words=True),
         DequantizeWeights(packed, Operands(signed=True, dtype=dtype, scale_dtype=dtype)),
     ]
     return [

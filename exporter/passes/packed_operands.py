@@ -82,8 +82,8 @@ class KernelOperands:
     """What our kernels and ONNX Runtime's take of a quantized matrix, or of several stacked ones.
 
     Attributes:
-        codes: uint8. scales: floating point. zero_points: uint8, packed as the codes, each row padded to
-            whole bytes; None where the scheme is symmetric.
+        codes: uint8, or int32 words of four bytes. scales: floating point. zero_points: uint8, packed as the
+            codes, each row padded to whole bytes; None where the scheme is symmetric.
     """
 
     codes: ir.Value
@@ -98,6 +98,7 @@ def kernel_operands(
     *,
     experts: int = 0,
     scale_dtype: ir.DataType = SCALE_TYPE,
+    words: bool = False,
 ) -> KernelOperands:
     """Make the operands of rows that follow each other.
 
@@ -107,12 +108,17 @@ def kernel_operands(
         weights: rows of one after those of the other; of weights that share a tensor, one stands for all.
         experts: number of equal matrices the rows are divided into, which becomes the first axis; 0 for none.
         scale_dtype: of the scales, which are converted where they are not of that type on disk.
+        words: see the codes as int32 words of four bytes.
     """
     first = weights[0]
     rows = sum(weight.rows for weight in weights)
     leading = [experts, rows // experts] if experts else [rows]
     tensors = [weight.tensor for weight in weights]
-    codes = view(graph, f"{name}/codes", ir.DataType.UINT8, [*leading, first.codes_shape[1]], tensors)
+    row_bytes = first.codes_shape[1]
+    if words:
+        codes = view(graph, f"{name}/words", ir.DataType.INT32, [*leading, row_bytes // 4], tensors)
+    else:
+        codes = view(graph, f"{name}/codes", ir.DataType.UINT8, [*leading, row_bytes], tensors)
     tensors = [weight.scale_name for weight in weights]
     scales = view(graph, f"{name}/scale", scale_dtype, [*leading, first.blocks], tensors, Form.VALUES)
     tensors = [weight.zero_point_name for weight in weights if weight.zero_point_name is not None]

@@ -69,6 +69,8 @@ def _quantized(weight: PackedWeight, target: str, dtype: str, tied: bool) -> tup
         if dtype == SCALE_DTYPE.name:
             return weight.nbytes, 0
         return codes, scales * BY_NAME[dtype].itemsize
+    if target == "tensorrt" and weight.is_routed_expert:
+        return weight.nbytes, 0
     if target == "tensorrt":  # for matmuls signed codes and scales of its type; rows are gathered as they are
         placed = weight.nbytes if is_embedding else 0
         if not is_matmul:

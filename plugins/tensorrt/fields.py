@@ -8,7 +8,7 @@ not declare, and goes on with a warning where one is missing. So the whole set i
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from q2export.contracts import opspec
+from q2export.contracts.quantization import BITS, BLOCK_SIZES
 from q2export.errors import ExportError
 from q2export.strict.suggest import nearest
 
@@ -24,14 +25,17 @@ Attributes = Mapping[str, int | float]
 
 INT32_MAX = 2**31 - 1
 
-_INTEGER_RANGES = {
-    "num_heads": (1, INT32_MAX),
-    "num_kv_heads": (1, INT32_MAX),
-    "sliding_window": (0, INT32_MAX),
-    "num_experts": (1, INT32_MAX),
-    "top_k": (1, INT32_MAX),
-    "norm_topk_prob": (0, 1),
+_INTEGERS: Mapping[str, Sequence[int]] = {
+    "num_heads": range(1, INT32_MAX + 1),
+    "num_kv_heads": range(1, INT32_MAX + 1),
+    "sliding_window": range(INT32_MAX + 1),
+    "num_experts": range(1, INT32_MAX + 1),
+    "top_k": range(1, INT32_MAX + 1),
+    "norm_topk_prob": range(2),
+    "bits": tuple(BITS.values()),
+    "block_size": BLOCK_SIZES,
 }
+"""What integers may be: any of a range, or one of a few."""
 
 _ALSO_ON_NODES = ("plugin_version", "plugin_namespace")
 
@@ -66,9 +70,12 @@ def _checked(
     if attribute.type == "int":
         if isinstance(value, bool) or not isinstance(value, int):
             raise _refusal(spec, node, f"{expected} must be an integer, found {value!r}")
-        low, high = _INTEGER_RANGES[name]
-        if not low <= value <= high:
-            raise _refusal(spec, node, f"{expected} must be in {low} .. {high}, found {value}")
+        allowed = _INTEGERS[name]
+        if value not in allowed:
+            printed = " or ".join(map(str, allowed[:3]))
+            if isinstance(allowed, range):
+                printed = f"in {allowed[0]} .. {allowed[-1]}"
+            raise _refusal(spec, node, f"{expected} must be {printed}, found {value}")
         return value
     if not isinstance(value, float):
         raise _refusal(spec, node, f"{expected} must be a float, found {value!r}")

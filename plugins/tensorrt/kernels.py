@@ -83,6 +83,7 @@ _DESCRIPTIONS: Mapping[str, type[ctypes.Structure]] = {
     opspec.ATTENTION.name: AttentionDesc,
     opspec.ROTARY_ATTENTION.name: AttentionDesc,
     opspec.MOE.name: MoeDesc,
+    opspec.QUANTIZED_MOE.name: QuantizedMoeDesc,
 }
 
 _SYMBOLS = {
@@ -201,7 +202,7 @@ class PreparedCall:
         if spec.name == opspec.MOE.name:
             fixed = len(spec.inputs)
             return [*map(c_void_p, inputs[:fixed]), *self._by_kind(inputs[fixed:]), c_void_p(outputs[0])]
-        if spec.name == opspec.ROTARY.name:
+        if spec.name in (opspec.ROTARY.name, opspec.QUANTIZED_MOE.name):
             return [c_void_p(address) for address in (*inputs, *outputs)]
         shared = len(opspec.ATTENTION.inputs)
         tensors = ctypes.byref(AttentionTensors(*inputs[:shared], *outputs))

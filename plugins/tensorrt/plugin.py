@@ -176,7 +176,7 @@ class GenericPlugin:
 
     def _types(self, element_type: opspec.ElementType) -> list[Any]:
         """What TensorRT calls the types a tensor of the specification may have."""
-        names = opspec.ELEMENT_TYPES[element_type]
+        names = opspec.PLUGIN_TYPES[element_type]
         return [getattr(self._trt.DataType, BY_NAME[name].tensorrt) for name in names]
 
     def _graph_type(self, types: Sequence[Any]) -> Any:
@@ -192,7 +192,7 @@ class GenericPlugin:
             )
         names = [BY_TENSORRT[each.name].name if each.name in BY_TENSORRT else each.name for each in types]
         for tensor, found in zip(self._inputs, names, strict=True):
-            allowed = opspec.ELEMENT_TYPES[tensor.element_type]
+            allowed = opspec.PLUGIN_TYPES[tensor.element_type]
             if tensor.has_graph_type and names[0] in allowed:
                 allowed = (names[0],)
             if found not in allowed:

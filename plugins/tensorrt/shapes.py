@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 from q2export.contracts import opspec
 from q2export.errors import ExportError
@@ -11,6 +13,9 @@ from q2export.plugins.tensorrt.fields import Attributes
 
 Shape = Sequence[int | None]
 """Sizes; None where a size is not known yet."""
+
+_BYTES_OF_WORD = 4
+"""Of packed codes, which are int32 here."""
 
 _SIZE_OF_ATTRIBUTE = {"num_heads": "Hq", "num_kv_heads": "Hkv", "num_experts": "E"}
 """Attributes that repeat a size of the inputs."""
@@ -25,10 +30,15 @@ class Place:
 
 
 def input_specs(spec: opspec.OpSpec, attributes: Attributes) -> list[opspec.TensorSpec]:
-    """Return one specification per input of a node, the repeated ones once per expert, by full name."""
+    """Return one specification per input of a node, the repeated ones once per expert, by full name.
+
+    Optional inputs are not among them: no plugin takes one.
+    """
     repeats = int(attributes["num_experts"]) if spec.repeated else 0
     tensors = (*spec.inputs, *(spec.repeated * repeats))
+    fixed = len(spec.inputs)
     names = spec.input_names(repeats)
+    names = (*names[:fixed], *names[fixed + len(spec.optional) :])
     return [
         opspec.TensorSpec(name, each.element_type, each.shape)
         for name, each in zip(names, tensors, strict=True)
@@ -86,7 +96,7 @@ def bind_symbols(
     for attribute, symbol in _SIZE_OF_ATTRIBUTE.items():
         if attribute in attributes:
             bound[symbol], source[symbol] = int(attributes[attribute]), f"attribute {attribute!r}"
-    for symbol, value, where in _sizes(spec, tensors, shapes, node):
+    for symbol, value, where in _sizes(spec, attributes, tensors, shapes, node):
         if symbol not in bound:
             bound[symbol], source[symbol] = value, where
         elif bound[symbol] != value:
@@ -98,7 +108,11 @@ def bind_symbols(
 
 
 def _sizes(
-    spec: opspec.OpSpec, tensors: Sequence[opspec.TensorSpec], shapes: Sequence[Shape], node: str
+    spec: opspec.OpSpec,
+    attributes: Attributes,
+    tensors: Sequence[opspec.TensorSpec],
+    shapes: Sequence[Shape],
+    node: str,
 ) -> Iterator[tuple[str, int, str]]:
     """Yield (symbol, value, where it was read) for every known dimension; ``D/2`` = 4 says ``D`` is 8."""
     for tensor, shape in zip(tensors, shapes, strict=True):
@@ -107,10 +121,31 @@ def _sizes(
                 f"node {node!r} ({spec.name}): input {tensor.name!r} must be "
                 f"[{', '.join(tensor.shape)}], found {len(shape)} dimensions; export the model again"
             )
-        for symbol, size in zip(tensor.shape, shape, strict=True):
-            if size is not None:
-                name, _, divisor = symbol.partition("/")
-                yield name, size * int(divisor or 1), f"input {tensor.name!r} {_printed(shape)}"
+        for axis, (formula, size) in enumerate(zip(tensor.shape, shape, strict=True)):
+            if size is None:
+                continue
+            is_words = tensor.element_type == "P" and axis == len(shape) - 1
+            symbol, factor = _solved(formula, attributes)
+            value = size * (_BYTES_OF_WORD if is_words else 1) * factor
+            where = f"input {tensor.name!r} {_printed(shape)}"
+            if value.denominator != 1:
+                raise ExportError(
+                    f"node {node!r} ({spec.name}): {where} has a dimension of {size}, which is {formula} for "
+                    f"no {symbol}; export the model again, or correct the shape"
+                )
+            yield symbol, int(value), where
+
+
+def _solved(formula: str, attributes: Attributes) -> tuple[str, Fraction]:
+    """The symbol of a dimension, and what times the dimension it is; of ``H*bits/8``, ``H`` and 8 / bits."""
+    symbol, factor = "", Fraction(1)
+    for operator, name in re.findall(r"([*/]?)([^*/]+)", formula):
+        if not name.isdigit() and name not in attributes:
+            symbol = name
+            continue
+        number = int(name) if name.isdigit() else int(attributes[name])
+        factor *= number if operator == "/" else Fraction(1, number)
+    return symbol, factor
 
 
 def _printed(shape: Shape) -> str:

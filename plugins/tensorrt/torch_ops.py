@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
+from itertools import islice
 from typing import Any
 
 import torch
@@ -25,10 +26,10 @@ from q2export.contracts.dtypes import FLOAT_NAMES
 from q2export.errors import GenerationError
 from q2export.plugins.tensorrt import kernels
 from q2export.plugins.tensorrt.fields import check_attributes
-from q2export.plugins.tensorrt.shapes import bind_symbols
+from q2export.plugins.tensorrt.shapes import bind_symbols, input_specs
 from q2export.plugins.tensorrt.workspace import ALIGNMENT, aligned
 
-_DEFINED_BY_THE_EXPORTER = (opspec.ROTARY, opspec.ATTENTION, opspec.MOE)
+_DEFINED_BY_THE_EXPORTER = (opspec.ROTARY, opspec.ATTENTION, opspec.MOE, opspec.QUANTIZED_MOE)
 _IN_PLACE = (opspec.ATTENTION, opspec.ROTARY_ATTENTION)
 
 
@@ -96,11 +97,17 @@ def implementation(spec: opspec.OpSpec, *, in_place: bool) -> Callable[..., Any]
 
 def _split(spec: opspec.OpSpec, arguments: Sequence[Any]) -> tuple[list[Tensor], dict[str, int | float]]:
     """The tensors, repeated ones expert by expert, and the attributes by name."""
-    fixed, lists = len(spec.inputs), len(spec.repeated)
-    repeated = arguments[fixed : fixed + lists]
-    inputs = [*arguments[:fixed], *(each for one in zip(*repeated, strict=True) for each in one)]
+    sizes = (len(spec.inputs), len(spec.optional), len(spec.repeated), len(spec.attributes))
+    rest = iter(arguments)
+    fixed, optional, repeated, values = (list(islice(rest, size)) for size in sizes)
+    cpu_values = list(rest)
+    for left_out, tensor in zip(spec.optional, optional, strict=True):
+        if tensor is not None:
+            raise GenerationError(f"{spec.name}: {left_out.name} is given, and the CUDA kernels take none")
+    codes = [each.element_type == "P" for each in spec.inputs]
+    fixed = [one.view(torch.int32) if packed else one for one, packed in zip(fixed, codes, strict=True)]
+    inputs = [*fixed, *(each for one in zip(*repeated, strict=True) for each in one)]
     names = spec.attribute_names()
-    values, cpu_values = arguments[fixed + lists :][: len(names)], arguments[fixed + lists + len(names) :]
     for each, value in zip(spec.cpu_attributes, cpu_values, strict=False):
         if value != 0:
             raise GenerationError(
@@ -125,17 +132,17 @@ def _launch(
     where = f"torch.ops.{opspec.DOMAIN}.{spec.torch_name}"
     dtype, device = inputs[0].dtype, inputs[0].device
     repeats = (len(inputs) - len(spec.inputs)) // max(1, len(spec.repeated))
-    described = (*spec.inputs, *(spec.repeated * repeats))
     name = str(dtype).removeprefix("torch.")
     if name not in FLOAT_NAMES:
         raise GenerationError(f"{where}: expected {' or '.join(FLOAT_NAMES)}, found {name}")
-    for argument, each, tensor in zip(spec.input_names(repeats), described, inputs, strict=True):
+    described = input_specs(spec, {"num_experts": repeats})
+    for each, tensor in zip(described, inputs, strict=True):
         found = (tensor.dtype, tensor.device, tensor.is_contiguous())
-        (wanted_type,) = (name,) if each.has_graph_type else opspec.ELEMENT_TYPES[each.element_type]
+        (wanted_type,) = (name,) if each.has_graph_type else opspec.PLUGIN_TYPES[each.element_type]
         wanted = (getattr(torch, wanted_type), device, True)
         if found != wanted:
             raise GenerationError(
-                f"{where}: {argument} must be {wanted[0]} on {device} and contiguous, found {found[0]} on "
+                f"{where}: {each.name} must be {wanted[0]} on {device} and contiguous, found {found[0]} on "
                 f"{found[1]}{'' if found[2] else ', not contiguous'}"
             )
     attributes = check_attributes(spec, values, where)

@@ -35,7 +35,7 @@ def reserved_bytes(spec: opspec.OpSpec, sizes: Mapping[str, int], attributes: At
         sizes: value of every symbol of its shapes, the largest of the optimization profile.
         attributes: of the node.
     """
-    if spec.name == opspec.MOE.name:
+    if spec.name in (opspec.MOE.name, opspec.QUANTIZED_MOE.name):
         tokens, pairs = sizes["T"], sizes["T"] * int(attributes["top_k"])
         expert_rows = pairs * (2 * sizes["I"] + sizes["H"]) * _FLOAT32  # gate, up and down of each pair
         return expert_rows + (tokens * sizes["E"] + pairs + sizes["E"]) * _ROUTING + _SLACK

@@ -6,12 +6,13 @@ table are all derived from the :class:`OpSpec` here; none of them is written dow
 Symbols in shapes: ``B`` batch, ``S`` sequence (new tokens of this step), ``T`` = ``B * S``, ``C`` capacity of
 the KV cache, ``Hq``/``Hkv`` query and key/value heads, ``D`` head_dim, ``H`` hidden_size, ``E`` experts,
 ``I`` moe_intermediate_size, ``K``/``N`` inputs and outputs of a linear layer; of packed weights a row of
-``X`` codes takes ``X*bits/8`` bytes and has ``X/block_size`` scales. A size that reads as a formula is
-a name, not computed.
+``X`` codes takes ``X*bits/8`` bytes and has ``X/block_size`` scales. Formulas have one symbol, numbers and
+attributes.
 
 Element types: ``T`` the graph's floating-point type, ``F`` always float32, ``KV`` the cache's and ``W`` a
 weight's own floating-point type (TensorRT plugins want both to be ``T``), ``S`` that of scales,
-float16, ``U`` uint8, ``L`` int64.
+float16, ``P`` packed codes, ``U`` uint8, ``L`` int64. Codes are bytes, or int32 words of four of them, the
+first in the lowest bits: the same data, with a fourth as many elements in the last axis.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ CONTRACT_VERSION = 4
 PLUGIN_VERSION = "1"
 PLUGIN_NAMESPACE = "q2export"
 
-ElementType = Literal["T", "F", "KV", "W", "S", "U", "L"]
+ElementType = Literal["T", "F", "KV", "W", "S", "P", "U", "L"]
 AttributeType = Literal["int", "float"]
 
 ELEMENT_TYPES: Mapping[ElementType, tuple[str, ...]] = MappingProxyType(
@@ -42,11 +43,15 @@ ELEMENT_TYPES: Mapping[ElementType, tuple[str, ...]] = MappingProxyType(
         "KV": FLOAT_NAMES,
         "W": FLOAT_NAMES,
         "S": ("float16",),
+        "P": ("uint8", "int32"),
         "U": ("uint8",),
         "L": ("int64",),
     }
 )
 """What an element type may be, by the names of :mod:`q2export.contracts.dtypes`."""
+
+PLUGIN_TYPES: Mapping[ElementType, tuple[str, ...]] = MappingProxyType({**ELEMENT_TYPES, "P": ("int32",)})
+"""What it may be in a TensorRT plugin; constants of uint8 would become int32, each byte a word."""
 
 
 @dataclass(frozen=True)
@@ -247,7 +252,7 @@ SWIGLU = OpSpec(
 
 def _packed(name: str, rows: tuple[str, ...], columns: str) -> tuple[TensorSpec, ...]:
     """Codes, scales and zero points of a matrix in the packed form."""
-    codes = TensorSpec(name, "U", (*rows, f"{columns}*bits/8"))
+    codes = TensorSpec(name, "P", (*rows, f"{columns}*bits/8"))
     scale = TensorSpec(f"{name}_scale", "S", (*rows, f"{columns}/block_size"))
     return codes, scale, TensorSpec(f"{name}_zero_point", "U", (*rows, f"{columns}/block_size*bits/8"))
 
@@ -285,17 +290,19 @@ QUANTIZED_MOE = OpSpec(
     inputs=(*_MOE_INPUTS, *_GATE_UP[:2], *_DOWN[:2]),
     optional=(_GATE_UP[2], _DOWN[2]),
     outputs=(TensorSpec("output", "T", ("T", "H")),),
-    attributes=(*_MOE_ATTRIBUTES, *_PACKED_ATTRIBUTES),
+    attributes=(*_MOE_ATTRIBUTES, *_PACKING_ATTRIBUTES),
+    cpu_attributes=(_INT8_ACTIVATIONS,),
 )
 """``Q2MoE`` over experts in the packed form, whose gate and up rows alternate: gate 0, up 0, gate 1, ...
 
-All experts of a layer follow each other in the packed form, so one input holds them all, in place.
+All experts of a layer follow each other in the packed form, so one input holds them all, in place. The
+TensorRT plugin takes no zero points.
 """
 
-ALL: tuple[OpSpec, ...] = (ROTARY, ATTENTION, ROTARY_ATTENTION, MOE)
+ALL: tuple[OpSpec, ...] = (ROTARY, ATTENTION, ROTARY_ATTENTION, MOE, QUANTIZED_MOE)
 """The ops that are TensorRT plugins, too."""
 
-CPU_ONLY: tuple[OpSpec, ...] = (LINEAR, SWIGLU, QUANTIZED_LINEAR, QUANTIZED_GATHER, QUANTIZED_MOE)
+CPU_ONLY: tuple[OpSpec, ...] = (LINEAR, SWIGLU, QUANTIZED_LINEAR, QUANTIZED_GATHER)
 """The ops that have kernels for the CPU alone, where the others have some, too."""
 
 BY_NAME: dict[str, OpSpec] = {spec.name: spec for spec in (*ALL, *CPU_ONLY)}

@@ -228,7 +228,7 @@ def resolve_graph(found: ModelSource, target: Target, profile: Profile, dtype: s
     if weights.quantization is None:
         _refuse_idle_quantization(given)
     chosen = target_dtype(weights.dtype, target, dtype)
-    check_quantized(target, weights.packed.values())
+    check_quantized(target, weights.packed.values(), weights.config)
     check_activations(target, profile.quantization.activations, weights.dtype, bool(weights.packed))
     return Job(found, weights, target, fit_to_model(profile, weights.config.context_length), chosen)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
@@ -11,12 +12,19 @@ import pytest
 from onnx import TensorProto, helper
 
 from q2export.contracts import opspec
+from q2export.contracts.quantization import Scheme
 from q2export.exporter.graph.ops.functions import IR_VERSION, ONNX_OPSET, function_for
 from q2export.plugins.tensorrt.loader import import_tensorrt
+from q2export.plugins.tensorrt.shapes import input_specs
 
 Dim = int | str  # a str is a dynamic dimension
 
-ELEMENT_TYPES = {"F": TensorProto.FLOAT, "L": TensorProto.INT64}
+ELEMENT_TYPES = {
+    "F": TensorProto.FLOAT,
+    "L": TensorProto.INT64,
+    "S": TensorProto.FLOAT16,
+    "P": TensorProto.INT32,
+}
 ATTRIBUTES: dict[str, int | float] = {
     "num_heads": 6,
     "num_kv_heads": 2,
@@ -26,10 +34,12 @@ ATTRIBUTES: dict[str, int | float] = {
     "num_experts": 3,
     "top_k": 2,
     "norm_topk_prob": 0,
+    "bits": 4,
+    "block_size": 32,
 }
 SIZES: dict[str, Dim] = {
     **{"B": "batch", "S": "sequence", "C": "capacity", "T": "tokens"},
-    **{"Hq": 6, "Hkv": 2, "D": 8, "H": 12, "I": 5, "E": 3},
+    **{"Hq": 6, "Hkv": 2, "D": 8, "H": 64, "I": 32, "E": 3},
 }
 
 
@@ -45,13 +55,21 @@ def attributes_of(spec: opspec.OpSpec) -> dict[str, int | float]:
 
 
 def dims(spec: opspec.TensorSpec, sizes: Mapping[str, Dim]) -> list[Dim]:
-    """The shape of a tensor; ``D/2`` is half of ``D``."""
-    shape: list[Dim] = []
-    for symbol in spec.shape:
-        name, _, divisor = symbol.partition("/")
-        size = sizes[name]
-        shape.append(size // int(divisor) if divisor and isinstance(size, int) else size)
+    """The shape of a tensor; ``D/2`` is half of ``D``. Packed codes are words of four bytes."""
+    shape = [_computed(formula, {**ATTRIBUTES, **sizes}) for formula in spec.shape]
+    if spec.element_type == "P":
+        shape[-1] = int(shape[-1]) // 4
     return shape
+
+
+def _computed(formula: str, values: Mapping[str, Dim | float]) -> Dim:
+    product = 1
+    for operator, name in re.findall(r"([*/]?)([^*/]+)", formula):
+        value = int(name) if name.isdigit() else values[name]
+        if isinstance(value, str):
+            return value
+        product = product // int(value) if operator == "/" else product * int(value)
+    return product
 
 
 def one_node(
@@ -68,9 +86,9 @@ def one_node(
     """
     attributes, sizes = attributes_of(spec) if attributes is None else attributes, sizes or SIZES
     repeats = int(str(sizes["E"])) if spec.repeated else 0
-    tensors = (*spec.inputs, *spec.repeated * repeats)
     inputs = []
-    for name, tensor in zip(spec.input_names(repeats), tensors, strict=True):
+    for tensor in input_specs(spec, {"num_experts": repeats}):
+        name = tensor.name
         kind, shape = ELEMENT_TYPES.get(tensor.element_type, dtype), dims(tensor, sizes)
         kind, shape = (overrides or {}).get(name, (kind, shape))
         inputs.append(helper.make_tensor_value_info(name, kind, list(shape)))
@@ -89,8 +107,15 @@ def one_node(
         helper.make_graph([node], "one", inputs, outputs),
         opset_imports=[helper.make_opsetid("", ONNX_OPSET), helper.make_opsetid(opspec.DOMAIN, 1)],
         ir_version=IR_VERSION,
-        functions=[function_for(spec, num_experts=repeats)] if with_function else [],
+        functions=[function_of(spec, repeats)] if with_function else [],
     )
+
+
+def function_of(spec: opspec.OpSpec, repeats: int) -> onnx.FunctionProto:
+    """The function body that the TensorRT target has."""
+    if spec is opspec.QUANTIZED_MOE:
+        return function_for(spec, scheme=Scheme(4, 32, True), words=True)
+    return function_for(spec, num_experts=repeats)
 
 
 class Parsed:

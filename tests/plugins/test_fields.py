@@ -45,6 +45,8 @@ def valid_attributes(draw: st.DrawFn, spec: opspec.OpSpec) -> dict[str, int | fl
         "num_experts": experts,
         "top_k": draw(st.integers(1, experts)),
         "norm_topk_prob": draw(st.integers(0, 1)),
+        "bits": draw(st.sampled_from([4, 8])),
+        "block_size": draw(st.sampled_from([32, 64, 128])),
     }
     return {name: values[name] for name in spec.attribute_names()}
 
@@ -125,6 +127,9 @@ def test_every_attribute_is_required_and_typed(spec: opspec.OpSpec) -> None:
         ("Q2RotaryEmbedding", {"attention_factor": 1e-60}, "must be a positive float32, found 1e-60"),
         ("Q2MoE", {"top_k": 4}, "top_k 4 is more than num_experts 3"),
         ("Q2MoE", {"norm_topk_prob": 2}, "must be in 0 .. 1, found 2"),
+        ("Q2QuantizedMoE", {"bits": 5}, "must be 4 or 8, found 5"),
+        ("Q2QuantizedMoE", {"block_size": 96}, "must be 32 or 64 or 128, found 96"),
+        ("Q2QuantizedMoE", {"int8_activations": 1}, "unknown attribute 'int8_activations'"),
         ("Q2MoE", {"bfloat16_activations": 1}, "unknown attribute 'bfloat16_activations'"),
         ("Q2MoE", {"norm_topk": 1}, "unknown attribute 'norm_topk'; did you mean 'norm_topk_prob'"),
     ],

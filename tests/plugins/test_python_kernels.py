@@ -187,6 +187,8 @@ def test_engines_reserve_what_the_kernels_want(data: st.DataObject) -> None:
     sizes = {symbol: data.draw(dimension) for symbol in ("B", "S", "C", "T", "H", "I")}
     sizes |= {"Hkv": kv_heads, "Hq": kv_heads * data.draw(st.integers(1, 8)), "E": experts}
     sizes["D"] = 2 * data.draw(st.integers(1, 128))
+    if spec is opspec.QUANTIZED_MOE:
+        sizes |= {name: 32 * sizes[name] for name in "HI"}  # whole blocks
     changes = {"num_heads": sizes["Hq"], "num_kv_heads": kv_heads, "num_experts": experts}
     changes["top_k"] = data.draw(st.integers(1, experts))
     attributes = {name: changes.get(name, value) for name, value in attributes_of(spec).items()}

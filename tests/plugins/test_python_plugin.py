@@ -72,7 +72,7 @@ def test_creators_of_a_loaded_library_stay_and_a_refusal_is_an_error(trt: Module
     registry = Registry(["Q2MoE", "Q2RotaryEmbedding"], takes=True)
     fake.get_plugin_registry = lambda: registry
     register(fake)
-    assert registry.added == ["Q2GroupQueryAttention", "Q2RotaryAttention"]
+    assert registry.added == ["Q2GroupQueryAttention", "Q2RotaryAttention", "Q2QuantizedMoE"]
     registry = Registry([], takes=False)
     with pytest.raises(ExportError, match="fake_tensorrt refuses a plugin creator for Q2RotaryEmbedding"):
         register(fake)
@@ -134,6 +134,8 @@ def test_parsed_shapes_and_types_are_those_of_the_specification(
             attributes[name] = int(sizes[symbol])
     if "top_k" in attributes:
         attributes["top_k"] = 1
+    if spec is opspec.QUANTIZED_MOE:
+        sizes = {**sizes, **{name: 32 * int(sizes[name]) for name in "HI"}}  # whole blocks
     parsed = Parsed(trt, one_node(spec, attributes, sizes, TensorProto.DataType.Value(dtype)))
     assert parsed.ok, take_refusals()
     expected = {
@@ -164,6 +166,25 @@ HALF, FLOAT, INT32, INT64 = TensorProto.FLOAT16, TensorProto.FLOAT, TensorProto.
             {"top_k": 1.5},
             {},
             "'top_k' (experts each token goes to) must be an integer, found 1.5",
+        ),
+        (
+            opspec.QUANTIZED_MOE,
+            {},
+            {"gate_up": (INT32, [3, 64, 9])},
+            "H is 72 in input 'gate_up' [3, 64, 9] but 64 in input 'hidden' [?, 64]",
+        ),
+        (
+            opspec.QUANTIZED_MOE,
+            {},
+            {"gate_up_scale": (HALF, [3, 63, 2])},
+            "input 'gate_up_scale' [3, 63, 2] has a dimension of 63, which is 2*I for no I",
+        ),
+        (opspec.QUANTIZED_MOE, {"block_size": 64}, {}, "H is 128 in input 'gate_up_scale' [3, 64, 2]"),
+        (
+            opspec.QUANTIZED_MOE,
+            {},
+            {"down_scale": (FLOAT, [3, 64, 1])},
+            "input 'down_scale' must be float16, found float32",
         ),
         (opspec.ROTARY, {}, {"inv_freq": (HALF, [4])}, "input 'inv_freq' must be float32, found float16"),
         (opspec.ROTARY, {}, {"inv_freq": (FLOAT, [3])}, "D is 6 in input 'inv_freq' [3] but 8 in input 'x'"),
@@ -289,10 +310,10 @@ def test_the_cache_is_aliased_as_far_as_the_builder_is_concerned(trt: ModuleType
 
 @BY_NAME
 def test_formats(trt: ModuleType, spec: opspec.OpSpec) -> None:
-    """Row-major only; all T alike, F float32, L int64."""
+    """Row-major only; all T alike, F float32, L int64, S float16, P int32."""
     plugin = make_plugin(trt, spec)
     tensors = (*plugin._inputs, *spec.outputs)
-    types = {"F": trt.float32, "L": trt.int64}
+    types = {"F": trt.float32, "L": trt.int64, "S": trt.float16, "P": trt.int32}
 
     def described(graph_type: Any) -> list[Any]:
         linear = trt.TensorFormat.LINEAR
@@ -305,7 +326,7 @@ def test_formats(trt: ModuleType, spec: opspec.OpSpec) -> None:
         good = described(graph_type)
         for pos in range(len(tensors)):
             assert plugin.supports_format_combination(pos, good, len(plugin._inputs))
-            for change in ({"format": trt.TensorFormat.CHW32}, {"type": trt.int32}, {"type": trt.int8}):
+            for change in ({"format": trt.TensorFormat.CHW32}, {"type": trt.uint8}, {"type": trt.int8}):
                 bad = list(good)
                 bad[pos] = SimpleNamespace(desc=SimpleNamespace(**{**vars(good[pos].desc), **change}))
                 assert not plugin.supports_format_combination(pos, bad, len(plugin._inputs))

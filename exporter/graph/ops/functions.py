@@ -55,7 +55,12 @@ _BODIES = {
 
 
 def function_for(
-    spec: opspec.OpSpec, *, num_experts: int = 0, widen: bool = False, scheme: Scheme | None = None
+    spec: opspec.OpSpec,
+    *,
+    num_experts: int = 0,
+    widen: bool = False,
+    scheme: Scheme | None = None,
+    words: bool = False,
 ) -> onnx.FunctionProto:
     """Return the function that defines ``spec`` in standard ONNX ops.
 
@@ -66,24 +71,33 @@ def function_for(
         widen: for ``Q2MoE``, whose weights are of another type than what they multiply; it then reads its
             attributes for the CPU, which every node of the graph must have.
         scheme: for ops over packed weights, that of all of a graph.
+        words: for ``Q2QuantizedMoE``, as TensorRT has it: codes are int32 words, there are neither zero
+            points nor attributes for the CPU.
     """
-    names = [*spec.attribute_names(), *(PLUGIN_ATTRIBUTES if spec in opspec.ALL else ())]
-    if widen:
+    is_packed_for_cpu = scheme is not None and not words
+    names = [*spec.attribute_names()]
+    if spec in opspec.ALL and not is_packed_for_cpu:
+        names += PLUGIN_ATTRIBUTES
+    if widen or is_packed_for_cpu:
         names += [attribute.name for attribute in spec.cpu_attributes]
     attributes = ", ".join(names)
-    inputs = ", ".join(spec.input_names(num_experts))
+    inputs = (
+        ", ".join(each.name for each in spec.inputs) if words else ", ".join(spec.input_names(num_experts))
+    )
     outputs = ", ".join(spec.output_names())
     imports = f'["" : {ONNX_OPSET}, "{opspec.DOMAIN}" : {opspec.DOMAIN_VERSION}]'
     return onnx.parser.parse_function(
         f'<domain: "{opspec.DOMAIN}", opset_import: {imports}>\n'
         f"{spec.name} {f'<{attributes}>' if attributes else ''} ({inputs}) => ({outputs})\n"
-        f"{{{_body(spec, num_experts, widen, scheme)}}}"
+        f"{{{_body(spec, num_experts, widen, scheme, words)}}}"
     )
 
 
-def _body(spec: opspec.OpSpec, num_experts: int, widen: bool, scheme: Scheme | None) -> str:
+def _body(spec: opspec.OpSpec, num_experts: int, widen: bool, scheme: Scheme | None, words: bool) -> str:
     if spec is opspec.MOE:
         return moe.body(num_experts, widen=widen)
+    if scheme is not None and words:
+        return quantized.words_moe_body(scheme)
     if scheme is not None:
         return _PACKED_BODIES[spec.name](scheme)
     return _BODIES[spec.name]

@@ -18,7 +18,7 @@ def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor | None, bits: in
     """Weights in float32.
 
     Args:
-        codes: uint8 ``[..., out, in * bits / 8]``.
+        codes: uint8 ``[..., out, in * bits / 8]``, or the same bytes as int32 words.
         scale: float16 ``[..., out, in / block_size]``.
         zero_point: uint8 ``[..., out, ceil(in / block_size * bits / 8)]``, packed as the codes; None: in the
             middle.
@@ -28,7 +28,7 @@ def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor | None, bits: in
     Returns:
         ``[..., out, in]``.
     """
-    blocks = _unpack(codes, bits).to(torch.float32).unflatten(-1, (-1, block_size))
+    blocks = _unpack(codes.view(torch.uint8), bits).to(torch.float32).unflatten(-1, (-1, block_size))
     if zero_point is None:
         centre = torch.tensor(float(1 << (bits - 1)))
     else:
@@ -83,7 +83,7 @@ def quantized_moe_reference(
     norm_topk_prob: int,
     bits: int,
     block_size: int,
-    int8_activations: int,
+    int8_activations: int = 0,
 ) -> Tensor:
     """Send every token to its experts and add up what they return, weighted.
 
@@ -199,7 +199,7 @@ _EXPERTS = """
     nothing = ConstantOfShape (nothing_shape)
     go = Cast <to = 9> (one)
     rows_wide = Cast <to = 1> (rows)
-    end_of_all, results = Loop <body = experts_loop
+{constants}    end_of_all, results = Loop <body = experts_loop
         (int64 expert_number, bool go_in, int64[1] start, float[done, width] done_rows)
         => (bool go_out, int64[1] end, float[more, width] more_rows) {{
             go_out = Identity (go_in)
@@ -207,38 +207,81 @@ _EXPERTS = """
             count = Gather (counts, expert_1d)
             end = Add (start, count)
             own = Slice (rows_wide, start, end, axis0)
-            gate_up_codes = Gather (gate_up, expert_number)
-            gate_up_scales = Gather (gate_up_scale, expert_number)
-            down_codes = Gather (down, expert_number)
-            down_scales = Gather (down_scale, expert_number)
-{points}
-            both = q2export.Q2QuantizedLinear
-                <bits: int = @bits, block_size: int = @block_size, int8_activations: int = @int8_activations>
-                (own, gate_up_codes, gate_up_scales{gate_up_points})
+{both}
             gate_rows = Slice (both, start_of_all, past_all, axis1, every_second)
             up_rows = Slice (both, axis1, past_all, axis1, every_second)
             sigmoid = Sigmoid (gate_rows)
             silu = Mul (gate_rows, sigmoid)
             activated = Mul (silu, up_rows)
-            result = q2export.Q2QuantizedLinear
-                <bits: int = @bits, block_size: int = @block_size, int8_activations: int = @int8_activations>
-                (activated, down_codes, down_scales{down_points})
+{result}
             more_rows = Concat <axis = 0> (done_rows, result)
         }}> (experts, go, start_of_all, nothing)
 """
 
-_EXPERT_POINTS = """
-            gate_up_points = Gather (gate_up_zero_point, expert_number)
-            down_points = Gather (down_zero_point, expert_number)
+_MATRIX = """
+            {name}_codes = Gather ({name}, expert_number)
+            {name}_scales = Gather ({name}_scale, expert_number)
+{points}
+            {output} = q2export.Q2QuantizedLinear
+                <bits: int = @bits, block_size: int = @block_size, int8_activations: int = @int8_activations>
+                ({input}, {name}_codes, {name}_scales, {point_name}, "")
 """
+
+_WORDS_CONSTANTS = """
+    size = Constant <value_int: int = @block_size> ()
+    size_1d = Reshape (size, last)
+    centre = Constant <value_float = {centre}.0> ()
+    shifts = Constant <value = uint32[{per_word}] {{{shifts}}}> ()
+    mask = Constant <value = uint32[1] {{{mask}}}> ()
+"""
+
+_WORDS_MATRIX = """
+            {name}_words = Gather ({name}, expert_number)
+            {name}_unsigned = Cast <to = 12> ({name}_words)
+            {name}_column = Unsqueeze ({name}_unsigned, last)
+            {name}_shifted = BitShift <direction = "RIGHT"> ({name}_column, shifts)
+            {name}_codes = BitwiseAnd ({name}_shifted, mask)
+            {name}_scales = Gather ({name}_scale, expert_number)
+            {name}_shape = Shape ({name}_scales)
+            {name}_rows = Shape <start = 0, end = 1> ({name}_scales)
+            {name}_block_shape = Concat <axis = 0> ({name}_shape, size_1d)
+            {name}_blocks = Reshape ({name}_codes, {name}_block_shape)
+            {name}_wide = Cast <to = 1> ({name}_blocks)
+            {name}_centred = Sub ({name}_wide, centre)
+            {name}_scales_wide = Cast <to = 1> ({name}_scales)
+            {name}_scale_column = Unsqueeze ({name}_scales_wide, last)
+            {name}_values = Mul ({name}_centred, {name}_scale_column)
+            {name}_matrix_shape = Concat <axis = 0> ({name}_rows, last)
+            {name}_matrix = Reshape ({name}_values, {name}_matrix_shape)
+            {output} = Gemm <transB = 1> ({input}, {name}_matrix)
+"""
+
+_PRODUCTS = (("gate_up", "own", "both"), ("down", "activated", "result"))
+"""Of an expert: matrix, input and output."""
 
 
 def moe_body(scheme: Scheme) -> str:
     """Function body of ``Q2QuantizedMoE``: one expert after the other, for any number of them."""
-    if scheme.symmetric:
-        experts = _EXPERTS.format(points="", gate_up_points=', "", ""', down_points=', "", ""')
-    else:
-        experts = _EXPERTS.format(
-            points=_EXPERT_POINTS, gate_up_points=', gate_up_points, ""', down_points=', down_points, ""'
+    products = {}
+    for name, rows, output in _PRODUCTS:
+        point_name = '""' if scheme.symmetric else f"{name}_points"
+        points = "" if scheme.symmetric else f"{point_name} = Gather ({name}_zero_point, expert_number)"
+        products[output] = _MATRIX.format(
+            name=name, input=rows, output=output, points=points, point_name=point_name
         )
-    return DISPATCH + experts + COMBINE
+    return DISPATCH + _EXPERTS.format(constants="", **products) + COMBINE
+
+
+def words_moe_body(scheme: Scheme) -> str:
+    """The same where codes are int32 words, for symmetric schemes and activations that are not rounded."""
+    shifts = range(0, 32, scheme.bits)
+    constants = _WORDS_CONSTANTS.format(
+        centre=scheme.default_zero_point,
+        per_word=len(shifts),
+        shifts=", ".join(map(str, shifts)),
+        mask=scheme.levels - 1,
+    )
+    products = {
+        output: _WORDS_MATRIX.format(name=name, input=rows, output=output) for name, rows, output in _PRODUCTS
+    }
+    return DISPATCH + _EXPERTS.format(constants=constants, **products) + COMBINE

@@ -18,7 +18,7 @@ namespace
 
 using nvinfer1::IPluginCreatorInterface;
 
-constexpr int32_t kCreatorCount = 4;
+constexpr int32_t kCreatorCount = 5;
 
 std::array<IPluginCreatorInterface*, kCreatorCount> const& creators()
 {
@@ -26,8 +26,9 @@ std::array<IPluginCreatorInterface*, kCreatorCount> const& creators()
     static Creator group_query_attention(kGroupQueryAttention);
     static Creator rotary_attention(kRotaryAttention);
     static Creator moe(kMoE);
+    static Creator quantized_moe(kQuantizedMoE);
     static std::array<IPluginCreatorInterface*, kCreatorCount> const all{
-        &rotary_embedding, &group_query_attention, &rotary_attention, &moe};
+        &rotary_embedding, &group_query_attention, &rotary_attention, &moe, &quantized_moe};
     return all;
 }
 

@@ -147,4 +147,57 @@ def test_the_signature_of_the_body_is_that_of_the_specification(spec: opspec.OpS
     function = function_for(spec, scheme=SCHEMES[1])
     assert tuple(function.input) == spec.input_names()
     assert tuple(function.output) == spec.output_names()
-    assert tuple(function.attribute) == spec.attribute_names()
+    of_cpu = tuple(attribute.name for attribute in spec.cpu_attributes)
+    assert tuple(function.attribute) == (*spec.attribute_names(), *of_cpu)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_the_body_over_words_is_the_op(bits: int, dtype: torch.dtype) -> None:
+    """As TensorRT has it: int32 words, negative ones among them, and activations of 16 bits."""
+    rng, scheme, names = (
+        np.random.default_rng(4),
+        Scheme(bits, 64, True),
+        opspec.QUANTIZED_MOE.input_names()[:6],
+    )
+    matrices = [*packed(rng, scheme, 5, 256, 128)[:2], *packed(rng, scheme, 5, 128, 128)[:2]]
+    inputs = [torch.from_numpy(rng.standard_normal((6, size), np.float32)).to(dtype) for size in (128, 5)]
+    attributes = {"num_experts": 5, "top_k": 2, "norm_topk_prob": 0, "bits": bits, "block_size": 64}
+    expected = quantized.quantized_moe(
+        *inputs, *map(torch_of, matrices), None, None, *attributes.values()
+    ).to(torch.float32)
+    function = function_for(opspec.QUANTIZED_MOE, scheme=scheme, words=True)
+    plugin = {"plugin_version": opspec.PLUGIN_VERSION, "plugin_namespace": opspec.PLUGIN_NAMESPACE}
+    assert tuple(function.input) == names
+    assert list(function.attribute) == [*attributes, *plugin]
+    element = {torch.float32: 1, torch.float16: 10, torch.bfloat16: 16}[dtype]
+    nodes = [  # NumPy has no bfloat16
+        *(onnx.helper.make_node("Cast", [f"{name}_wide"], [name], to=element) for name in names[:2]),
+        onnx.helper.make_node(function.name, names, ["y"], domain=function.domain, **attributes, **plugin),
+        onnx.helper.make_node("Cast", ["y"], ["output"], to=1),
+    ]
+    arrays = [each.to(torch.float32).numpy() for each in inputs]
+    arrays += [
+        each.view(np.int32) if each.dtype == np.uint8 else each for each in matrices if each is not None
+    ]
+    feed = dict(zip([f"{name}_wide" for name in names[:2]] + list(names[2:]), arrays, strict=True))
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph(
+            nodes,
+            "one",
+            [
+                onnx.helper.make_tensor_value_info(
+                    name, onnx.helper.np_dtype_to_tensor_dtype(each.dtype), each.shape
+                )
+                for name, each in feed.items()
+            ],
+            [onnx.helper.make_tensor_value_info("output", 1, None)],
+        ),
+        opset_imports=[onnx.helper.make_opsetid("", ONNX_OPSET), onnx.helper.make_opsetid(opspec.DOMAIN, 1)],
+        ir_version=IR_VERSION,
+        functions=[function],
+    )
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, feed)
+    bound = float(torch.finfo(dtype).eps) * float(expected.abs().max()) + 1e-5
+    assert np.abs(found - expected.numpy()).max() <= bound

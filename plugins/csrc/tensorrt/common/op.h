@@ -51,11 +51,15 @@ struct Op
     Table<Tie> ties;
     q2export_status (*workspace_size)(Call const& call, size_t* bytes);
     q2export_status (*enqueue)(Call const& call, Buffers const& buffers);
+    // Works out sizes from others and the attributes, where shapes are formulas of them; throws Refusal where they
+    // contradict each other.
+    void (*relate)(Sizes& sizes, Attributes const& attributes) = nullptr;
 };
 
 extern Op const kRotaryEmbedding;
 extern Op const kGroupQueryAttention;
 extern Op const kRotaryAttention;
 extern Op const kMoE;
+extern Op const kQuantizedMoE;
 
 } // namespace q2export

@@ -23,8 +23,22 @@ bool is_supported(ElementType element, DataType type)
     switch (element)
     {
     case ElementType::kF: return type == DataType::kFLOAT;
+    case ElementType::kS: return type == DataType::kHALF;
+    case ElementType::kP: return type == DataType::kINT32;
     case ElementType::kL: return type == DataType::kINT64;
     default: return type == DataType::kHALF || type == DataType::kBF16 || type == DataType::kFLOAT;
+    }
+}
+
+char const* expected_type(ElementType element)
+{
+    switch (element)
+    {
+    case ElementType::kF: return "float32";
+    case ElementType::kS: return "float16";
+    case ElementType::kP: return "int32";
+    case ElementType::kL: return "int64";
+    default: return "float16, bfloat16 or float32, as all others";
     }
 }
 
@@ -97,6 +111,7 @@ Plugin::Plugin(Op const& op, Attributes attributes, std::string node)
     // The kernels know the attributes' ranges: ask them about the smallest shapes.
     Sizes smallest(1);
     smallest[Symbol::kD] = 2;
+    smallest[Symbol::kH] = smallest[Symbol::kI] = 128; // the largest block of packed weights
     workspace_bytes(smallest, DataType::kFLOAT);
 }
 
@@ -268,11 +283,8 @@ DataType Plugin::check_types(DataType const* inputs) const
         bool const is_like_first = element != ElementType::kT || inputs[i] == inputs[0];
         if (!is_supported(element, inputs[i]) || !is_like_first)
         {
-            char const* const expected = element == ElementType::kF ? "float32"
-                : element == ElementType::kL                        ? "int64"
-                                                                    : "float16, bfloat16 or float32, as all others";
             throw Refusal("input " + input_name(op_.spec, i) + " has data type "
-                + std::to_string(static_cast<int32_t>(inputs[i])) + ", expected " + expected);
+                + std::to_string(static_cast<int32_t>(inputs[i])) + ", expected " + expected_type(element));
         }
     }
     return inputs[0];
@@ -280,7 +292,11 @@ DataType Plugin::check_types(DataType const* inputs) const
 
 Sizes Plugin::checked_sizes(std::function<Dims const&(int32_t)> const& dims_of_input) const
 {
-    Sizes const sizes = bind_sizes(op_.spec, input_count(), dims_of_input);
+    Sizes sizes = bind_sizes(op_.spec, input_count(), dims_of_input);
+    if (op_.relate != nullptr)
+    {
+        op_.relate(sizes, attributes_);
+    }
     for (Tie const& tie : op_.ties)
     {
         int64_t expected = attributes_.integer(tie.attribute);

@@ -11,6 +11,8 @@ enum class ElementType : int32_t
 {
     kT, // the graph's floating-point type
     kF, // float32
+    kS, // float16: scales
+    kP, // int32: packed codes
     kL, // int64
 };
 
