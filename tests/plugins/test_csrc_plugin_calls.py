@@ -17,7 +17,9 @@ from tests.plugins.host_plugins import PLUGIN_SOURCES, compile_plugins
 from tests.plugins.kernels import Kernels
 from tests.plugins.test_csrc_kernels import experts, frequencies, ragged_batch
 
-TYPES = {torch.float32: 0, torch.float16: 1, torch.int64: 8, torch.bfloat16: 7}  # nvinfer1::DataType
+TYPES = {  # nvinfer1::DataType
+    **{torch.float32: 0, torch.float16: 1, torch.int32: 3, torch.int64: 8, torch.bfloat16: 7},
+}
 INT32_FIELD, FLOAT32_FIELD, INT64_FIELD = 5, 1, 10  # nvinfer1::PluginFieldType
 
 
@@ -137,9 +139,57 @@ def test_moe(driver: Driver, kernels: Kernels, dtype: torch.dtype) -> None:
     assert torch.equal(output, kernels.moe(hidden, logits, weights, 3, False))
 
 
+MOE_VALUES = {"num_experts": 4, "top_k": 2, "norm_topk_prob": 1}
+PACKING = {"bits": 4, "block_size": 64}
+
+
+def quantized_experts() -> list[Tensor]:
+    """Hidden states, logits, words of codes and scales: hidden size 256, intermediate size 128."""
+    tensors = [torch.randn(5, 256).half(), torch.randn(5, 4).half()]
+    for rows, columns in ((256, 256), (256, 128)):
+        codes = torch.randint(256, (4, rows, columns // 2), dtype=torch.uint8)
+        tensors += [codes.view(torch.int32), (torch.randn(4, rows, columns // 64) / columns).half()]
+    return tensors
+
+
+def test_quantized_moe(driver: Driver, kernels: Kernels) -> None:
+    hidden, logits, *packed = quantized_experts()
+    output = torch.full_like(hidden, math.nan)
+    fields = fields_of(opspec.QUANTIZED_MOE, {**MOE_VALUES, **PACKING})
+    assert driver.run("Q2QuantizedMoE", fields, [hidden, logits, *packed], [output]) == ""
+    as_bytes = [each.view(torch.uint8) if each.dtype == torch.int32 else each for each in packed]
+    assert torch.equal(output, kernels.quantized_moe(hidden, logits, as_bytes, 2, True, 4, 64))
+
+
+@pytest.mark.parametrize(
+    ("index", "tensor", "message"),
+    [
+        (2, torch.zeros(4, 256, 31).int(), "hidden_size by the words of gate_up is 248, expected 256"),
+        (2, torch.zeros(4, 254, 32).int(), "dimension 2*I of input gate_up_scale is 256, expected 254"),
+        (3, torch.zeros(4, 256, 3).half(), "hidden_size by gate_up_scale is 192, expected 256"),
+        (3, torch.zeros(4, 256, 4), "input gate_up_scale has data type 0, expected float16"),
+        (4, torch.zeros(4, 256, 64).half(), "input down has data type 1, expected int32"),
+        (5, torch.zeros(4, 256, 1).half(), "intermediate_size by down_scale is 64, expected 128"),
+    ],
+)
+def test_quantized_experts_that_disagree_are_refused(
+    driver: Driver, index: int, tensor: Tensor, message: str
+) -> None:
+    tensors = quantized_experts()
+    tensors[index] = tensor
+    fields = fields_of(opspec.QUANTIZED_MOE, {**MOE_VALUES, **PACKING})
+    failed = driver.run("Q2QuantizedMoE", fields, tensors, [torch.empty_like(tensors[0])])
+    assert "node node_7 (Q2QuantizedMoE)" in failed and message in failed
+
+
+def test_a_packing_that_there_is_not_is_refused(driver: Driver) -> None:
+    fields = fields_of(opspec.QUANTIZED_MOE, {**MOE_VALUES, "bits": 3, "block_size": 64})
+    assert "quantized_moe: bits is 3, expected 4 or 8" in driver.run("Q2QuantizedMoE", fields, [], [])
+
+
 @pytest.mark.parametrize("spec", opspec.ALL, ids=lambda spec: spec.name)
 def test_aliases(driver: Driver, spec: opspec.OpSpec) -> None:
-    values = {**ATTENTION_VALUES, "num_experts": 4, "top_k": 2, "norm_topk_prob": 1}
+    values = {**ATTENTION_VALUES, **MOE_VALUES, **PACKING}
     collection, _keep = driver.fields(fields_of(spec, values))
     aliases = dict(spec.aliases)
     for index, output in enumerate(spec.output_names()):

@@ -8,15 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx.reference import ReferenceEvaluator
 
 from q2export.contracts.quantization import Quantization
+from q2export.errors import ExportError
 from q2export.exporter.checkpoint.source import Source
 from q2export.exporter.export import Graph, build_graph
+from q2export.exporter.lowering.limits import check_quantized
 from q2export.exporter.weights.plan import as_it_is
 from q2export.exporter.weights.sizes import planned_bytes
 from q2export.exporter.weights.stack import Form
+from q2export.plugins.tensorrt.preflight import check_onnx
 from q2export.runtime.backends.onnxruntime import step_inputs
 from tests.helpers.quantized import TOKENS, export, reference, run_export, write_packed
 
@@ -82,6 +86,34 @@ def test_the_tensorrt_graph_in_float16(tmp_path: Path, model: str, weights: str)
     nodes = onnx.load(result.onnx, load_external_data=False).graph.node
     dequantized = [node for node in nodes if node.op_type == "DequantizeLinear"]
     assert len(dequantized) == 15 and all(len(node.input) == 2 for node in dequantized), "no zero points"
+
+
+@pytest.mark.parametrize("weights", ["int4", "int8"])
+def test_quantized_experts_are_plugins_of_tensorrt_over_the_bytes_on_disk(
+    tmp_path: Path, weights: str
+) -> None:
+    source = write_packed(tmp_path, "moe", Quantization(weights=weights), dtype="F16")
+    result = export(source, tmp_path / "out", "tensorrt", dtype="float16")
+    assert np.abs(run_export(result) - reference(source)).max() <= 0.03
+    nodes = onnx.load(result.onnx, load_external_data=False).graph.node
+    assert [len(node.input) for node in nodes if node.op_type == "Q2QuantizedMoE"] == [6, 6]
+    assert check_onnx(result.onnx) == 4
+    for dtype in ("float16", "bfloat16"):
+        graph = build_graph(source, "tensorrt", dtype)
+        experts = [one for one in graph.plan.bindings if any(".experts." in ref.name for ref in one.sources)]
+        assert {one.in_place for one in experts} == {True} and len(experts) == 8
+        of_graph = {value.name: value.dtype for value in graph.model.graph.initializers.values()}
+        assert {of_graph[one.name] for one in experts} == {ir.DataType.INT32, ir.DataType.FLOAT16}
+        planned = planned_bytes(as_it_is(source), "tensorrt", dtype)
+        assert planned.total == sum(one.nbytes for one in graph.plan.bindings)
+
+
+def test_a_mixture_of_quantized_and_other_experts_is_refused_for_tensorrt(tmp_path: Path) -> None:
+    source = write_packed(tmp_path, "moe", Quantization(weights="int4", keep=KEPT["experts"]))
+    with pytest.raises(ExportError, match=r"of the 18 matrices .* TensorRT's plugins take all"):
+        check_quantized("tensorrt", tuple(source.packed.values()), source.config)
+    whole = write_packed(tmp_path / "whole", "moe", Quantization(weights="int4", keep=("*.0.mlp.experts.*",)))
+    check_quantized("tensorrt", tuple(whole.packed.values()), whole.config)
 
 
 def test_the_portable_graph_in_the_reference_evaluator(tmp_path: Path) -> None:
