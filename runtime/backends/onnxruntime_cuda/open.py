@@ -19,6 +19,7 @@ from q2export.runtime.backends.onnxruntime_cuda.provider import (
     check_provider,
     import_with_cuda,
     select_gpu,
+    why_not_loaded,
 )
 from q2export.runtime.backends.onnxruntime_session import check_signature
 
@@ -126,7 +127,12 @@ def _open_session(
     except Q2ExportError:
         raise
     except Exception as error:
-        raise PackageError(f"ONNX Runtime {ort.__version__} cannot load {path} on CUDA: {error}") from error
+        # Without its provider ONNX Runtime looks for CPU kernels, and finds none for our ops.
+        why = why_not_loaded(ort)
+        also = "" if why is None else f"; its {PROVIDER} cannot be loaded: {why}"
+        raise PackageError(
+            f"ONNX Runtime {ort.__version__} cannot load {path} on CUDA: {error}{also}"
+        ) from error
 
 
 def _session(ort: ModuleType, path: Path, library: Path | None, provider: Mapping[str, str]) -> Any:

@@ -95,13 +95,13 @@ def check_provider(ort: ModuleType, used: list[str]) -> None:
         return
     raise PackageError(
         f"ONNX Runtime {ort.__version__} has a {PROVIDER}, but cannot use it: "
-        f"{_why_not_loaded(ort) or 'its log says why'}. It needs the CUDA and cuDNN libraries it was built "
+        f"{why_not_loaded(ort) or 'its log says why'}. It needs the CUDA and cuDNN libraries it was built "
         "for (onnxruntime-gpu 1.31: CUDA 13, cuDNN 9), which the nvidia-*-cu13 packages have, those of "
         f"PyTorch included: {_INSTALL}"
     )
 
 
-def _why_not_loaded(ort: ModuleType) -> str | None:
+def why_not_loaded(ort: ModuleType) -> str | None:
     """What the system says of the provider's library; None if it can be loaded."""
     folder = Path(str(ort.__file__)).parent / "capi"
     try:

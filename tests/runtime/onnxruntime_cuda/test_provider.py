@@ -111,7 +111,9 @@ def test_a_session_without_the_provider_is_refused(tmp_path: Path, monkeypatch: 
     ort = FakeOrt(used="CPUExecutionProvider")
     with pytest.raises(PackageError, match=r"cannot use it: .*libonnxruntime_providers_.*CUDA 13, cuDNN 9"):
         opened(ort, tmp_path, monkeypatch)
-    with pytest.raises(PackageError, match=r"1\.31\.1 cannot load .*model\.onnx on CUDA: no such node"):
+    with pytest.raises(
+        PackageError, match=r"cannot load .*model\.onnx on CUDA: no such node; its .*libonnxrun"
+    ):
         opened(FakeOrt(error="no such node"), tmp_path, monkeypatch)
 
 
