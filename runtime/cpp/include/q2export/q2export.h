@@ -120,6 +120,62 @@ Q2E_API q2e_status q2e_engine_get_info(q2e_engine const* engine, q2e_engine_info
  * there is nothing. Valid until the release of the engine. */
 Q2E_API char const* q2e_engine_warnings(q2e_engine const* engine);
 
+/* ---- Text: the tokenizer of a package, with the token ids of Hugging Face's tokenizers ----
+ *
+ * Chat templates are rendered by the caller. Encode what a template gives with no_special_tokens_around: its special
+ * tokens become tokens. Text of users belongs into special_tokens_as_text, or is looked through for special tokens
+ * before it is put into a template. */
+
+typedef struct q2e_tokenizer q2e_tokenizer;
+
+/* Of a folder with tokenizer.json and, where there is one, tokenizer_config.json: a package, or a checkpoint. A tokenizer
+ * that is not a byte-level BPE with the pre-tokenizer of Qwen2 is refused. */
+Q2E_API q2e_status q2e_tokenizer_open(char const* folder, q2e_tokenizer** tokenizer, q2e_error** error);
+
+/* That of an engine, which may be released before it. */
+Q2E_API q2e_status q2e_engine_get_tokenizer(q2e_engine const* engine, q2e_tokenizer** tokenizer, q2e_error** error);
+Q2E_API void q2e_tokenizer_release(q2e_tokenizer* tokenizer);
+
+typedef struct q2e_encode_options
+{
+    size_t size;
+    int no_special_tokens_around; /* not 0: without what the tokenizer puts around a text; Qwen2's puts nothing */
+    int special_tokens_as_text;   /* not 0: what reads like a special token is encoded as the text it is */
+    size_t most_tokens;           /* refuse a text that is longer, for certain, before it is encoded; 0: any length */
+} q2e_encode_options;
+
+typedef struct q2e_tokens q2e_tokens;
+
+/* Token ids of UTF-8 text, which may have zero bytes. `options` may be NULL. Not UTF-8, too long:
+ * Q2E_GENERATION_ERROR. */
+Q2E_API q2e_status q2e_encode(q2e_tokenizer const* tokenizer, char const* text, size_t text_bytes,
+    q2e_encode_options const* options, q2e_tokens** tokens, q2e_error** error);
+Q2E_API size_t q2e_tokens_count(q2e_tokens const* tokens);
+Q2E_API int64_t const* q2e_tokens_ids(q2e_tokens const* tokens); /* valid until the release */
+Q2E_API void q2e_tokens_release(q2e_tokens* tokens);
+
+typedef struct q2e_text q2e_text;
+
+/* Text of token ids, with U+FFFD for bytes that are not UTF-8; ids that the tokenizer does not have are left out, and
+ * special tokens unless `keep_special_tokens`. */
+Q2E_API q2e_status q2e_decode(q2e_tokenizer const* tokenizer, int64_t const* token_ids, size_t token_count,
+    int keep_special_tokens, q2e_text** text, q2e_error** error);
+Q2E_API char const* q2e_text_data(q2e_text const* text); /* ends with a zero byte; valid until the release */
+Q2E_API size_t q2e_text_bytes(q2e_text const* text);
+Q2E_API void q2e_text_release(q2e_text* text);
+
+typedef struct q2e_detokenizer q2e_detokenizer;
+
+/* Text of tokens as they come: a character whose bytes are spread over tokens is never given half. One thread at a time.
+ * What feed and flush give is valid until the next call; flush gives the rest at the end of a text, and begins anew. */
+Q2E_API q2e_status q2e_detokenizer_create(
+    q2e_tokenizer const* tokenizer, q2e_detokenizer** detokenizer, q2e_error** error);
+Q2E_API q2e_status q2e_detokenizer_feed(
+    q2e_detokenizer* detokenizer, int64_t token_id, char const** text, size_t* text_bytes, q2e_error** error);
+Q2E_API q2e_status q2e_detokenizer_flush(
+    q2e_detokenizer* detokenizer, char const** text, size_t* text_bytes, q2e_error** error);
+Q2E_API void q2e_detokenizer_release(q2e_detokenizer* detokenizer);
+
 /* ---- Options of generation: those of q2export.GenerationOptions in Python, by name ---- */
 
 typedef struct q2e_options q2e_options;

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
+#include <cstring>
 
 #include "json.h"
 
@@ -205,7 +206,15 @@ bool is_utf8(std::string_view text, size_t& bad)
         unsigned char const first = bytes[at];
         if (first < 0x80)
         {
-            ++at;
+            uint64_t eight = 0;
+            for (++at; at + sizeof(eight) <= size; at += sizeof(eight))
+            {
+                std::memcpy(&eight, bytes + at, sizeof(eight));
+                if ((eight & 0x8080808080808080) != 0)
+                {
+                    break;
+                }
+            }
             continue;
         }
         size_t const length = first >= 0xc2 && first < 0xe0 ? 2 : first >= 0xe0 && first < 0xf0 ? 3 : first >= 0xf0 && first < 0xf5 ? 4 : 0;
