@@ -22,6 +22,7 @@ COMMANDS: Mapping[str, str] = {
     "generate": "Generate text from a prompt.",
     "chat": "Talk to a model, with its own chat template.",
     "serve": "Serve engines over HTTP, with OpenAI's API.",
+    "triton": "Write a model repository for Triton Inference Server.",
     "verify": "Compare an engine with the PyTorch reference.",
     "inspect": "Show what a package, an ONNX file or a checkpoint holds.",
     "bench": "Measure prefill and decode speed of an engine.",

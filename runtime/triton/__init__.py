@@ -1,0 +1,1 @@
+"""Triton Inference Server: model repositories for its Python backend, and the model they run."""
