@@ -43,7 +43,6 @@ def test_help_lists_every_command_in_order(capsys: pytest.CaptureFixture[str]) -
     places = [out.index(f"\n  {name} ") for name in COMMANDS]
     assert places == sorted(places)
     assert all(summary in out for summary in COMMANDS.values())
-    assert "serve" not in out
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -96,7 +95,7 @@ def test_no_arguments_show_the_help_and_are_a_usage_error(capsys: pytest.Capture
     ("arguments", "message"),
     [
         (["biuld"], "error: no command 'biuld'; did you mean 'build'?"),
-        (["serve"], "error: no command 'serve'"),
+        (["train"], "error: no command 'train'"),
         (["--wat"], "error: No such option '--wat'"),
         (["build", "--output", "out"], "error: Missing option '--model'"),
         (["build", "--model", "x"], "error: missing option '-o' / '--output'"),
