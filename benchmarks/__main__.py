@@ -14,6 +14,7 @@ from typing import Any
 from benchmarks.case import (
     ORT_OPS,
     GenerationCase,
+    ServingCase,
     case_names,
     case_path,
     parse_case,
@@ -94,13 +95,17 @@ def run_case(name: str, settings: RunSettings, rounds: int | None = None) -> dic
             "decisions": list(spec.decisions),
             "records": measure_ort_ops(spec, source, settings.work_dir),
         }
+    from benchmarks.clients import run_serving
     from benchmarks.commands import run_commands
     from benchmarks.generation import run_generation
 
     case = parse_case(kind, data, source)
-    outcome = (
-        run_generation(case, settings) if isinstance(case, GenerationCase) else run_commands(case, settings)
-    )
+    if isinstance(case, GenerationCase):
+        outcome = run_generation(case, settings)
+    elif isinstance(case, ServingCase):
+        outcome = run_serving(case, settings)
+    else:
+        outcome = run_commands(case, settings)
     return {
         **result,
         "title": case.title,

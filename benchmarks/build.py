@@ -29,7 +29,7 @@ def build(contestant: Contestant, checkpoint: Path, threads: int, settings: RunS
     config = (checkpoint / "config.json").read_text()
     made_from = json.dumps([command, config, *ingredients])
     record = settings.work_dir / "logs" / f"{model.name}.built.json"
-    is_peer = contestant.worker != "q2export_engine"
+    is_peer = not contestant.worker.startswith("q2export")
     if is_peer and model.exists() and record.is_file() and record.read_text() == made_from:
         return model
     record.unlink(missing_ok=True)
@@ -43,7 +43,11 @@ def build(contestant: Contestant, checkpoint: Path, threads: int, settings: RunS
 
 def interpreter(contestant: Contestant, settings: RunSettings) -> str:
     """The interpreter that has the contestant's library."""
-    own = {"q2export_engine": settings.python, "openvino_genai_model": settings.openvino_python}
+    own = {
+        "q2export_engine": settings.python,
+        "q2export_http": settings.python,
+        "openvino_genai_model": settings.openvino_python,
+    }
     return own.get(contestant.worker, settings.peers_python)
 
 
@@ -51,7 +55,7 @@ def _command(contestant: Contestant, checkpoint: Path, model: Path, settings: Ru
     """The command that makes ``model``; none for what runs the checkpoint itself."""
     python, source, output = interpreter(contestant, settings), str(checkpoint), str(model)
     match contestant.worker:
-        case "q2export_engine":
+        case "q2export_engine" | "q2export_http":
             start = [settings.q2export, "build", "--model", source, "--output", output, "--no-parity"]
             return [*start, *contestant.build]
         case "genai":

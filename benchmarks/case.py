@@ -76,7 +76,12 @@ class Contestant:
 
     name: str
     worker: Literal[
-        "q2export_engine", "genai", "llama_cpp_model", "openvino_genai_model", "transformers_model"
+        "q2export_engine",
+        "q2export_http",
+        "genai",
+        "llama_cpp_model",
+        "openvino_genai_model",
+        "transformers_model",
     ]
     dtype: Literal["float32", "bfloat16"]
     experts: Literal["eager", "grouped_mm"] | None
@@ -124,6 +129,36 @@ class GenerationCase:
 
 
 @dataclass(frozen=True)
+class ServingCase:
+    """Clients that each ask one request after the other, of all contestants in turn.
+
+    Attributes:
+        reference: contestant whose logits the others are compared with.
+        clients: how many at once; each number is measured.
+        requests: of each client, one after the other.
+        prompt_tokens: of each request.
+        new_tokens: least and most of each request; they differ, so that requests end at different times.
+        rounds, warm_up, pause_seconds: as in :class:`GenerationCase`.
+    """
+
+    kind: Literal["serving"]
+    title: str
+    model: ModelSpec
+    threads: int
+    reference: str
+    clients: tuple[int, ...]
+    requests: int
+    prompt_tokens: int
+    new_tokens: tuple[int, int]
+    rounds: int
+    warm_up: bool
+    pause_seconds: float
+    contestants: tuple[Contestant, ...]
+    speed_bars: tuple[SpeedBar, ...]
+    limit_bars: tuple[LimitBar, ...]
+
+
+@dataclass(frozen=True)
 class Command:
     """A command whose time and memory are measured.
 
@@ -151,9 +186,10 @@ class CommandsCase:
     limit_bars: tuple[LimitBar, ...]
 
 
-Case = GenerationCase | CommandsCase
-KINDS: Mapping[str, type[GenerationCase] | type[CommandsCase]] = {
+Case = GenerationCase | ServingCase | CommandsCase
+KINDS: Mapping[str, type[GenerationCase] | type[ServingCase] | type[CommandsCase]] = {
     "generation": GenerationCase,
+    "serving": ServingCase,
     "commands": CommandsCase,
 }
 ORT_OPS = "ort-ops"
@@ -194,7 +230,7 @@ def read_case(path: Path) -> tuple[str, Mapping[str, object], Source]:
 
 
 def parse_case(kind: str, data: Mapping[str, object], source: Source) -> Case:
-    """Check a case of kind ``generation`` or ``commands``.
+    """Check a case of kind ``generation``, ``serving`` or ``commands``.
 
     Raises:
         CaseError: an unknown or missing key, a wrong type, or a bar that names no contestant.
@@ -208,6 +244,8 @@ def parse_case(kind: str, data: Mapping[str, object], source: Source) -> Case:
             names.append(PLAIN_READ)
         if case.gain_bars and case.batch is None:
             raise CaseError(f"{source.label}: gain_bars need a batch")
+    elif isinstance(case, ServingCase):
+        names, mentioned = [contestant.name for contestant in case.contestants], [case.reference]
     else:
         names = [command.name for command in case.commands]
         mentioned = []

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.build import build, interpreter
-from benchmarks.case import PLAIN_READ, Contestant, GenerationCase
+from benchmarks.case import PLAIN_READ, Contestant, GenerationCase, ServingCase
 from benchmarks.checkpoint import make_checkpoint
 from benchmarks.measure import Samples, Turn, interleave
 from benchmarks.process import CommandError, reset_peak, tree_rss_bytes
@@ -44,7 +44,7 @@ def run_generation(case: GenerationCase, settings: RunSettings) -> Outcome:
         for contestant in case.contestants:
             _progress(f"trial of {contestant.name}")
             try:
-                worker = stack.enter_context(_start(contestant, checkpoint, case, settings))
+                worker = stack.enter_context(start_worker(contestant, checkpoint, case, settings))
                 _try(worker, case, prompts)
             except (CommandError, WorkerError) as error:
                 if contestant.worker == "q2export_engine":
@@ -61,7 +61,7 @@ def run_generation(case: GenerationCase, settings: RunSettings) -> Outcome:
             for name, worker in workers.items()
         }
         vocab_size = int(json.loads((checkpoint / "config.json").read_text())["vocab_size"])
-        outcome.checks = _check_logits(case, workers, prompts[0][-_CHECK_TOKENS:], vocab_size)
+        outcome.checks = check_logits(case, workers, prompts[0][-_CHECK_TOKENS:], vocab_size)
         outcome.samples |= _measure_steps(case, workers, prompts, reader)
         outcome.samples[MEMORY] = {
             name: [[float(tree_rss_bytes(worker.pid))]] for name, worker in workers.items()
@@ -76,7 +76,9 @@ def _prompts(case: GenerationCase) -> list[list[int]]:
     return [[draw.randrange(_TOKEN_IDS) for _ in range(length)] for length in lengths]
 
 
-def _start(contestant: Contestant, checkpoint: Path, case: GenerationCase, settings: RunSettings) -> Worker:
+def start_worker(
+    contestant: Contestant, checkpoint: Path, case: GenerationCase | ServingCase, settings: RunSettings
+) -> Worker:
     """Build what the contestant runs, and start it."""
     arguments = {
         "model": str(build(contestant, checkpoint, case.threads, settings)),
@@ -170,8 +172,8 @@ def _steps(worker: Worker, case: GenerationCase, prompts: Sequence[list[int]]) -
     return seconds
 
 
-def _check_logits(
-    case: GenerationCase, workers: Mapping[str, Worker], prompt: list[int], vocab_size: int
+def check_logits(
+    case: GenerationCase | ServingCase, workers: Mapping[str, Worker], prompt: list[int], vocab_size: int
 ) -> dict[str, float]:
     """Largest difference of each contestant's logits from the reference's, after one prompt.
 

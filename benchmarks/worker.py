@@ -99,6 +99,10 @@ class Worker:
         prompts = [list(prompt) for prompt in prompts]
         return list(self.call("generate_batch", {"prompts": prompts, "count": count})["seconds"])
 
+    def serve_clients(self, clients: Sequence[Sequence[tuple[Sequence[int], int]]]) -> list[list[float]]:
+        """Requests (prompt, tokens) of clients that ask one after the other; times of each request."""
+        return list(self.call("serve_clients", {"clients": clients})["times"])
+
     def logits(self, tokens: Sequence[int], indices: Sequence[int]) -> list[float]:
         """Logits of ``indices`` of the vocabulary after the last of ``tokens``."""
         return list(self.call("logits", {"tokens": list(tokens), "indices": list(indices)})["logits"])

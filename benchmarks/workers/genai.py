@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,45 @@ import numpy as np
 import onnxruntime_genai as og  # type: ignore[import-not-found]  # of the peers' interpreter
 
 from benchmarks.workers.serve import Settings, serve, step_seconds
+from benchmarks.workers.traffic import Progress
+
+
+class StaticStepper:
+    """Whatever waits when a batch has ended is the next one, which runs until its longest text has ended.
+
+    Under the protocol of :class:`benchmarks.workers.traffic.Stepper`; prompts are of one length.
+    """
+
+    def __init__(self, make: Callable[[Sequence[Sequence[int]], int], Any]) -> None:
+        self._make = make
+        self._waiting: list[tuple[int, Sequence[int], int]] = []
+        self._batch: list[tuple[int, int]] = []  # requests, and the tokens they want
+        self._generator: Any = None
+        self._made = 0
+
+    def add(self, request: int, prompt: Sequence[int], count: int) -> None:
+        """Let it wait for the next batch."""
+        self._waiting.append((request, prompt, count))
+
+    def step(self) -> Iterable[Progress]:
+        """One token for every text of the batch; those that have enough of them drop theirs."""
+        if self._generator is None:
+            waiting, self._waiting, self._made = self._waiting, [], 0
+            self._batch = [(request, count) for request, _, count in waiting]
+            longest = max(count for _, count in self._batch)
+            self._generator = self._make([prompt for _, prompt, _ in waiting], longest)
+        self._generator.generate_next_token()
+        self._made += 1
+        progress = [
+            Progress(request, count == self._made) for request, count in self._batch if count >= self._made
+        ]
+        if all(count <= self._made for _, count in self._batch):
+            self._generator = None
+        return progress
+
+    def close(self) -> None:
+        """Drop the batch."""
+        self._generator = None
 
 
 class LoadedModel:
@@ -27,6 +66,10 @@ class LoadedModel:
     def batch_seconds(self, prompts: Sequence[Sequence[int]], count: int) -> list[float]:
         """A static batch."""
         return step_seconds(self._steps(prompts, count))
+
+    def stepper(self, clients: int) -> StaticStepper:
+        """Static batches: the library has no others on a CPU."""
+        return StaticStepper(self._generator)
 
     def logits(self, prompt: Sequence[int]) -> Sequence[float]:
         """Logits after the prompt; the model was built to give the last row only."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 
 import llama_cpp  # type: ignore[import-not-found]  # of the peers' interpreter
@@ -10,8 +11,83 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.workers.serve import Settings, serve, step_seconds
+from benchmarks.workers.traffic import Progress
 
+_SLOT_TOKENS = 256  # of a client, prompt and generated
 _PROMPT_BATCH = 2048  # tokens of one call of llama_decode; its own default
+
+
+class SlotStepper:
+    """What llama-server does with its slots, over the same call: one batch of all of them per step.
+
+    Texts that run give it one token each; what room is left in it goes to prompts.
+    Under the protocol of :class:`benchmarks.workers.traffic.Stepper`.
+    """
+
+    def __init__(self, context: llama_cpp.llama_context_p, slots: int, vocab_size: int) -> None:
+        self._context, self._vocab_size = context, vocab_size
+        self._free = list(range(slots))
+        self._slots: dict[int, _Slot] = {}
+
+    def add(self, request: int, prompt: Sequence[int], count: int) -> None:
+        """Take a free slot."""
+        self._slots[self._free.pop()] = _Slot(request, list(prompt), count)
+
+    def step(self) -> Iterable[Progress]:
+        """One batch."""
+        room = _PROMPT_BATCH
+        parts: list[tuple[int, list[int]]] = []
+        for number, slot in sorted(self._slots.items(), key=lambda item: len(item[1].ahead)):
+            parts.append((number, slot.ahead[:room]))
+            room -= len(parts[-1][1])
+        parts = [(number, tokens) for number, tokens in parts if tokens]
+        batch = llama_cpp.llama_batch_init(sum(len(tokens) for _, tokens in parts), 0, 1)
+        last = {number: self._fill(batch, number, tokens) for number, tokens in parts}
+        status = llama_cpp.llama_decode(self._context, batch)
+        llama_cpp.llama_batch_free(batch)
+        if status:
+            raise RuntimeError(f"llama_decode returned {status}")
+        return [progress for number, index in last.items() for progress in self._take(number, index)]
+
+    def close(self) -> None:
+        """Free the context."""
+        llama_cpp.llama_free(self._context)
+
+    def _fill(self, batch: llama_cpp.llama_batch, number: int, tokens: list[int]) -> int:
+        """Put a slot's tokens into the batch; the index of the last."""
+        slot = self._slots[number]
+        for token in tokens:
+            index = batch.n_tokens
+            batch.token[index], batch.pos[index] = token, slot.past
+            batch.n_seq_id[index], batch.seq_id[index][0] = 1, number
+            batch.logits[index] = 0
+            batch.n_tokens += 1
+            slot.past += 1
+        slot.ahead = slot.ahead[len(tokens) :]
+        batch.logits[batch.n_tokens - 1] = not slot.ahead
+        return int(batch.n_tokens) - 1
+
+    def _take(self, number: int, index: int) -> Iterator[Progress]:
+        """The next token of a slot whose prompt was read; at its end the slot is free."""
+        slot = self._slots[number]
+        if slot.ahead:
+            return
+        logits = llama_cpp.llama_get_logits_ith(self._context, index)
+        slot.ahead = [int(np.ctypeslib.as_array(logits, shape=(self._vocab_size,)).argmax())]
+        slot.left -= 1
+        if slot.left == 0:
+            llama_cpp.llama_memory_seq_rm(llama_cpp.llama_get_memory(self._context), number, -1, -1)
+            del self._slots[number]
+            self._free.append(number)
+        yield Progress(slot.request, slot.left == 0)
+
+
+@dataclass
+class _Slot:
+    request: int
+    ahead: list[int]  # tokens that the model has not read
+    left: int
+    past: int = 0
 
 
 class LoadedModel:
@@ -37,6 +113,10 @@ class LoadedModel:
     def batch_seconds(self, prompts: Sequence[Sequence[int]], count: int) -> list[float]:
         """One batch of a token of every sequence per step."""
         return step_seconds(self._steps(prompts, count))
+
+    def stepper(self, clients: int) -> SlotStepper:
+        """A slot for each client, of at most ``_SLOT_TOKENS`` tokens."""
+        return SlotStepper(self._context(clients, _SLOT_TOKENS), clients, self._vocab_size)
 
     def logits(self, prompt: Sequence[int]) -> Sequence[float]:
         """Logits after the prompt."""

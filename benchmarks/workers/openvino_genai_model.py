@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -14,8 +14,40 @@ import openvino  # type: ignore[import-not-found]  # of an interpreter of its ow
 import openvino_genai  # type: ignore[import-not-found]
 
 from benchmarks.workers.serve import Settings, serve, step_seconds
+from benchmarks.workers.traffic import Progress
 
 _STEP_TOKENS = 512  # of prompts, per step; twice the default: eight prompts of the batch are read in one step
+
+
+class PipelineStepper:
+    """A pipeline under the protocol of :class:`benchmarks.workers.traffic.Stepper`."""
+
+    def __init__(self, pipeline: Any) -> None:
+        self._pipeline = pipeline
+        self._requests: dict[int, tuple[Any, int]] = {}  # the library's request, and the tokens it still owes
+
+    def add(self, request: int, prompt: Sequence[int], count: int) -> None:
+        """Add it to the pipeline."""
+        config = openvino_genai.GenerationConfig(max_new_tokens=count, ignore_eos=True, do_sample=False)
+        ids = openvino.Tensor(np.array([prompt], np.int64))
+        self._requests[request] = (self._pipeline.add_request(request, ids, config), count)
+
+    def step(self) -> Iterable[Progress]:
+        """One step of the pipeline."""
+        self._pipeline.step()
+        progress = []
+        for request, (handle, left) in list(self._requests.items()):
+            if not handle.can_read():
+                continue
+            came = sum(len(output.generated_ids) for output in handle.read().values())
+            progress += [Progress(request, left - number == 1) for number in range(came)]
+            self._requests[request] = (handle, left - came)
+            if left == came:
+                del self._requests[request]
+        return progress
+
+    def close(self) -> None:
+        """All requests have ended; the pipeline stays."""
 
 
 class LoadedModel:
@@ -49,6 +81,10 @@ class LoadedModel:
                 raise RuntimeError(f"{sum(ready)} of {len(ready)} sequences advanced in a step")
             outputs = [output for request in requests for output in request.read().values()]
             yield [int(output.generated_ids[-1]) for output in outputs]
+
+    def stepper(self, clients: int) -> PipelineStepper:
+        """The pipeline's own continuous batching."""
+        return PipelineStepper(self._pipeline)
 
     def logits(self, prompt: Sequence[int]) -> Sequence[float]:
         """Logits after the prompt, of the same file in a process of its own: the library gives none out."""

@@ -2,14 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from queue import SimpleQueue
 
 import numpy as np
 import onnxruntime
 
 import q2export
 from benchmarks.workers.serve import Settings, serve
+from benchmarks.workers.traffic import Progress
 from q2export.runtime.engine import Engine
+from q2export.runtime.scheduler import Scheduler, SchedulerOptions
+
+
+class SchedulerStepper:
+    """A scheduler under the protocol of :class:`benchmarks.workers.traffic.Stepper`."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+        self._progress: SimpleQueue[Progress | BaseException] = SimpleQueue()
+
+    def add(self, request: int, prompt: Sequence[int], count: int) -> None:
+        """Submit it."""
+        self._scheduler.submit(
+            np.array(prompt),
+            max_new_tokens=count,
+            do_sample=False,
+            ignore_eos=True,
+            on_event=lambda event: self._progress.put(Progress(request, event.result is not None)),
+            on_end=lambda error: None if error is None else self._progress.put(error),
+        )
+
+    def step(self) -> Iterable[Progress]:
+        """What has come."""
+        found = self._progress.get()
+        if isinstance(found, BaseException):
+            raise found
+        return [found]
+
+    def close(self) -> None:
+        """End the scheduler."""
+        self._scheduler.close()
 
 
 class LoadedEngine:
@@ -28,6 +61,10 @@ class LoadedEngine:
         results = self._engine.generate_batch(prompts, max_new_tokens=count, do_sample=False, ignore_eos=True)
         timings = results[-1].timings
         return [timings.time_to_first_token] + [timings.decode_seconds / (count - 1)] * (count - 1)
+
+    def stepper(self, clients: int) -> SchedulerStepper:
+        """A scheduler without a cache of prefixes: no prompt comes twice."""
+        return SchedulerStepper(Scheduler(self._engine, SchedulerOptions(prefix_bytes=0)))
 
     def logits(self, prompt: Sequence[int]) -> Sequence[float]:
         """Score the prompt and take the last row."""

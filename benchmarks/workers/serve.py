@@ -7,6 +7,7 @@ start (first)         model, threads, dtype, experts                  versions
 load                                                                  seconds
 generate              tokens, count                                   seconds (one per token)
 generate_batch        prompts, count                                  seconds (one per step)
+serve_clients         clients (requests of each: prompt, count)       times (of each request)
 logits                tokens, indices                                 logits
 ====================  ==============================================  =========================
 
@@ -24,6 +25,8 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+from benchmarks.workers.traffic import Stepper, closed_loop
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,9 @@ class Model(Protocol):
 
         A step chooses a token of every sequence; the first one reads the prompts.
         """
+
+    def stepper(self, clients: int) -> Stepper:
+        """Runs the requests of so many clients at once; a library that cannot has no such method."""
 
     def logits(self, prompt: Sequence[int]) -> Sequence[float]:
         """Logits over the vocabulary after the prompt."""
@@ -103,6 +109,9 @@ def _measure(model: Model, action: str, request: dict[str, Any]) -> dict[str, ob
     if action == "logits":
         logits = model.logits(request["tokens"])
         return {"logits": [float(logits[index]) for index in request["indices"]]}
+    if action == "serve_clients":
+        clients = request["clients"]
+        return {"times": closed_loop(model.stepper(len(clients)), clients)}
     count = request.get("count", 0)
     if action == "generate":
         seconds = step_seconds(model.tokens(request["tokens"], count))

@@ -54,8 +54,9 @@ def create_app(
             for name, engine in engines.items():
                 scheduler = stack.enter_context(Scheduler(engine, scheduling))
                 models[name] = ServedModel(name, engine, scheduler, Grammars(engine))
-            app.state.service = Service(models, options or ServerOptions())
+            app.state.service = service = Service(models, options or ServerOptions())
             yield
+            service.scoring.shutdown(cancel_futures=True)
 
     return Starlette(
         routes=list(map(_route, OPERATIONS)),

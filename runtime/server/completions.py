@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -60,17 +61,22 @@ class _Choice:
         return [{"text": text, "index": self._number, "logprobs": logprobs, "finish_reason": reason}]
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Echo:
+    """A prompt that is part of the answer, and its tokens once they are scored."""
+
     text: str
-    tokens: list[tuple[int, TokenLogprobs | None]]
+    prompt: list[int]
+    tokens: list[tuple[int, TokenLogprobs | None]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class _Completion:
-    """A request whose texts are being generated."""
+    """A request whose texts are being generated; ``echoes`` are those that are to be scored."""
 
+    model: ServedModel
     request: CompletionRequest
+    echoes: list[_Echo]
     generations: Generations
     choices: list[_Choice]
     usage: Usage
@@ -85,8 +91,8 @@ async def completions(service: Service, request: Request) -> Response:
     with generations:
         completion = await run_in_threadpool(_begin, service, body, generations)
     if completion.request.stream:
-        return EventStream(_frames(completion), generations.cancel)
-    return await unless_gone(request.receive, _whole(completion), generations.cancel)
+        return EventStream(_frames(service, completion), generations.cancel)
+    return await unless_gone(request.receive, _whole(service, completion), generations.cancel)
 
 
 def _begin(service: Service, body: bytes, generations: Generations) -> _Completion:
@@ -118,13 +124,18 @@ def _begin(service: Service, body: bytes, generations: Generations) -> _Completi
             model, prompt, options, count=count, grammar=grammar, priority=request.priority or 0
         )
     choices: list[_Choice] = []
+    echoes: list[_Echo] = []
     for prompt in prompts:
-        echo = _echo(model, request, prompt) if request.echo else None
+        echo = None
+        if request.echo:
+            text = model.tokenizer("echo").decode(prompt, skip_special_tokens=False)
+            echo = _Echo(text, prompt)
+            echoes += [echo] if logprobs is not None else []
         for _ in range(count):
             writer = None if logprobs is None else CompletionLogprobs(logprobs)
             choices.append(_Choice(len(choices), echo, writer))
     usage = Usage(sum(map(len, prompts)))
-    return _Completion(request, generations, choices, usage, _header(model), limit != 0)
+    return _Completion(model, request, echoes, generations, choices, usage, _header(model), limit != 0)
 
 
 def _prompts(model: ServedModel, request: CompletionRequest, special_tokens: bool) -> list[list[int]]:
@@ -153,11 +164,15 @@ def _checked(model: ServedModel, ids: Any, where: str) -> list[int]:
     return list(ids)
 
 
-def _echo(model: ServedModel, request: CompletionRequest, prompt: list[int]) -> _Echo:
-    text = model.tokenizer("echo").decode(prompt, skip_special_tokens=False)
-    if request.logprobs is None:
-        return _Echo(text, [])
-    return _Echo(text, list(zip(prompt, prompt_logprobs(model, prompt, request.logprobs), strict=True)))
+async def _score(service: Service, completion: _Completion) -> None:
+    """The log probabilities of prompts, where they are asked for; the server scores one after the other."""
+    loop = asyncio.get_running_loop()
+    for echo in completion.echoes:
+        top = completion.request.logprobs or 0
+        found = await loop.run_in_executor(
+            service.scoring, prompt_logprobs, completion.model, echo.prompt, top
+        )
+        echo.tokens = list(zip(echo.prompt, found, strict=True))
 
 
 def _header(model: ServedModel) -> Json:
@@ -170,8 +185,9 @@ def _header(model: ServedModel) -> Json:
     }
 
 
-async def _chunks(completion: _Completion) -> AsyncGenerator[list[Json], None]:
+async def _chunks(service: Service, completion: _Completion) -> AsyncGenerator[list[Json], None]:
     """Choices of chunks as they come, those of each token in their order."""
+    await _score(service, completion)
     if not completion.generates:
         yield [chunk for choice in completion.choices for chunk in choice.feed(None)]
         return
@@ -183,9 +199,9 @@ async def _chunks(completion: _Completion) -> AsyncGenerator[list[Json], None]:
         ]
 
 
-async def _whole(completion: _Completion) -> Response:
+async def _whole(service: Service, completion: _Completion) -> Response:
     merged: list[Json] = [{} for _ in completion.choices]
-    async for chunks in _chunks(completion):
+    async for chunks in _chunks(service, completion):
         for chunk in chunks:
             merged[chunk["index"]] = _merge(merged[chunk["index"]], chunk)
     return json_response({**completion.header, "choices": merged, "usage": completion.usage.body()})
@@ -200,13 +216,13 @@ def _merge(choice: Json, chunk: Json) -> Json:
     return {**chunk, "text": choice["text"] + chunk["text"], "logprobs": logprobs}
 
 
-async def _frames(completion: _Completion) -> AsyncGenerator[bytes, None]:
+async def _frames(service: Service, completion: _Completion) -> AsyncGenerator[bytes, None]:
     """The events of a stream; an error after its beginning is one of them."""
     options = completion.request.stream_options
     asked = options is not None and bool(options.include_usage)
     extra: Json = {"usage": None} if asked else {}
     try:
-        async for chunks in _chunks(completion):
+        async for chunks in _chunks(service, completion):
             if chunks:
                 yield b"".join(frame({**completion.header, "choices": [chunk], **extra}) for chunk in chunks)
         if asked:

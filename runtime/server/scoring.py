@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import threading
-
 from q2export.runtime.logprobs import token_logprobs
 from q2export.runtime.results import TokenLogprobs
 from q2export.runtime.server.service import ServedModel
-
-_one_at_a_time = threading.Lock()  # scoring runs beside the scheduler's steps and must not crowd them out
 
 
 def prompt_logprobs(model: ServedModel, prompt: list[int], top: int) -> list[TokenLogprobs | None]:
@@ -20,9 +16,8 @@ def prompt_logprobs(model: ServedModel, prompt: list[int], top: int) -> list[Tok
     found: list[TokenLogprobs | None] = [None]
     if len(prompt) == 1:
         return found
-    with _one_at_a_time:
-        for piece in model.engine.score_pieces(prompt[:-1]):
-            start = len(found)
-            tokens = prompt[start : start + len(piece)]
-            found += [token_logprobs(row, token, top) for row, token in zip(piece, tokens, strict=True)]
+    for piece in model.engine.score_pieces(prompt[:-1]):
+        start = len(found)
+        tokens = prompt[start : start + len(piece)]
+        found += [token_logprobs(row, token, top) for row, token in zip(piece, tokens, strict=True)]
     return found

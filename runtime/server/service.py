@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from q2export.runtime.engine import Engine
@@ -57,6 +58,8 @@ class Service:
         self.options = options
         self.metrics = Metrics({name: model.scheduler.statistics for name, model in models.items()})
         self.draining = False
+        # Scoring runs beside the scheduler's steps and must not crowd them out.
+        self.scoring = ThreadPoolExecutor(1, "q2export-scoring")
         self.active = 0
         """Requests that are being answered."""
 
