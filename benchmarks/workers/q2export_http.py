@@ -20,7 +20,7 @@ _READY = re.compile(r"ready: http://127\.0\.0\.1:(\d+)")
 
 
 class HttpStepper:
-    """Requests to ``/v1/completions``. A chunk may hold several tokens, where characters take several."""
+    """Requests to ``/v1/completions``; with their ids, all tokens come, also those without text."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -28,7 +28,7 @@ class HttpStepper:
 
     def add(self, request: int, prompt: Sequence[int], count: int) -> None:
         """Send it from a thread of its own."""
-        fields = {"temperature": 0, "ignore_eos": True, "stream": True}
+        fields = {"temperature": 0, "ignore_eos": True, "stream": True, "return_token_ids": True}
         body = json.dumps({"prompt": list(prompt), "max_tokens": count, **fields})
         threading.Thread(target=self._read, args=(request, body), daemon=True).start()
 

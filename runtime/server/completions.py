@@ -38,10 +38,14 @@ class _Choice:
         number: its index.
         echo: of the prompt, its text and the log probabilities of its tokens, if those are asked for.
         logprobs: writes log probabilities; None writes none.
+        token_ids: every chunk has those of its tokens.
     """
 
-    def __init__(self, number: int, echo: _Echo | None, logprobs: CompletionLogprobs | None) -> None:
+    def __init__(
+        self, number: int, echo: _Echo | None, logprobs: CompletionLogprobs | None, token_ids: bool
+    ) -> None:
         self._number = number
+        self._token_ids = token_ids
         self._logprobs = logprobs
         self._echo = echo
 
@@ -56,9 +60,12 @@ class _Choice:
             tokens.append((event.token_id, event.logprobs))
             reason = None if event.result is None else event.result.finish_reason
         logprobs = None if self._logprobs is None else self._logprobs.body(tokens)
-        if not text and reason is None and logprobs is None:
+        if not text and reason is None and logprobs is None and not self._token_ids:
             return []
-        return [{"text": text, "index": self._number, "logprobs": logprobs, "finish_reason": reason}]
+        chunk: Json = {"text": text, "index": self._number, "logprobs": logprobs, "finish_reason": reason}
+        if self._token_ids:
+            chunk["token_ids"] = [] if event is None else [event.token_id]
+        return [chunk]
 
 
 @dataclass
@@ -133,7 +140,7 @@ def _begin(service: Service, body: bytes, generations: Generations) -> _Completi
             echoes += [echo] if logprobs is not None else []
         for _ in range(count):
             writer = None if logprobs is None else CompletionLogprobs(logprobs)
-            choices.append(_Choice(len(choices), echo, writer))
+            choices.append(_Choice(len(choices), echo, writer, bool(request.return_token_ids)))
     usage = Usage(sum(map(len, prompts)))
     return _Completion(model, request, echoes, generations, choices, usage, _header(model), limit != 0)
 
@@ -213,7 +220,10 @@ def _merge(choice: Json, chunk: Json) -> Json:
     logprobs = choice["logprobs"]
     if logprobs is not None:
         logprobs = {name: values + chunk["logprobs"][name] for name, values in logprobs.items()}
-    return {**chunk, "text": choice["text"] + chunk["text"], "logprobs": logprobs}
+    merged = {**chunk, "text": choice["text"] + chunk["text"], "logprobs": logprobs}
+    if "token_ids" in choice:
+        merged["token_ids"] = choice["token_ids"] + chunk["token_ids"]
+    return merged
 
 
 async def _frames(service: Service, completion: _Completion) -> AsyncGenerator[bytes, None]:

@@ -164,7 +164,9 @@ class CompletionRequest(Request):
     prompt: str | list[TokenId] | list[str] | list[list[TokenId]]
     echo: bool | None = None
     logprobs: int | None = Field(default=None, ge=0, le=20)
+    # Not OpenAI's; named as in vLLM.
     add_special_tokens: bool | None = None
+    return_token_ids: bool | None = None
     # Refused: each would change the answer.
     suffix: str | None = None
     best_of: int | None = None

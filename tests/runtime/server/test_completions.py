@@ -85,6 +85,16 @@ def test_a_token_that_is_no_text_of_its_own_is_named_by_its_bytes() -> None:
     assert choice["text"] == "é"
 
 
+def test_token_ids_come_with_every_token_also_those_without_text() -> None:
+    body = {"prompt": "a", "return_token_ids": True}
+    with served(fake_engine(says("é".encode()))) as client:
+        whole = client.post(URL, json=body).json()["choices"][0]
+        chunks = events(client.post(URL, json={**body, "stream": True}).text)
+    expected = [*byte_ids("é".encode()), END_ID]
+    assert whole["token_ids"] == expected
+    assert [chunk["choices"][0]["token_ids"] for chunk in chunks] == [[token] for token in expected]
+
+
 def test_a_special_token_in_a_text_is_text_unless_the_server_allows_it() -> None:
     from q2export.runtime.server.options import ServerOptions
 
