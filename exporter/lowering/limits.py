@@ -63,22 +63,17 @@ def check_quantized(target: str, weights: Collection[PackedWeight], config: Mode
                 f"{weight.name!r} is quantized with zero points, and {title} takes none for blocks; "
                 "quantize with quantization.symmetric=true, or take the unquantized checkpoint"
             )
-        if weight.is_routed_expert and target == "onnxruntime-cuda":
-            raise ExportError(
-                f"{weight.name!r} is quantized, and the CUDA kernel for mixtures of experts takes 16-bit "
-                "weights; leave the experts in high precision with quantization.keep=['*.experts.*']"
-            )
-    if target == "tensorrt" and config.moe is not None:
-        _check_whole_mixtures(weights, config.moe.num_experts * _MATRICES_OF_EXPERT)
+    if config.moe is not None:
+        _check_whole_mixtures(title, weights, config.moe.num_experts * _MATRICES_OF_EXPERT)
 
 
-def _check_whole_mixtures(weights: Collection[PackedWeight], matrices: int) -> None:
-    """Refuse a layer some of whose experts' matrices are quantized: a plugin has them all in one form."""
+def _check_whole_mixtures(title: str, weights: Collection[PackedWeight], matrices: int) -> None:
+    """Refuse a layer some of whose experts' matrices are quantized: a kernel has them all in one form."""
     prefixes = [one.name.partition(".experts.")[0] for one in weights if one.is_routed_expert]
     for prefix, count in Counter(prefixes).items():
         if count != matrices:
             raise ExportError(
                 f"{count} of the {matrices} matrices of the experts '{prefix}.experts.*' are quantized, and "
-                "TensorRT's plugins take all or none: quantization.keep must name all experts of the layer, "
-                f"such as '{prefix}.experts.*', or none"
+                f"our kernels for {title} take all or none: quantization.keep must name all experts of the "
+                f"layer, such as '{prefix}.experts.*', or none"
             )

@@ -1,8 +1,9 @@
 """The ONNX Runtime lowering for CUDA: rotation and attention become one op; every op keeps its function body.
 
-``Q2RotaryAttention`` and ``Q2MoE`` are run by our CUDA kernels, which ``libq2export_kernels.so`` registers as
-custom ops of the CUDA provider, and by their function bodies where that is absent. Everything else is run by
-ONNX Runtime's own CUDA kernels (tests/exporter/lowering/cuda_kernels.py has their types):
+``Q2RotaryAttention``, ``Q2MoE`` and ``Q2QuantizedMoE`` are run by our CUDA kernels, which
+``libq2export_kernels.so`` registers as custom ops of the CUDA provider, and by their function bodies where
+that is absent. Everything else is run by ONNX Runtime's own CUDA kernels
+(tests/exporter/lowering/cuda_kernels.py has their types):
 
 - ``Gemm`` with ``transB`` reads Hugging Face's [out, in] weights, which are copied to the GPU as they lie on
   disk;
@@ -21,6 +22,7 @@ import onnx_ir as ir
 
 from q2export.exporter.passes.base import Pass
 from q2export.exporter.passes.fuse_rotary_attention import FuseRotaryAttention
+from q2export.exporter.passes.lower_quantized_experts import LowerQuantizedExperts
 from q2export.exporter.passes.onnxruntime.lower_gather_block_quantized import LowerGatherBlockQuantized
 from q2export.exporter.passes.onnxruntime.lower_matmul_nbits import LowerMatMulNBits
 from q2export.exporter.passes.onnxruntime.select_logits import SelectLogits
@@ -37,7 +39,12 @@ def passes(packed: PackedWeights, dtype: ir.DataType) -> list[Pass]:
         packed: the quantized weights, by Hugging Face name.
         dtype: of weights, activations and scales.
     """
-    quantized: list[Pass] = [OrderInputs(packed), LowerGatherBlockQuantized(packed), LowerMatMulNBits(packed)]
+    quantized: list[Pass] = [
+        OrderInputs(packed),
+        LowerQuantizedExperts(packed, "float32", words=True),
+        LowerGatherBlockQuantized(packed),
+        LowerMatMulNBits(packed),
+    ]
     return [
         FuseRotaryAttention(),
         *(quantized if packed else []),

@@ -65,12 +65,12 @@ def _quantized(weight: PackedWeight, target: str, dtype: str, tied: bool) -> tup
     is_matmul = tied or not is_embedding
     rows = weight.shape[0]
     codes, scales = rows * weight.codes_shape[1], rows * weight.blocks
+    if target in ("tensorrt", "onnxruntime-cuda") and weight.is_routed_expert:
+        return weight.nbytes, 0
     if target == "onnxruntime-cuda":  # codes as they are, scales in the type of the graph
         if dtype == SCALE_DTYPE.name:
             return weight.nbytes, 0
         return codes, scales * BY_NAME[dtype].itemsize
-    if target == "tensorrt" and weight.is_routed_expert:
-        return weight.nbytes, 0
     if target == "tensorrt":  # for matmuls signed codes and scales of its type; rows are gathered as they are
         placed = weight.nbytes if is_embedding else 0
         if not is_matmul:

@@ -69,10 +69,11 @@ def test_the_command_that_rebuilds_names_the_builder(tmp_path: Path) -> None:
     assert "--profile h200 --set builder=onnxruntime" in read_package(result.package).rebuild_command()
 
 
-def test_quantized_experts_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ExportError, match=r"the CUDA kernel .*keep=\['\*\.experts\.\*'\]"):
-        api.plan(MOE, profile="cuda", overrides={"quantization.weights": "int4"})
+def test_quantized_experts_are_taken_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    overrides = {"quantization.weights": "int4", "quantization.keep": ["*.experts.3.*"]}
+    with pytest.raises(ExportError, match="our kernels for ONNX Runtime on CUDA take all or none"):
+        api.plan(MOE, profile="cuda", overrides=overrides)
     command = ["build", "--model", str(MOE), "--profile", "cuda", "--dry-run", "--json"]
-    keep = ["--quantization", "int4", "--set", "quantization.keep=['*.experts.*']"]
-    assert main([*command, *keep]) == 0
-    assert json.loads(capsys.readouterr().out)["weights"]["quantized_bytes"] > 0
+    assert main([*command, "--quantization", "int4"]) == 0
+    weights = json.loads(capsys.readouterr().out)["weights"]
+    assert weights["converted_bytes"] < weights["quantized_bytes"] / 10  # scales of linear layers alone

@@ -23,6 +23,7 @@ TYPES = {
     torch.float16: onnx.TensorProto.FLOAT16,
     torch.bfloat16: onnx.TensorProto.BFLOAT16,
     torch.int64: onnx.TensorProto.INT64,
+    torch.int32: onnx.TensorProto.INT32,
     torch.uint8: onnx.TensorProto.UINT8,
 }
 ATTENTION = {"num_heads": 4, "num_kv_heads": 2, "scale": 0.25, "sliding_window": 0}
@@ -133,14 +134,18 @@ def test_moe_is_the_kernel(library: Path, kernels: Kernels, dtype: torch.dtype, 
 
 
 @DTYPES
-@pytest.mark.parametrize("bits", [4, 8])
-def test_quantized_moe_is_the_kernel(library: Path, kernels: Kernels, dtype: torch.dtype, bits: int) -> None:
+@pytest.mark.parametrize(("bits", "words"), [(4, torch.int32), (8, torch.uint8)])
+def test_quantized_moe_is_the_kernel(
+    library: Path, kernels: Kernels, dtype: torch.dtype, bits: int, words: torch.dtype
+) -> None:
+    """Codes as bytes, and as words of four of them."""
     sizes = ((3, 2 * 32, 64), (3, 64, 32))  # two rows of gate and up per column of down
     codes = [torch.randint(0, 256, (*size[:2], size[2] * bits // 8), dtype=torch.uint8) for size in sizes]
     scales = [(torch.rand(*size[:2], size[2] // 32) / 64).half() for size in sizes]
     x, logits = torch.randn(7, 64).to(dtype), torch.randn(7, 3).to(dtype)
     names = ["hidden", "router_logits", "gate_up", "gate_up_scale", "down", "down_scale"]
-    feeds = dict(zip(names, [x, logits, codes[0], scales[0], codes[1], scales[1]], strict=True))
+    seen = [each.view(words) for each in codes]
+    feeds = dict(zip(names, [x, logits, seen[0], scales[0], seen[1], scales[1]], strict=True))
     kinds = {name: TYPES[tensor.dtype] for name, tensor in feeds.items()}
     attributes = {"num_experts": 3, "top_k": 2, "norm_topk_prob": 1, "bits": bits, "block_size": 32}
     output = {"output": TYPES[dtype]}

@@ -8,6 +8,18 @@ namespace
 
 constexpr auto U = ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
 constexpr auto S = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
+constexpr auto kCodes = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED; // uint8 or int32
+
+// Bytes of an element of packed codes.
+int64_t code_bytes(Tensor const& codes, char const* name)
+{
+    if (codes.type != U && codes.type != ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32)
+    {
+        throw Refusal(std::string(name) + " has element type " + std::to_string(codes.type)
+            + ", expected uint8 or int32");
+    }
+    return codes.type == U ? 1 : 4;
+}
 
 template <ONNXTensorElementDataType T>
 class CudaQuantizedMoe
@@ -15,9 +27,9 @@ class CudaQuantizedMoe
     static constexpr Operand kInputs[] = {
         {"hidden", T},                                       // [T, H]
         {"router_logits", T},                                // [T, E]
-        {"gate_up", U},                                      // codes [E, 2 I, H * bits / 8]
+        {"gate_up", kCodes},                                 // codes [E, 2 I, H * bits / 8], or words of four bytes
         {"gate_up_scale", S},                                // [E, 2 I, H / block_size]
-        {"down", U},                                         // codes [E, H, I * bits / 8]
+        {"down", kCodes},                                    // codes [E, H, I * bits / 8]
         {"down_scale", S},                                   // [E, H, I / block_size]
         {"gate_up_zero_point", U, INPUT_OUTPUT_OPTIONAL},    // which the kernels do not take
         {"down_zero_point", U, INPUT_OUTPUT_OPTIONAL},
@@ -48,9 +60,9 @@ public:
     {
         Tensor const hidden = call.input(0, "hidden", T);
         Tensor const logits = call.input(1, "router_logits", T);
-        Tensor const gate_up = call.input(2, "gate_up", U);
+        Tensor const gate_up = call.input(2, "gate_up");
         Tensor const gate_up_scale = call.input(3, "gate_up_scale", S);
-        Tensor const down = call.input(4, "down", U);
+        Tensor const down = call.input(4, "down");
         Tensor const down_scale = call.input(5, "down_scale", S);
         for (size_t index = 6; index < call.input_count(); ++index)
         {
@@ -63,10 +75,10 @@ public:
         expect_shape(hidden, "hidden", {-1, -1});
         int64_t const width = hidden.shape[1];
         expect_shape(logits, "router_logits", {hidden.shape[0], num_experts_});
-        expect_shape(gate_up, "gate_up", {num_experts_, -1, width * bits_ / 8});
+        expect_shape(gate_up, "gate_up", {num_experts_, -1, width * bits_ / 8 / code_bytes(gate_up, "gate_up")});
         int64_t const inner = gate_up.shape[1] / 2;
         expect_shape(gate_up_scale, "gate_up_scale", {num_experts_, 2 * inner, width / block_size_});
-        expect_shape(down, "down", {num_experts_, width, inner * bits_ / 8});
+        expect_shape(down, "down", {num_experts_, width, inner * bits_ / 8 / code_bytes(down, "down")});
         expect_shape(down_scale, "down_scale", {num_experts_, width, inner / block_size_});
         q2export_quantized_moe_desc desc{};
         desc.moe.num_tokens = hidden.shape[0];

@@ -54,14 +54,19 @@ def test_verify_compares_with_pytorch(dense: Package, monkeypatch: pytest.Monkey
     assert report.passed, report
 
 
-@pytest.mark.parametrize("weights", ["int4", "int8"])
+@pytest.mark.parametrize(("model", "weights"), [(DENSE, "int8"), (MIXTURE, "int4")])
 def test_quantized_weights_equal_those_of_pytorch(
-    weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path, weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Through ``MatMulNBits`` and ``GatherBlockQuantized``, which read the codes where they lie."""
-    package = built(DENSE, tmp_path / "p", **{"quantization.weights": weights})
+    """Through ``MatMulNBits``, ``GatherBlockQuantized`` and ``Q2QuantizedMoE``, codes in place."""
+    package = built(model, tmp_path / "p", **{"quantization.weights": weights})
     report = verified(package, package.folder / "weights", monkeypatch)
     assert report.passed, report
+    if model is MIXTURE:
+        by_kernel, _ = backend_of(package, glue(compile_for_host("libq2export_kernels.so"), "nullptr"))
+        by_body, _ = backend_of(package, None)
+        found, expected = (Engine(one).score(np.arange(9)) for one in (by_kernel, by_body))
+        np.testing.assert_allclose(found, expected, atol=0.05)
 
 
 def test_kernels_give_what_function_bodies_do(mixture: Package) -> None:
