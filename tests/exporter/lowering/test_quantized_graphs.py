@@ -110,7 +110,7 @@ def test_quantized_experts_are_plugins_of_tensorrt_over_the_bytes_on_disk(
 
 def test_a_mixture_of_quantized_and_other_experts_is_refused_for_tensorrt(tmp_path: Path) -> None:
     source = write_packed(tmp_path, "moe", Quantization(weights="int4", keep=KEPT["experts"]))
-    with pytest.raises(ExportError, match=r"of the 18 matrices .* TensorRT's plugins take all"):
+    with pytest.raises(ExportError, match=r"of the 18 matrices .* our kernels for TensorRT take all"):
         check_quantized("tensorrt", tuple(source.packed.values()), source.config)
     whole = write_packed(tmp_path / "whole", "moe", Quantization(weights="int4", keep=("*.0.mlp.experts.*",)))
     check_quantized("tensorrt", tuple(whole.packed.values()), whole.config)
