@@ -54,7 +54,8 @@ def allocate_arena(backend: Backend[Any], options: SchedulerOptions) -> Arena:
     if options.kv_tokens is not None:
         kv_tokens = min(kv_tokens, options.kv_tokens)
     elif lazy:
-        kv_tokens = min(kv_tokens, max(available_memory_bytes() // 2 // cache.token_bytes, capacity))
+        free = int(available_memory_bytes() * options.memory_share)
+        kv_tokens = min(kv_tokens, max(free // cache.token_bytes, capacity))
     prefix_tokens = kv_tokens
     if options.prefix_bytes is not None:
         prefix_tokens = min(kv_tokens, options.prefix_bytes // cache.token_bytes)

@@ -17,7 +17,8 @@ class SchedulerOptions:
         queue_limit: requests that may wait beside those that run.
         capacity: tokens a sequence may hold, prompt and generated; None is the engine's capacity.
         kv_tokens: tokens in the KV cache, of sequences that run and of prefixes kept for later; None is what
-            half of the memory that is free holds, on a GPU what was built for.
+            ``memory_share`` of the memory that is free holds, on a GPU what was built for.
+        memory_share: above 0, at most 1; several schedulers on one machine want less each.
         prefix_bytes: of those, for prefixes of sequences that have ended; None is what the others leave.
         token_interval: seconds between two tokens of a text while prompts are computed. Prompts are cut so
             that it holds, but never get less time than the tokens do, and more where more of them wait.
@@ -32,6 +33,7 @@ class SchedulerOptions:
     queue_limit: int = 256
     capacity: int | None = None
     kv_tokens: int | None = None
+    memory_share: float = 0.5
     prefix_bytes: int | None = None
     token_interval: float = 0.2
     speculate: int = 0
@@ -56,6 +58,9 @@ class SchedulerOptions:
         real = isinstance(interval, (int, float)) and not isinstance(interval, bool)
         if not real or not 0 <= self.token_interval < math.inf:
             raise OptionError("token_interval", f"must be seconds of at least 0, found {interval!r}")
+        share: object = self.memory_share
+        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
+            raise OptionError("memory_share", f"must be above 0 and at most 1, found {share!r}")
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import ExitStack, asynccontextmanager
+from dataclasses import replace
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -44,15 +45,17 @@ def create_app(
     Args:
         engines: by the name that requests give as ``model``; at least one.
         options: of the application.
-        scheduling: of each engine's scheduler.
+        scheduling: of each engine's scheduler; they share its ``memory_share``.
     """
+    scheduling = scheduling or SchedulerOptions()
+    share = replace(scheduling, memory_share=scheduling.memory_share / max(len(engines), 1))
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         with ExitStack() as stack:
             models = {}
             for name, engine in engines.items():
-                scheduler = stack.enter_context(Scheduler(engine, scheduling))
+                scheduler = stack.enter_context(Scheduler(engine, share))
                 models[name] = ServedModel(name, engine, scheduler, Grammars(engine))
             app.state.service = service = Service(models, options or ServerOptions())
             yield

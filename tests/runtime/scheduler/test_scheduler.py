@@ -131,6 +131,8 @@ def test_what_is_wrong_is_refused_at_once(call: Any, message: str) -> None:
         ({"rows": 9}, "rows must be at most 8"),
         ({"capacity": 300}, "capacity must be at most 256"),
         ({"queue_limit": None}, "queue_limit must be an integer of at least 0, found None"),
+        ({"memory_share": 0}, "memory_share must be above 0 and at most 1, found 0"),
+        ({"memory_share": True}, "memory_share must be above 0 and at most 1, found True"),
         ({"token_interval": float("inf")}, "token_interval must be seconds"),
         ({"speculate": True}, "speculate must be an integer"),
     ],
