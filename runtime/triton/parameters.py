@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
+from q2export.errors import GenerationError
 from q2export.runtime.options import OptionKeywords
 from q2export.runtime.server.errors import invalid
 from q2export.runtime.server.requests import Request, decode
@@ -13,6 +14,8 @@ from q2export.runtime.server.sampling import generation_options, new_token_limit
 from q2export.runtime.server.service import ServedModel
 from q2export.runtime.server.structured import answer_grammar
 from q2export.runtime.structured import Grammar
+from q2export.strict.json import parse_object
+from q2export.strict.suggest import nearest
 
 _ELSEWHERE = {
     "model": "it is in the address of the request",
@@ -25,8 +28,6 @@ _ELSEWHERE = {
 class SamplingParameters(Request):
     """The input ``sampling_parameters``: fields of vLLM of this name, in JSON."""
 
-    model_config = ConfigDict(extra="forbid")
-
     max_tokens: int | None = Field(default=16, ge=1)  # as in vLLM's backend
 
 
@@ -35,7 +36,12 @@ def read_parameters(text: str) -> SamplingParameters:
 
     Raises:
         ApiError: naming the field that is unknown, of a wrong type or out of its range.
+        GenerationError: it is not a JSON object.
     """
+    names = SamplingParameters.model_fields
+    for name in parse_object(text.encode(), "sampling_parameters", GenerationError):
+        if name not in names:
+            raise invalid(f"sampling_parameters: no parameter {name!r}{nearest(name, names)}", param=name)
     parameters = decode(SamplingParameters, text.encode())
     for name, reason in _ELSEWHERE.items():
         if getattr(parameters, name) is not None:

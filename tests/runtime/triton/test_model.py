@@ -89,7 +89,10 @@ def test_token_ids_and_a_grammar(model: Any) -> None:
         ({"text_input": b"\xff"}, "text_input is not UTF-8"),
         ({"text_input": ""}, "empty"),
         ({"input_ids": [99999]}, "99999"),
-        ({"text_input": "a", "parameters": '{"max_token": 5}'}, "max_token: "),
+        (
+            {"text_input": "a", "parameters": '{"max_token": 5}'},
+            "no parameter 'max_token'; did you mean 'max_tokens'",
+        ),
         ({"text_input": "a", "parameters": '{"n": 2}'}, "n has no effect: a request makes one text"),
         ({"text_input": "a", "sampling_parameters": '{"top_p": 2}'}, "top_p: .*found 2"),
         ({"text_input": "a", "sampling_parameters": "{"}, "JSON"),
