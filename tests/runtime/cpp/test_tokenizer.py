@@ -44,6 +44,12 @@ def run(program: Path, words: Sequence[object], lines: Iterable[str] = ()) -> li
     return done.stdout.splitlines()
 
 
+def encoded(program: Path, folder: Path, contents: Sequence[str], kind: str = "e") -> list[list[int]]:
+    """Token ids of texts; of kind ``t``, special tokens in them are text."""
+    answers = run(program, [folder], (f"{kind} {content.encode().hex()}" for content in contents))
+    return [[int(each) for each in answer.split()] for answer in answers]
+
+
 class Pair:
     """A tokenizer in both languages."""
 
@@ -56,8 +62,7 @@ class Pair:
         return run(self.program, [self.folder], (f"{kind} {content}" for content in contents))
 
     def encoded(self, contents: Sequence[str], kind: str = "e") -> list[list[int]]:
-        answers = self.ask(kind, (content.encode().hex() for content in contents))
-        return [[int(each) for each in answer.split()] for answer in answers]
+        return encoded(self.program, self.folder, contents, kind)
 
     def decoded(self, lists: Sequence[Sequence[int]], kind: str = "d") -> list[str]:
         return [
