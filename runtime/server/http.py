@@ -6,7 +6,6 @@ import asyncio
 import hmac
 import logging
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -20,7 +19,7 @@ from q2export.runtime.server.sse import json_bytes
 
 _log = logging.getLogger(__name__)
 Handler = Callable[[Service, Request], Awaitable[Response]]
-_DISCARDED = 8  # times the most that a body may have, and seconds
+_READ = 8  # times the most that a body may have
 _GONE = 499  # as nginx says it: nobody reads the answer
 
 
@@ -114,37 +113,30 @@ def _check_key(service: Service, request: Request) -> None:
 async def read_body(service: Service, request: Request) -> bytes:
     """The body of a request.
 
+    Of one that is too large, some more is read and dropped: a client that still sends would not read why it
+    is refused.
+
     Raises:
         ApiError: 413, too large; 408, it does not come.
         ClientDisconnect: the client went away.
     """
-    most, size = service.options.max_body_bytes, 0
+    most, size, pieces = service.options.max_body_bytes, 0, []
     declared = request.headers.get("Content-Length", "")
-    if declared.isdigit() and int(declared) > most:
-        raise await _too_large(request, most)
-    pieces = []
+    too_large = declared.isdigit() and int(declared) > most
+    more = not (too_large and "Expect" in request.headers)  # whoever asks first has not sent it
     try:
         async with asyncio.timeout(service.options.body_seconds):
-            async for piece in request.stream():
+            while more and size <= _READ * most:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnect
+                piece, more = message.get("body", b""), message.get("more_body", False)
                 size += len(piece)
-                if size > most:
-                    raise await _too_large(request, most)
-                pieces.append(piece)
+                too_large |= size > most
+                pieces += [] if too_large else [piece]
     except TimeoutError:
         raise ApiError(408, f"the body did not come within {service.options.body_seconds:g} s") from None
+    if too_large:
+        refusal = f"the body has more than {most} bytes, the most that this server takes"
+        raise ApiError(413, refusal, headers={"Connection": "close"})
     return b"".join(pieces)
-
-
-async def _too_large(request: Request, most: int) -> ApiError:
-    """The refusal, after as much more has been read as makes it likely that the client gets to read it."""
-    if "Expect" not in request.headers:  # whoever asks first has not sent the body
-        left = _DISCARDED * most
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_DISCARDED):
-                while left > 0 and (message := await request.receive()).get("more_body"):
-                    left -= len(message.get("body", b""))
-    return ApiError(
-        413,
-        f"the body has more than {most} bytes, the most that this server takes",
-        headers={"Connection": "close"},
-    )

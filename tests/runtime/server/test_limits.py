@@ -88,14 +88,14 @@ def test_what_there_is_not() -> None:
 
 
 class Call:
-    """One request under way, with a client that does as it is told."""
+    """One request under way, with a client that does as it is told; without a body, that never comes."""
 
     def __init__(self, app: Starlette, path: str, body: object) -> None:
         self.sent: list[dict[str, Any]] = []
         self.gone = asyncio.Event()
         self.reading = asyncio.Event()
         self.reading.set()
-        self._body: bytes | None = json.dumps(body).encode()
+        self._body = None if body is None else json.dumps(body).encode()
         scope = {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},
@@ -182,6 +182,18 @@ def test_the_work_of_a_client_that_goes_away_ends(stream: bool) -> None:
 
     with gate() as closed:
         running(scenario, closed)
+
+
+def test_a_body_that_does_not_come_is_not_waited_for() -> None:
+    async def main() -> None:
+        app = create_app({"m": fake_engine()}, ServerOptions(body_seconds=0.01))
+        async with app.router.lifespan_context(app):
+            call = Call(app, URL, None)
+            await asyncio.wait_for(call.task, 30)
+            assert call.status == 408
+            assert app.state.service.active == 0
+
+    asyncio.run(main())
 
 
 def test_a_full_queue_is_answered_429_and_what_runs_goes_on() -> None:
