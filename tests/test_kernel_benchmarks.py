@@ -70,8 +70,9 @@ def test_wrong_cases_are_refused(tmp_path: Path, text: str, message: str) -> Non
         (attention_workload, RAGGED),
         (rotary_workload, ATTENTION),
         (moe_workload, MOE),
+        (moe_workload, replace(MOE, hidden_size=128, intermediate_size=128, bits=4)),
     ],
-    ids=["attention", "ragged", "rotary", "moe"],
+    ids=["attention", "ragged", "rotary", "moe", "moe-int4"],
 )
 def test_the_kernels_pass_the_check_of_the_benchmark(make: object, shape: object, dtype: str) -> None:
     torch.manual_seed(0)

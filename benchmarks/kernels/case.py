@@ -53,13 +53,14 @@ class AttentionShape:
 
 @dataclass(frozen=True)
 class MoeShape:
-    """The routed experts of one layer."""
+    """The routed experts of one layer; with ``bits`` of 4 or 8 their weights are packed, in blocks of 32."""
 
     tokens: int
     hidden_size: int
     intermediate_size: int
     num_experts: int
     top_k: int
+    bits: int = 16
 
 
 @dataclass(frozen=True)

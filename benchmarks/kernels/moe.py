@@ -1,4 +1,7 @@
-"""Mixture of experts: the kernel against a pipeline over ``torch.nn.functional.grouped_mm``, and float32."""
+"""Mixture of experts: the kernel against a pipeline over ``torch.nn.functional.grouped_mm``, and float32.
+
+Over packed weights also against the kernel over 16-bit ones; all peers have the dequantized weights.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,10 @@ from torch.nn import functional
 
 from benchmarks.kernels.case import Case, Launch, MoeShape, Workload
 from q2export.contracts import opspec
+from q2export.exporter.graph.ops.quantized import dequantize
 from q2export.plugins.tensorrt.torch_ops import implementation
+
+BLOCK = 32
 
 
 @dataclass(frozen=True)
@@ -52,17 +58,24 @@ def moe_workload(case: Case, device: torch.device, sets: int) -> Workload:
     inputs = [make_inputs(shape, case.torch_dtype, device) for _ in range(sets)]
     run = implementation(opspec.MOE, in_place=False)
 
-    def subject(one: Inputs) -> Launch:
+    def over_16_bits(one: Inputs) -> Launch:
         experts = one.experts()
         return lambda: run(one.hidden, one.logits, *experts, shape.num_experts, shape.top_k, 0)
 
+    over_packed: list[Launch] = []
+    if shape.bits < 16:
+        packed = [pack(shape, one) for one in inputs]
+        over_packed = [launch_packed(shape, *each) for each in zip(inputs, packed, strict=True)]
+    over_own = [over_16_bits(one) for one in inputs]
     workload = Workload(
-        subject=[subject(one) for one in inputs],
+        subject=over_packed or over_own,
         peers={},
         reference=exact(shape, inputs[0]),
         bytes_moved=moe_bytes(shape, inputs),
         flops=6 * shape.tokens * shape.top_k * shape.hidden_size * shape.intermediate_size,
     )
+    if over_packed:
+        workload.peers["16_bits"] = over_own
     if device.type == "cuda":
         workload.peers["grouped_mm"] = [lambda one=one: grouped(shape, one) for one in inputs]  # type: ignore[misc]
     return workload
@@ -72,7 +85,31 @@ def moe_bytes(shape: MoeShape, inputs: list[Inputs]) -> int:
     """Weights of the experts that are chosen, averaged over the sets, and the tokens in and out."""
     chosen = sum(len(route(one.logits, shape.top_k)[1].unique()) for one in inputs) / len(inputs)
     weights = chosen * 3 * shape.hidden_size * shape.intermediate_size
-    return int(2 * (weights + 2 * shape.tokens * shape.hidden_size))
+    width = 2.0 if shape.bits == 16 else shape.bits / 8 + 2 / BLOCK
+    return int(width * weights + 4 * shape.tokens * shape.hidden_size)
+
+
+def pack(shape: MoeShape, one: Inputs) -> list[Tensor]:
+    """Random packed experts; the 16-bit weights of ``one`` become what they dequantize to, rounded."""
+    operands: list[Tensor] = []
+    for kind, matrices in enumerate((one.gate_up, one.down)):
+        experts, rows, columns = matrices.shape
+        size = (experts, rows, columns * shape.bits // 8)
+        codes = torch.randint(256, size, dtype=torch.uint8, device=matrices.device)
+        scale = torch.rand(experts, rows, columns // BLOCK, device=matrices.device) * 4
+        scale = (scale / (1 << shape.bits) * columns**-0.5).half()
+        for expert, target in enumerate(matrices):
+            values = dequantize(codes[expert], scale[expert], None, shape.bits, BLOCK)
+            target.copy_(torch.cat((values[0::2], values[1::2])) if kind == 0 else values)
+        operands += [codes, scale]
+    return operands
+
+
+def launch_packed(shape: MoeShape, one: Inputs, operands: list[Tensor]) -> Launch:
+    """The kernel over packed weights."""
+    run = implementation(opspec.QUANTIZED_MOE, in_place=False)
+    attributes = (shape.num_experts, shape.top_k, 0, shape.bits, BLOCK)
+    return lambda: run(one.hidden, one.logits, *operands, None, None, *attributes)
 
 
 def grouped(shape: MoeShape, one: Inputs) -> Tensor:

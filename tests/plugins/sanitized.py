@@ -33,6 +33,7 @@ def clean(kernels: Kernels) -> None:
     prefill(kernels)
     print("attention")
     moe(kernels)
+    quantized_moe(kernels)
     print("moe")
 
 
@@ -65,6 +66,19 @@ def moe(kernels: Kernels) -> None:
             logits = torch.randn(tokens, 130)
             kernels.moe(torch.randn(tokens, 72).half(), logits[:, :3].contiguous().half(), few, 2, False)
     kernels.moe(torch.randn(70, 16).bfloat16(), logits[:70].bfloat16(), many, 2, True)
+
+
+def quantized_moe(kernels: Kernels) -> None:
+    """The reference; every tile, half full; blocks of which a step has several, one or a half."""
+    for bits, block, tokens, size in ((4, 32, 2, 32), (4, 32, 1, 128), (8, 128, 20, 128), (4, 128, 68, 128)):
+        for dtype in (torch.float16, torch.bfloat16):
+            packed = []
+            for rows in (2 * size, size):
+                packed.append(torch.randint(256, (2, rows, size * bits // 8), dtype=torch.uint8))
+                packed.append(torch.randn(2, rows, size // block).half())
+            inputs = torch.randn(tokens, size).to(dtype), torch.randn(tokens, 2).to(dtype)
+            with pretending(kernels.library, replace(A100, multiprocessors=1)):
+                kernels.quantized_moe(*inputs, packed, 2, False, bits, block)
 
 
 def overflow(kernels: Kernels) -> None:

@@ -85,6 +85,14 @@ __device__ inline void load_matrix_x4_transposed(uint32_t (&registers)[4], void 
                  : "memory");
 }
 
+// A lane's part of an operand that its warp loads without ldmatrix. As there, rows may be loaded that nobody has written,
+// where nothing is made of them.
+template <typename Value>
+__device__ inline Value load_operand(void const* shared)
+{
+    return *static_cast<Value const*>(shared);
+}
+
 // Two matrices; the addresses of lanes 0 .. 15 count, those of the others must be valid too.
 __device__ inline void load_matrix_x2(uint32_t (&registers)[2], void const* row)
 {

@@ -4,7 +4,8 @@
 
 #include <cstdint>
 
-#include "common/element.cuh"
+#include <cuda_fp16.h>
+
 #include "common/ptx.cuh"
 #include "moe/dequantize.cuh"
 #include "moe/quantized_loader.cuh"
@@ -50,8 +51,8 @@ public:
         else
         {
             unsigned char const* const source = rows + (codes_ ^ part * 2 * Product::kChunkBytes);
-            uint2 const upper = *reinterpret_cast<uint2 const*>(source);
-            uint2 const lower = *reinterpret_cast<uint2 const*>(source + 8 * kCodeRowBytes);
+            uint2 const upper = load_operand<uint2>(source);
+            uint2 const lower = load_operand<uint2>(source + 8 * kCodeRowBytes);
             words[0] = upper.x;
             words[1] = upper.y;
             words[2] = lower.x;
@@ -92,7 +93,7 @@ public:
     __device__ uint4 load_tokens(unsigned char const* stage, int part, int operand) const
     {
         int const row = operand / 2 * Product::kShape.token_warps * 16 + operand % 2 * 8;
-        return *reinterpret_cast<uint4 const*>(
+        return load_operand<uint4>(
             stage + row * Product::kTokenRowBytes + (tokens_ ^ part * 4 * Product::kChunkBytes));
     }
 
@@ -101,8 +102,7 @@ public:
     __device__ float load_scale(unsigned char const* stage, int row_tile, int half, int place) const
     {
         int const row = row_tile * 16 + half * 8;
-        return load(
-            reinterpret_cast<__half const*>(stage + scales_ + row * Product::kScaleBytes + place * 2));
+        return __half2float(load_operand<__half>(stage + scales_ + row * Product::kScaleBytes + place * 2));
     }
 
 private:

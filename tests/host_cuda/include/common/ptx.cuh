@@ -61,6 +61,15 @@ inline void load_matrix_x4_transposed(
     host_cuda::load_matrices(site, registers, 4, row, true);
 }
 
+template <typename Value>
+HOST_CUDA_UNSEEN Value load_operand(void const* shared)
+{
+    host_cuda::record_warp_read(shared, sizeof(Value), __builtin_return_address(0));
+    Value value;
+    std::memcpy(&value, shared, sizeof value);
+    return value;
+}
+
 inline void load_matrix_x2(
     uint32_t (&registers)[2], void const* row, host_cuda::Site site = host_cuda::here("ldmatrix.x2"))
 {
