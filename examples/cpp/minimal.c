@@ -11,12 +11,12 @@ static int shown(q2e_event const* event, void* user)
     return 0; /* go on */
 }
 
-static void check(q2e_status status, q2e_error* error)
+static void check(q2e_status status, q2e_error** error)
 {
     if (status != Q2E_OK)
     {
-        fprintf(stderr, "error: %s\n", q2e_error_message(error));
-        q2e_error_release(error);
+        fprintf(stderr, "error: %s\n", q2e_error_message(*error));
+        q2e_error_release(*error);
         exit(EXIT_FAILURE);
     }
 }
@@ -39,11 +39,11 @@ int main(int count, char** words)
     {
         token_ids[prompt.token_count++] = strtoll(words[i], NULL, 10);
     }
-    check(q2e_engine_open(words[1], NULL, &engine, &error), error);
-    check(q2e_options_create(&options, &error), error);
-    check(q2e_options_set_integer(options, "max_new_tokens", 16, &error), error);
-    check(q2e_options_set_flag(options, "do_sample", 0, &error), error);
-    check(q2e_generate(engine, &prompt, 1, options, shown, NULL, &results, &error), error);
+    check(q2e_engine_open(words[1], NULL, &engine, &error), &error);
+    check(q2e_options_create(&options, &error), &error);
+    check(q2e_options_set_integer(options, "max_new_tokens", 16, &error), &error);
+    check(q2e_options_set_flag(options, "do_sample", 0, &error), &error);
+    check(q2e_generate(engine, &prompt, 1, options, shown, NULL, &results, &error), &error);
     printf("\n");
 
     q2e_results_release(results);

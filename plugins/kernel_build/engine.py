@@ -58,7 +58,7 @@ class EngineLibrary(CxxLibrary):
     def flags(self, source: Path) -> list[str]:
         """Options that a source is compiled with."""
         includes = (self.cpp / "include", self.cpp / "src", CSRC / "onnxruntime")
-        return [*FLAGS, "-O2", *(f"-I{folder}" for folder in includes), *self.extra]
+        return [*FLAGS, *(f"-I{folder}" for folder in includes), *self.extra]
 
     @property
     def version(self) -> str:

@@ -26,6 +26,7 @@ COMMANDS: Mapping[str, str] = {
     "verify": "Compare an engine with the PyTorch reference.",
     "inspect": "Show what a package, an ONNX file or a checkpoint holds.",
     "bench": "Measure prefill and decode speed of an engine.",
+    "cpp": "Show what C and C++ programs link with.",
     "doctor": "Show what this machine can build and run.",
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <cstring>
 #include <functional>
 #include <limits>
@@ -17,21 +18,67 @@ namespace
 
 constexpr size_t kFirstGuess = 256; // tokens sorted first when looking for the top_p set in a whole vocabulary
 
-// The `count` th largest of some values.
-float nth_largest(float const* values, size_t size, size_t count, std::vector<float>& heap)
+constexpr size_t kLanes = 16; // of which the compiler makes vectors
+
+// The largest of some values.
+float largest_of(float const* values, size_t size)
 {
-    heap.assign(values, values + count);
-    std::make_heap(heap.begin(), heap.end(), std::greater<>());
-    for (size_t i = count; i < size; ++i)
+    float lanes[kLanes];
+    std::fill(lanes, lanes + kLanes, -std::numeric_limits<float>::infinity());
+    size_t i = 0;
+    for (; i + kLanes <= size; i += kLanes)
     {
-        if (values[i] > heap.front())
+        for (size_t lane = 0; lane < kLanes; ++lane)
         {
-            std::pop_heap(heap.begin(), heap.end(), std::greater<>());
-            heap.back() = values[i];
-            std::push_heap(heap.begin(), heap.end(), std::greater<>());
+            lanes[lane] = values[i + lane] > lanes[lane] ? values[i + lane] : lanes[lane];
         }
     }
-    return heap.front();
+    float const tail = i < size ? *std::max_element(values + i, values + size) : lanes[0];
+    return std::max(tail, *std::max_element(lanes, lanes + kLanes));
+}
+
+// The place of the first of the largest values.
+int64_t place_of_largest(float const* values, size_t size)
+{
+    return std::find(values, values + size, largest_of(values, size)) - values;
+}
+
+float nth_largest_of(std::vector<float>& values, size_t count)
+{
+    auto const place = values.begin() + static_cast<std::ptrdiff_t>(count) - 1;
+    std::nth_element(values.begin(), place, values.end(), std::greater<>());
+    return *place;
+}
+
+// The `count` th largest of some values. Of the largest values of blocks, the `count` th is a bound from below: few values
+// reach it. scratch: kept for its memory.
+float nth_largest(float const* values, size_t size, size_t count, std::vector<float>& scratch)
+{
+    constexpr size_t kBlock = 32;
+    scratch.clear();
+    for (size_t i = 0; i < size; i += kBlock)
+    {
+        scratch.push_back(largest_of(values + i, std::min(kBlock, size - i)));
+    }
+    float const bound = scratch.size() < count ? -std::numeric_limits<float>::infinity() : nth_largest_of(scratch, count);
+    scratch.clear();
+    for (size_t start = 0; start < size; start += kBlock)
+    {
+        size_t const end = std::min(size, start + kBlock);
+        bool any = false;
+        for (size_t i = start; i < end; ++i)
+        {
+            any |= values[i] >= bound;
+        }
+        for (size_t i = start; any && i < end; ++i)
+        {
+            if (values[i] >= bound)
+            {
+                scratch.push_back(values[i]);
+            }
+        }
+    }
+    return nth_largest_of(scratch, count);
 }
 
 } // namespace
@@ -61,7 +108,7 @@ GenerationError not_finite(float const* logits, size_t vocab_size, std::string c
 
 TokenLogprobs token_logprobs(float const* logits, size_t vocab_size, int64_t token, size_t top)
 {
-    double const largest = *std::max_element(logits, logits + vocab_size);
+    double const largest = largest_of(logits, vocab_size);
     double total = 0;
     for (size_t i = 0; i < vocab_size; ++i)
     {
@@ -102,7 +149,7 @@ Sampler::Sampler(GenerationOptions const& options, std::vector<int64_t> const& p
 int64_t Sampler::choose(float* logits, size_t vocab_size)
 {
     penalize(logits, vocab_size);
-    int64_t const token = random_ ? draw(logits, vocab_size) : std::max_element(logits, logits + vocab_size) - logits;
+    int64_t const token = random_ ? draw(logits, vocab_size) : place_of_largest(logits, vocab_size);
     ++chosen_;
     if (options_.repetition_penalty != 1)
     {
@@ -138,7 +185,7 @@ void Sampler::penalize(float* logits, size_t vocab_size) const
         logits[forbidden_[i]] = -std::numeric_limits<float>::infinity();
     }
     bool const changed = early || !options_.logit_bias.empty() || options_.repetition_penalty != 1 || !counts_.empty();
-    if (changed && !std::isfinite(*std::max_element(logits, logits + vocab_size)))
+    if (changed && !std::isfinite(largest_of(logits, vocab_size)))
     {
         throw GenerationError("no token may come next: biases and penalties leave none"
             + std::string(early ? " that min_new_tokens allows" : ""));
@@ -182,8 +229,8 @@ void Sampler::keep_likeliest(float const* logits, size_t vocab_size)
     auto const count = static_cast<size_t>(options_.top_k);
     bool const all = count == 0 || count >= vocab_size;
     float const smallest
-        = all ? -std::numeric_limits<float>::infinity() : nth_largest(logits, vocab_size, count, heap_);
-    double const largest = *std::max_element(logits, logits + vocab_size);
+        = all ? -std::numeric_limits<float>::infinity() : nth_largest(logits, vocab_size, count, scratch_);
+    double const largest = largest_of(logits, vocab_size);
     candidates_.clear();
     for (size_t i = 0; i < vocab_size; ++i)
     {
@@ -212,7 +259,8 @@ void Sampler::keep_top_p()
     {
         count = std::min(count, candidates_.size());
         auto const end = candidates_.begin() + static_cast<std::ptrdiff_t>(count);
-        std::partial_sort(candidates_.begin(), end, candidates_.end(), is_before);
+        std::nth_element(candidates_.begin(), end, candidates_.end(), is_before);
+        std::sort(candidates_.begin(), end, is_before);
         double before = 0;
         size_t kept = 0;
         while (kept < count && before < wanted)

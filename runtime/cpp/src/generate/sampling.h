@@ -64,7 +64,7 @@ private:
     int64_t minimum_;
     int64_t chosen_ = 0;
     std::vector<Candidate> candidates_; // kept for their memory
-    std::vector<float> heap_;
+    std::vector<float> scratch_;
 };
 
 } // namespace q2export::runtime
