@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from q2export.plugins.kernel_build import EngineLibrary
-from q2export.runtime.control_tokens import encode_text
+from q2export.runtime.chat import ChatTemplate
+from q2export.runtime.control_tokens import encode_sanitized, encode_text
 from q2export.runtime.cpp import generate_unicode
 from q2export.runtime.detokenizer import IncrementalDetokenizer
 from q2export.runtime.tokenizer import load_tokenizer
@@ -129,6 +130,31 @@ def test_long_words_are_merged_as_short_ones(tiny: Pair) -> None:
     contents = ["ab" * 50_000, "x" * 100_000, "".join(rng.choices("etaoins", k=100_000)), "\u4f60" * 20_000]
     contents += ["".join(rng.choices("etaoins", k=size)) for size in range(60, 70)]
     assert tiny.encoded(contents) == [tiny.python.encode(content) for content in contents]
+
+
+def test_no_text_of_a_user_becomes_a_special_token(tiny: Pair) -> None:
+    template = ChatTemplate(
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}", {}
+    )
+    conversations = [[content, "x", content + END] for content in texts(100, seed=3)]
+    lines, expected = [], []
+    for contents in conversations:
+        rendered, spans = b"", list[int]()
+        for content in contents:
+            rendered += b"<|im_start|>user\n"
+            spans += [len(rendered), len(rendered) + len(content.encode())]
+            rendered += content.encode() + b"<|im_end|>\n"
+        lines.append(f"{rendered.hex()} {' '.join(map(str, spans))}")
+        messages = [{"role": "user", "content": content} for content in contents]
+        expected.append(encode_sanitized(tiny.python, template, messages, None, 1 << 20))
+    assert [[int(each) for each in answer.split()] for answer in tiny.ask("g", lines)] == expected
+
+
+@pytest.mark.parametrize("spans", ["2 1", "0 7", "0 3 2 4", "1 2", "0 1"])
+def test_spans_of_no_characters_are_refused(tiny: Pair, spans: str) -> None:
+    text = "\u00e9\u4f60x"
+    (said,) = tiny.ask("g", [f"{text.encode().hex()} {spans}"])
+    assert said.startswith("6 given: the span ")
 
 
 @pytest.mark.parametrize(

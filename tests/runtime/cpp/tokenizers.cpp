@@ -1,7 +1,7 @@
 // Encodes and decodes in C++ what tests ask for, under sanitizers.
 //
 //   tokenizers FOLDER        lines of stdin, each answered with one: "e TEXT", "t TEXT" (special tokens as text),
-//                            "d IDS", "k IDS" (special tokens kept) and "s IDS" (as they come), bytes in hexadecimal
+//                            "g TEXT START END ..." (spans given), "d IDS", "k IDS" (special tokens kept) and "s IDS" (as they come), bytes in hexadecimal
 //   tokenizers open          a folder per line: prints "ok", or status and message
 //   tokenizers fuzz N FOLDER SCRATCH  N mutations of the folder's tokenizer.json, written to SCRATCH, read and used
 #include <cstdlib>
@@ -55,16 +55,23 @@ std::string streamed(Tokenizer const& tokenizer, std::vector<int64_t> const& ids
 
 std::string answered(Tokenizer const& tokenizer, char kind, std::string const& rest)
 {
-    if (kind == 'e' || kind == 't')
+    std::istringstream words(rest);
+    if (kind == 'e' || kind == 't' || kind == 'g')
     {
+        std::string digits;
+        words >> digits;
+        EncodeOptions options{true, kind == 't', std::nullopt, {}};
+        for (Span span; words >> span.start >> span.end;)
+        {
+            options.given.push_back(span);
+        }
         std::string answer;
-        for (int64_t const id : tokenizer.encode(bytes_of(rest), {true, kind == 't', std::nullopt}))
+        for (int64_t const id : tokenizer.encode(bytes_of(digits), options))
         {
             answer += (answer.empty() ? "" : " ") + std::to_string(id);
         }
         return answer;
     }
-    std::istringstream words(rest);
     std::vector<int64_t> const ids{std::istream_iterator<int64_t>(words), {}};
     return kind == 's' ? streamed(tokenizer, ids) : digits_of(tokenizer.decode(ids, kind == 'd'));
 }

@@ -122,9 +122,8 @@ Q2E_API char const* q2e_engine_warnings(q2e_engine const* engine);
 
 /* ---- Text: the tokenizer of a package, with the token ids of Hugging Face's tokenizers ----
  *
- * Chat templates are rendered by the caller. Encode what a template gives with no_special_tokens_around: its special
- * tokens become tokens. Text of users belongs into special_tokens_as_text, or is looked through for special tokens
- * before it is put into a template. */
+ * Chat templates are rendered by the caller. Encode what a template gives with no_special_tokens_around, and name in
+ * `given` the parts of it that users wrote: no text of theirs becomes a special token. */
 
 typedef struct q2e_tokenizer q2e_tokenizer;
 
@@ -136,12 +135,21 @@ Q2E_API q2e_status q2e_tokenizer_open(char const* folder, q2e_tokenizer** tokeni
 Q2E_API q2e_status q2e_engine_get_tokenizer(q2e_engine const* engine, q2e_tokenizer** tokenizer, q2e_error** error);
 Q2E_API void q2e_tokenizer_release(q2e_tokenizer* tokenizer);
 
+/* Bytes of a text, from the first to before the last. */
+typedef struct q2e_span
+{
+    size_t start;
+    size_t end;
+} q2e_span;
+
 typedef struct q2e_encode_options
 {
     size_t size;
     int no_special_tokens_around; /* not 0: without what the tokenizer puts around a text; Qwen2's puts nothing */
     int special_tokens_as_text;   /* not 0: what reads like a special token is encoded as the text it is */
     size_t most_tokens;           /* refuse a text that is longer, for certain, before it is encoded; 0: any length */
+    q2e_span const* given;        /* in order: what reads like a special or another added token in them is text */
+    size_t given_count;
 } q2e_encode_options;
 
 typedef struct q2e_tokens q2e_tokens;

@@ -53,11 +53,12 @@ public:
         }
         if (options.special_tokens_as_text)
         {
-            encode_as_text(text, ids);
+            encode_apart(text, special_, {{0, text.size()}}, ids);
         }
         else
         {
-            encode_with_added(text, ids);
+            check_spans(text, options.given);
+            encode_apart(text, file_.added, options.given, ids);
         }
         if (options.add_special_tokens)
         {
@@ -163,17 +164,39 @@ private:
         encode_words(text.substr(start), ids);
     }
 
-    // Cut where the texts of special tokens are, as encode_text of runtime/control_tokens.py.
-    void encode_as_text(std::string_view text, std::vector<int64_t>& ids) const
+    static void check_spans(std::string_view text, std::vector<Span> const& spans)
     {
-        size_t at = 0;
-        while (auto const found = special_.find(text, at))
+        size_t done = 0;
+        for (Span const& each : spans)
         {
-            encode_with_added(text.substr(at, found->start - at), ids);
-            at = found->start + found->token->content.size();
-            encode_words(text.substr(found->start, at - found->start), ids);
+            auto const within = [&text](size_t at) { return at < text.size() && (text[at] & 0xc0) == 0x80; };
+            if (each.start < done || each.end < each.start || each.end > text.size() || within(each.start) || within(each.end))
+            {
+                throw GenerationError("given: the span " + std::to_string(each.start) + " to " + std::to_string(each.end)
+                    + " must be of whole characters of the text's " + std::to_string(text.size()) + " bytes, and after the one before");
+            }
+            done = each.end;
         }
-        encode_with_added(text.substr(at), ids);
+    }
+
+    // Cut where the texts of tokens are within spans, as encode_text and encode_sanitized of runtime/control_tokens.py:
+    // these pieces stay text, in the others added tokens are found.
+    void encode_apart(std::string_view text, text::AddedTokens const& tokens, std::vector<Span> const& spans,
+        std::vector<int64_t>& ids) const
+    {
+        size_t done = 0;
+        for (Span const& span : spans)
+        {
+            size_t at = span.start;
+            while (auto const found = tokens.find(text.substr(0, span.end), at))
+            {
+                encode_with_added(text.substr(done, found->start - done), ids);
+                at = found->start + found->token->content.size();
+                encode_words(text.substr(found->start, at - found->start), ids);
+                done = at;
+            }
+        }
+        encode_with_added(text.substr(done), ids);
     }
 
     TokenizerFile file_;

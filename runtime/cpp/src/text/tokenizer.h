@@ -27,11 +27,19 @@ public:
     virtual std::string flush() = 0;
 };
 
+// Bytes of a text, from the first to before the last.
+struct Span
+{
+    size_t start = 0;
+    size_t end = 0;
+};
+
 struct EncodeOptions
 {
     bool add_special_tokens = true;      // those the tokenizer puts around a text
     bool special_tokens_as_text = false; // what reads like a special token stays text
     std::optional<size_t> most_tokens;   // a longer text, for certain, is refused before it is encoded
+    std::vector<Span> given;             // in order: what reads like an added token in them stays text
 };
 
 // The tokenizer of a package. Several threads may use it at once.
@@ -40,7 +48,7 @@ class Tokenizer
 public:
     virtual ~Tokenizer() = default;
 
-    // Throws GenerationError: the text is not UTF-8, or too long.
+    // Throws GenerationError: the text is not UTF-8, or too long, or a span is not of its characters.
     virtual std::vector<int64_t> encode(std::string_view text, EncodeOptions const& options) const = 0;
 
     // Bytes that are not UTF-8 become U+FFFD; ids without a token are left out.
