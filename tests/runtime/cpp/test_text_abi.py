@@ -9,7 +9,8 @@ import pytest
 
 import q2export
 from q2export.runtime.tokenizer import load_tokenizer
-from tests.runtime.cpp.binding import Engine, Library, Q2Error, RawResult, Tokenizer
+from tests.runtime.cpp.binding import Engine, Library, Q2Error, RawResult
+from tests.runtime.cpp.text_binding import Tokenizer
 
 TEXT = "na\u00efve  \u4f60\u597d \U0001f680\x00<|im_end|>"
 
