@@ -214,7 +214,8 @@ def test_the_wheel_has_the_prefix(repository: Path, prefix: Path, tmp_path: Path
         found = {name.removeprefix(below) for name in archive.namelist() if name.startswith(below)}
         archive.extractall(site)
     files = {f"prefix/{path.relative_to(prefix)}" for path in prefix.rglob("*") if path.is_file()}
-    assert found == {*files, "__init__.py", "generate.py", "libq2export.txt"}
+    modules = {path.name for path in (source / "runtime" / "cpp").glob("*.py")}
+    assert found == {*files, *modules, "libq2export.txt"}
 
     def ask(*options: str) -> subprocess.CompletedProcess[str]:
         script = f"from q2export.cli.main import main; raise SystemExit(main(['cpp', *{options!r}]))"
