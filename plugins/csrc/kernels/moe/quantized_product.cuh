@@ -47,8 +47,9 @@ struct QuantizedProduct : ProductShape<QuantizedTile<kTile>, kGated>
     static constexpr int kBits = kBits_;
     static constexpr int kDepth = step_depth(kBits); // of a step
     static constexpr int kParts = kDepth / kPartDepth;
-    // Where accumulators take a third of the registers, loads are not to move from one part into another.
-    static constexpr int kUnrolledParts = Shape::kRowTiles * Shape::kTokenPairs < 12 ? kParts : 1;
+    // Loads are not to move from one part into another where there are few registers for them. Codes of 8 bits take
+    // more on their way.
+    static constexpr int kUnrolledParts = Shape::kRowTiles * Shape::kTokenPairs < (kBits == 4 ? 12 : 4) ? kParts : 1;
     static constexpr int kStageBytes = stage_bytes(kShape, kBits);
     static constexpr int kSharedBytes = shared_bytes(kShape, kBits);
     static constexpr int kMatrices = kGated ? 2 : 1; // whose rows take turns in memory
