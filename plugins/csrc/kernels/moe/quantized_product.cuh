@@ -47,9 +47,10 @@ struct QuantizedProduct : ProductShape<QuantizedTile<kTile>, kGated>
     static constexpr int kBits = kBits_;
     static constexpr int kDepth = step_depth(kBits); // of a step
     static constexpr int kParts = kDepth / kPartDepth;
-    // Loads are not to move from one part into another where there are few registers for them. Codes of 8 bits take
-    // more on their way.
-    static constexpr int kUnrolledParts = Shape::kRowTiles * Shape::kTokenPairs < (kBits == 4 ? 12 : 4) ? kParts : 1;
+    // Where parts are unrolled, ptxas moves loads ahead from one into another. Found by trial, for all architectures: the
+    // largest tile, and the second of 8-bit codes, have no registers left for it.
+    static constexpr int kSums = Shape::kRowTiles * Shape::kTokenPairs;
+    static constexpr int kUnrolledParts = kSums >= 12 || (kBits == 8 && kSums == 4) ? 1 : kParts;
     static constexpr int kStageBytes = stage_bytes(kShape, kBits);
     static constexpr int kSharedBytes = shared_bytes(kShape, kBits);
     static constexpr int kMatrices = kGated ? 2 : 1; // whose rows take turns in memory
