@@ -6,8 +6,6 @@ from pathlib import Path
 
 import click
 
-from q2export.cli import options
-
 
 @click.command()
 @click.argument("packages", nargs=-1, required=True, metavar="PACKAGE...", type=click.Path(path_type=Path))
@@ -54,7 +52,11 @@ from q2export.cli import options
     is_flag=True,
     help="Let the text of a special token in a prompt of /v1/completions be that token.",
 )
-@options.threads
+@click.option(
+    "--threads",
+    type=click.IntRange(min=0),
+    help="CPU threads of each engine; 0 is one per core.  [default: the processors, shared among the packages]",
+)
 def command(
     packages: tuple[Path, ...],
     names: tuple[str, ...],
