@@ -55,7 +55,7 @@ import click
 @click.option(
     "--threads",
     type=click.IntRange(min=0),
-    help="CPU threads of each engine; 0 is one per core.  [default: the processors, shared among the packages]",
+    help="CPU threads of each engine; 0 is one per core.  [default: all, shared among the packages]",
 )
 def command(
     packages: tuple[Path, ...],
