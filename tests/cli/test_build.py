@@ -165,7 +165,7 @@ def test_dry_run_shows_every_value_and_its_origin(
     assert main(command) == 0
     lines = words(capsys.readouterr().out)
     assert "engine onnxruntime, float32, capacity 1,024 tokens" in lines
-    assert "quantized 1.1 MiB of these: int4, blocks of 32, symmetric, round-to-nearest" in lines
+    assert "quantized 988.9 KiB of these: int4, blocks of 32, symmetric, round-to-nearest" in lines
     assert {"batch.max 4 override", "capacity.max 1024 lowered to fit", "gpu null default"} <= set(lines)
     assert main([*command, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)

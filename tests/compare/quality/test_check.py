@@ -100,7 +100,7 @@ def test_a_tensorrt_engine_is_measured_itself_where_its_gpu_is(
         model=SimpleNamespace(id="m"),
         weights=SimpleNamespace(original=load_source(MODEL)),
         profile=load_profile("a100"),
-        engine=SimpleNamespace(),
+        gpu=SimpleNamespace(),
     )
     made: Any = SimpleNamespace(quantization="int4", source=load_source(package / "weights"))
     engine = Manifest.from_json((package / "manifest.json").read_text()).engine
