@@ -16,7 +16,18 @@ import pytest
 import q2export
 from q2export.runtime.cpp import generate as generator
 from q2export.version import __version__
-from tests.runtime.cpp.binding import Engine, Event, Library, OpenOptions, Q2Error, Scheduler
+from tests.runtime.cpp.binding import (
+    Engine,
+    Event,
+    Library,
+    OpenOptions,
+    Prompt,
+    Q2Error,
+    RawResult,
+    Scheduler,
+    prompt_of,
+    result_of,
+)
 
 PROMPT = [395, 86, 77, 82]
 LONG = {"max_new_tokens": 900, "do_sample": False, "ignore_eos": True}
@@ -237,6 +248,36 @@ def test_wrong_requests_are_refused_before_anything_is_computed(
     assert message in caught.value.message or pytest.fail(caught.value.message)
 
 
+def test_structures_of_later_versions_are_understood(engine: Engine) -> None:
+    """A caller's structures may have grown at their ends; results are filled as far as the library knows."""
+
+    class LaterPrompt(ctypes.Structure):
+        _fields_ = (("prompt", Prompt), ("added", ctypes.c_uint64))
+
+    class LaterResult(ctypes.Structure):
+        _fields_ = (("result", RawResult), ("added", ctypes.c_uint64))
+
+    made = [prompt_of(ids) for ids in (PROMPT, [5, 6])]
+    later = (LaterPrompt * 2)(*(LaterPrompt(prompt, 1 << 63) for prompt in made))
+    for each in later:
+        each.prompt.size = ctypes.sizeof(LaterPrompt)
+    results, options = ctypes.c_void_p(), engine.options({"max_new_tokens": 6, "do_sample": False})
+    engine.library.call(
+        "q2e_generate", engine.handle, later, ctypes.c_size_t(2), options, None, None, ctypes.byref(results)
+    )
+    expected = engine.generate([PROMPT, [5, 6]], max_new_tokens=6, do_sample=False)
+    for index in range(2):
+        raw = LaterResult(RawResult(ctypes.sizeof(LaterResult)), 7)
+        engine.library.call("q2e_results_get", results, ctypes.c_size_t(index), ctypes.byref(raw))
+        assert result_of(raw.result) == expected[index]
+        assert raw.added == 7
+    engine.library.c.q2e_results_release(results)
+    engine.library.c.q2e_options_release(options)
+    with pytest.raises(Q2Error, match=r"argument: q2e_event\.size must be sizeof\(q2e_event\), found 8"):
+        stream = engine.stream(PROMPT)
+        engine.library.call("q2e_stream_next", stream.handle, ctypes.c_int64(0), ctypes.byref(Event(8)))
+
+
 def test_wrong_calls_are_refused(library: Library, engine: Engine, qwen2_tiny_package: Path) -> None:
     handle = ctypes.c_void_p()
     for package, size, status in (
@@ -251,7 +292,7 @@ def test_wrong_calls_are_refused(library: Library, engine: Engine, qwen2_tiny_pa
         assert caught.value.status == status
         assert not handle
     assert library.c.q2e_engine_open(None, None, None, None) == 3  # no place for a message
-    with pytest.raises(Q2Error, match="argument: prompts must not be NULL"):
+    with pytest.raises(Q2Error, match="argument: q2e_prompt must not be NULL"):
         library.call(
             "q2e_generate", engine.handle, None, ctypes.c_size_t(1), None, None, None, ctypes.byref(handle)
         )

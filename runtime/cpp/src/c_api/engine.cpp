@@ -38,17 +38,17 @@ q2e_status q2e_engine_open(char const* package, q2e_open_options const* options,
         Core::OpenOptions given;
         if (options != nullptr)
         {
-            require_size(options->size, sizeof(q2e_open_options), "q2e_open_options");
-            if (options->check < Q2E_CHECK_FAST || options->check > Q2E_CHECK_NONE)
+            q2e_open_options const asked = copy_in(options);
+            if (asked.check < Q2E_CHECK_FAST || asked.check > Q2E_CHECK_NONE)
             {
-                throw Error(Q2E_ARGUMENT_ERROR, "check must be one of q2e_check, found " + std::to_string(options->check));
+                throw Error(Q2E_ARGUMENT_ERROR, "check must be one of q2e_check, found " + std::to_string(asked.check));
             }
-            given.check = options->check == Q2E_CHECK_FULL ? Check::kFull
-                : options->check == Q2E_CHECK_NONE         ? Check::kNone
-                                                           : Check::kFast;
-            given.threads = options->threads;
-            given.onnxruntime_library = options->onnxruntime_library == nullptr ? "" : options->onnxruntime_library;
-            given.ops_library = options->ops_library == nullptr ? "" : options->ops_library;
+            given.check = asked.check == Q2E_CHECK_FULL ? Check::kFull
+                : asked.check == Q2E_CHECK_NONE         ? Check::kNone
+                                                        : Check::kFast;
+            given.threads = asked.threads;
+            given.onnxruntime_library = asked.onnxruntime_library == nullptr ? "" : asked.onnxruntime_library;
+            given.ops_library = asked.ops_library == nullptr ? "" : asked.ops_library;
         }
         *engine = new q2e_engine{std::make_shared<Core>(package, given)};
         return Q2E_OK;
@@ -80,15 +80,16 @@ q2e_status q2e_engine_get_info(q2e_engine const* engine, q2e_engine_info* info, 
 {
     return guarded(error, [&] {
         require(engine, "engine");
-        require(info, "info");
-        require_size(info->size, sizeof(q2e_engine_info), "q2e_engine_info");
+        check_size(info);
         EngineInfo const& sizes = engine->core->engine();
-        info->vocab_size = sizes.vocab_size;
-        info->max_batch = sizes.max_batch;
-        info->max_capacity = sizes.max_capacity;
-        info->prefill_chunk = sizes.prefill_chunk;
-        info->context_length = sizes.context_length;
-        info->has_kernels = engine->core->has_kernels() ? 1 : 0;
+        q2e_engine_info filled{};
+        filled.vocab_size = sizes.vocab_size;
+        filled.max_batch = sizes.max_batch;
+        filled.max_capacity = sizes.max_capacity;
+        filled.prefill_chunk = sizes.prefill_chunk;
+        filled.context_length = sizes.context_length;
+        filled.has_kernels = engine->core->has_kernels() ? 1 : 0;
+        copy_out(filled, info);
         return Q2E_OK;
     });
 }

@@ -5,8 +5,6 @@ using namespace q2export::runtime;
 namespace
 {
 
-constexpr size_t kLeastEventSize = sizeof(q2e_event);
-
 Callback callback_of(q2e_event_callback callback, void* user)
 {
     if (callback == nullptr)
@@ -30,12 +28,17 @@ q2e_status q2e_generate(q2e_engine* engine, q2e_prompt const* prompts, size_t co
 {
     return guarded(error, [&] {
         require(engine, "engine");
-        require(prompts, "prompts");
+        if (count > 0)
+        {
+            check_size(prompts);
+        }
         require(results, "results");
         std::vector<TokenIds> all;
         for (size_t i = 0; i < count; ++i)
         {
-            all.push_back(token_ids_of(prompts + i));
+            // As far apart as they are in the caller's version.
+            char const* const address = reinterpret_cast<char const*>(prompts) + i * prompts->size;
+            all.push_back(token_ids_of(reinterpret_cast<q2e_prompt const*>(address)));
         }
         auto made = std::make_unique<q2e_results>();
         for (auto& each : generate(engine->core, std::move(all), given_options(options), callback_of(callback, user)))
@@ -56,8 +59,7 @@ q2e_status q2e_results_get(q2e_results const* results, size_t index, q2e_result*
 {
     return guarded(error, [&] {
         require(results, "results");
-        require(result, "result");
-        require_size(result->size, sizeof(q2e_result), "q2e_result");
+        check_size(result);
         if (index >= results->results.size())
         {
             throw Error(Q2E_ARGUMENT_ERROR, "index must be below " + std::to_string(results->results.size()) + ", found "
@@ -96,8 +98,7 @@ q2e_status q2e_stream_next(q2e_stream* stream, int64_t timeout_ms, q2e_event* ev
 {
     return guarded(error, [&] {
         require(stream, "stream");
-        require(event, "event");
-        require_size(event->size, kLeastEventSize, "q2e_event");
+        check_size(event);
         switch (stream->stream->next(std::chrono::milliseconds(timeout_ms), stream->event))
         {
         case Next::kEvent:
@@ -115,8 +116,7 @@ q2e_status q2e_stream_get_result(q2e_stream* stream, q2e_result* result, q2e_err
 {
     return guarded(error, [&] {
         require(stream, "stream");
-        require(result, "result");
-        require_size(result->size, sizeof(q2e_result), "q2e_result");
+        check_size(result);
         if (stream->stream->ended() == nullptr)
         {
             throw Error(Q2E_ARGUMENT_ERROR, "the stream has not ended; pull it to its end first");

@@ -1,23 +1,12 @@
 #include "handles.h"
 
-#include <algorithm>
 #include <cmath>
-#include <cstddef>
-#include <cstring>
 
+using q2export::runtime::copy_out;
 using q2export::runtime::TokenLogprobs;
 
 namespace
 {
-
-// Copy a structure into one of the caller's, which may be of an earlier or later version, and keep its size.
-template <typename T>
-void copy_out(T const& from, T* to)
-{
-    size_t const size = to->size;
-    std::memcpy(to, &from, std::min(size, sizeof(T)));
-    to->size = size;
-}
 
 void split(TokenLogprobs const& from, std::vector<int64_t>& ids, std::vector<double>& logprobs)
 {
@@ -87,14 +76,6 @@ void require(void const* pointer, char const* name)
     }
 }
 
-void require_size(size_t size, size_t least, char const* name)
-{
-    if (size < least)
-    {
-        throw Error(Q2E_ARGUMENT_ERROR, std::string(name) + "->size must be sizeof(" + name + "), found " + std::to_string(size));
-    }
-}
-
 GivenOptions const& given_options(q2e_options const* options)
 {
     static GivenOptions const none;
@@ -103,8 +84,7 @@ GivenOptions const& given_options(q2e_options const* options)
 
 std::vector<int64_t> token_ids_of(q2e_prompt const* prompt)
 {
-    require(prompt, "prompt");
-    require_size(prompt->size, sizeof(q2e_prompt), "q2e_prompt");
+    check_size(prompt);
     if (prompt->token_count == 0)
     {
         return {};

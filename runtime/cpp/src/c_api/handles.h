@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "c_api/structures.h"
 #include "engine/core.h"
 #include "engine/generation.h"
 #include "engine/scheduler.h"
@@ -99,9 +100,6 @@ q2e_status guarded(q2e_error** error, Function const& function) noexcept
 
 // Refuse a null pointer. Throws Error.
 void require(void const* pointer, char const* name);
-
-// Refuse a structure that does not say its size. Throws Error.
-void require_size(size_t size, size_t least, char const* name);
 
 // Options as given, or none.
 GivenOptions const& given_options(q2e_options const* options);

@@ -11,8 +11,8 @@ q2e_status q2e_scheduler_open(
         SchedulerOptions given;
         if (options != nullptr)
         {
-            require_size(options->size, sizeof(q2e_scheduler_options), "q2e_scheduler_options");
-            given = {options->rows, options->capacity, options->max_waiting};
+            q2e_scheduler_options const asked = copy_in(options);
+            given = {asked.rows, asked.capacity, asked.max_waiting};
         }
         *scheduler = new q2e_scheduler{engine->core, std::make_unique<Scheduler>(engine->core, given)};
         return Q2E_OK;

@@ -86,20 +86,20 @@ q2e_status q2e_encode(q2e_tokenizer const* tokenizer, char const* text, size_t t
         EncodeOptions given;
         if (options != nullptr)
         {
-            require_size(options->size, sizeof(q2e_encode_options), "q2e_encode_options");
-            given.add_special_tokens = options->no_special_tokens_around == 0;
-            given.special_tokens_as_text = options->special_tokens_as_text != 0;
-            if (options->given_count != 0)
+            q2e_encode_options const asked = copy_in(options);
+            given.add_special_tokens = asked.no_special_tokens_around == 0;
+            given.special_tokens_as_text = asked.special_tokens_as_text != 0;
+            if (asked.given_count != 0)
             {
-                require(options->given, "options->given");
+                require(asked.given, "options->given");
             }
-            for (size_t i = 0; i < options->given_count; ++i)
+            for (size_t i = 0; i < asked.given_count; ++i)
             {
-                given.given.push_back({options->given[i].start, options->given[i].end});
+                given.given.push_back({asked.given[i].start, asked.given[i].end});
             }
-            if (options->most_tokens != 0)
+            if (asked.most_tokens != 0)
             {
-                given.most_tokens = options->most_tokens;
+                given.most_tokens = asked.most_tokens;
             }
         }
         *tokens = new q2e_tokens{tool.encode({text_bytes == 0 ? "" : text, text_bytes}, given)};

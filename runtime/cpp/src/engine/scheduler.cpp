@@ -111,9 +111,15 @@ void Scheduler::admit()
     std::lock_guard<std::mutex> const lock(mutex_);
     while (!waiting_.empty() && group.size() < room)
     {
-        group.push_back(waiting_.front()->shared_sequence());
-        admitted_.push_back(std::move(waiting_.front()));
+        std::shared_ptr<Stream> const stream = std::move(waiting_.front());
         waiting_.pop_front();
+        if (stream->shared_sequence()->cancelled)
+        {
+            stream->finish(nullptr);
+            continue;
+        }
+        group.push_back(stream->shared_sequence());
+        admitted_.push_back(stream);
     }
     running_ += group.size();
     batch_->admit(std::move(group));
