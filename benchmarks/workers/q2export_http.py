@@ -64,7 +64,8 @@ class LoadedServer:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         command = [sys.executable, "-m", "q2export", "serve", settings.model, "--port", "0"]
-        command += ["--threads", str(settings.threads)]
+        # The same prompts come in every round: the server must compute them again, as all others do.
+        command += ["--threads", str(settings.threads), "--prefix-bytes", "0"]
         self._process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         assert self._process.stderr is not None
         said = []

@@ -40,6 +40,13 @@ import click
     help="Requests that may wait; others are answered 429.",
 )
 @click.option(
+    "--prefix-bytes",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Memory for the beginnings of texts that have ended, which others may share; 0 keeps none.  "
+    "[default: what running texts leave of the KV cache]",
+)
+@click.option(
     "--drain-timeout",
     default=30.0,
     show_default=True,
@@ -65,6 +72,7 @@ def command(
     api_key: str | None,
     rows: int | None,
     max_queue: int,
+    prefix_bytes: int | None,
     drain_timeout: float,
     allow_special_tokens: bool,
     threads: int | None,
@@ -81,7 +89,7 @@ def command(
     serve(
         served_names(packages, names),
         ServerOptions(api_key=api_key, allow_special_tokens=allow_special_tokens),
-        SchedulerOptions(rows=rows, queue_limit=max_queue),
+        SchedulerOptions(rows=rows, queue_limit=max_queue, prefix_bytes=prefix_bytes),
         host=host,
         port=port,
         threads=threads,
