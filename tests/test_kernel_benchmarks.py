@@ -79,6 +79,7 @@ def test_the_kernels_pass_the_check_of_the_benchmark(make: object, shape: object
     workload = make(Case("x", "moe", dtype, shape, {}), CPU, 2)  # type: ignore[operator, arg-type]
     assert len(workload.subject) == 2
     assert 0 < checked(workload)["q2export"] <= 0.01
+    workload.peers.clear()  # they would be as far from a wrong reference
     workload.reference = workload.reference + 0.1 * workload.reference.abs().max()
     with pytest.raises(KernelBenchmarkError, match=r"is above 1\.00e-02"):
         checked(workload)
