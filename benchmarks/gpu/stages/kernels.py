@@ -18,7 +18,7 @@ SMALL: dict[str, dict[str, int]] = {
         "num_kv_heads": 1,
         "other_past": 1,
     },
-    "MoeShape": {"tokens": 3, "hidden_size": 16, "intermediate_size": 16, "num_experts": 5, "top_k": 2},
+    "MoeShape": {"tokens": 3, "hidden_size": 128, "intermediate_size": 128, "num_experts": 5, "top_k": 2},
 }
 """Sizes of a dry run."""
 
